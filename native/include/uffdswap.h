@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: MIT
+
+/**
+ * @file
+ * The C interface of the data plane, and all that the control plane may call.
+ *
+ * Everything here is called from the control thread. No function blocks on a target for longer
+ * than the batch in flight. Errors are 0 or -errno; struct usw_error, where there is one, is filled
+ * once, where the cause is known, in words for the user.
+ *
+ * This file is also read by the cffi build: only declarations that cffi understands between the
+ * two CDEF marks.
+ */
+
+#ifndef UFFDSWAP_H
+#define UFFDSWAP_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* CDEF begin */
+
+struct usw_error {
+	int code; /* positive errno */
+	char text[200];
+};
+
+/* What the kernel offers. Booleans are 0 or 1. */
+struct usw_probe {
+	int open_error;    /* errno of opening a full-mode userfaultfd by any way, 0 if one works */
+	int syscall_error; /* errno of userfaultfd(2) */
+	int device_error;  /* errno of /dev/userfaultfd */
+	int api_error;     /* errno of UFFDIO_API with the features needed */
+	int sysctl_unprivileged;   /* vm.unprivileged_userfaultfd; -1 if it cannot be read */
+	uint64_t features;         /* the kernel's feature bits */
+	uint64_t features_missing; /* needed and not offered */
+	int has_move;              /* UFFDIO_MOVE does what it should */
+	int has_pagemap_scan;      /* PAGEMAP_SCAN ioctl */
+	int has_clone3;            /* clone3(2) is allowed */
+	int has_ptrace_capability; /* CAP_SYS_PTRACE in the effective set */
+	int page_bytes;
+};
+
+struct usw_config {
+	uint64_t memory_limit_bytes;   /* budget; UINT64_MAX: none */
+	uint64_t resident_limit_bytes; /* limit on resident anonymous memory; UINT64_MAX: none */
+	uint32_t stress_pages_per_second;
+	uint32_t fault_threads; /* 0: choose by the number of CPUs */
+};
+
+enum usw_event_kind {
+	USW_EVENT_NONE,
+	USW_EVENT_TARGET_ADDED,  /* target_id, pid; descriptors may be had from usw_target_fds() */
+	USW_EVENT_TARGET_GONE,   /* target_id, pid */
+	USW_EVENT_TARGET_KILLED, /* the agent had to kill it; text says why */
+	USW_EVENT_OUT_OF_MEMORY, /* nothing is left to give; every target has been killed; text */
+	USW_EVENT_POISONED, /* a page could not be proved right; text says which, tier, reason */
+	USW_EVENT_WARNING,
+};
+
+struct usw_event {
+	int kind;
+	uint32_t target_id;
+	int pid;
+	char text[240];
+};
+
+/*
+ * One fixed-size answer to "how is it going". Counters never go down; gauges are marked (g).
+ * The meaning of each field is in src/stats.h, beside the list the JSON names come from.
+ */
+struct usw_statistics {
+	uint64_t targets_total;
+	uint64_t targets_now;           /* g */
+	uint64_t targets_without_hands; /* g */
+
+	uint64_t resident_bytes; /* g */
+	uint64_t resident_peak_bytes;
+	uint64_t ram_bytes; /* g: everything held in RAM outside the targets */
+	uint64_t ram_peak_bytes;
+	uint64_t standby_pages;  /* g */
+	uint64_t metadata_bytes; /* g */
+	uint64_t descriptors;    /* g */
+
+	uint64_t faults_total;
+	uint64_t faults_hole;
+	uint64_t faults_standby;
+	uint64_t faults_zero;
+	uint64_t faults_same;
+	uint64_t faults_ram;
+	uint64_t faults_disk;
+	uint64_t faults_present;  /* somebody was first: only a wake-up was left to do */
+	uint64_t faults_deferred; /* waited for room, for an event or for an eviction */
+	uint64_t prefetched_pages;
+	uint64_t latency_p50_ns;
+	uint64_t latency_p90_ns;
+	uint64_t latency_p99_ns;
+	uint64_t latency_p999_ns;
+	uint64_t latency_max_ns;
+
+	uint64_t evicted_pages;
+	uint64_t evicted_unshared;
+	uint64_t evicted_clean;
+	uint64_t evicted_zero;
+	uint64_t evicted_same;
+	uint64_t evicted_compressed;
+	uint64_t evicted_incompressible;
+
+	uint64_t ram_pages;          /* g */
+	uint64_t ram_original_bytes; /* g */
+	uint64_t ram_stored_bytes;   /* g */
+	uint64_t ram_segments;       /* g */
+
+	uint64_t compacted_segments;
+	uint64_t verified_pages;
+	uint64_t poisoned_pages;
+	uint64_t out_of_memory; /* 1 once the budget could not be met */
+};
+
+/*
+ * Find out what this kernel lets this process do. Opens and closes descriptors of its own and, for
+ * has_move, moves one page; no other effect. Takes well under a millisecond.
+ */
+void usw_probe_run(struct usw_probe *ret);
+
+struct usw_session;
+
+/* Create the session: memfds, fault threads, reclaim thread. */
+int usw_session_create(const struct usw_config *config, struct usw_session **ret,
+		       struct usw_error *error);
+/* Stop the threads, drop all targets (they should be gone) and all memory. NULL is fine. */
+void usw_session_destroy(struct usw_session *session);
+
+/* The session's memfds, for the launcher to hold. Returns how many were stored in fds. */
+int usw_session_fds(struct usw_session *session, int *fds, int capacity);
+
+/* A descriptor that is readable while usw_session_next_event() has something. */
+int usw_session_event_fd(struct usw_session *session);
+/* Take the oldest event. Returns 1, or 0 if there is none. */
+int usw_session_next_event(struct usw_session *session, struct usw_event *ret);
+
+/* Change the limits while the session runs; UINT64_MAX for none. */
+void usw_session_set_limits(struct usw_session *session, uint64_t memory_limit_bytes,
+			    uint64_t resident_limit_bytes);
+
+void usw_session_statistics(struct usw_session *session, struct usw_statistics *ret);
+
+/*
+ * Finish a handshake. `hello` is what arrived on `connection` (untrusted), `fds` what came with it,
+ * `pidfd` refers to the peer whose pid is `pid`. Checks everything, answers with a welcome on the
+ * connection, and then owns connection, pidfd and fds: on failure too, they are closed.
+ * After a hello of kind DEVICE the connection is kept open for the caller and 1 is returned.
+ * Errors: -EPROTO (garbage), -EPROTONOSUPPORT (another version), -EPERM (userfaultfd refused; text
+ * says why), -ENOENT (no such fork), or what a system call said.
+ */
+int usw_target_add(struct usw_session *session, int connection, int pidfd, int pid,
+		   const void *hello, size_t hello_bytes, const int *fds, int fd_count,
+		   struct usw_error *error);
+
+/*
+ * Duplicates of the descriptors a successor would need, for the caller to close: userfaultfd, pidfd,
+ * area, maps, pagemap, smaps, connection. Returns how many; 0 if the target is gone.
+ */
+int usw_target_fds(struct usw_session *session, uint32_t target_id, int *fds, int capacity);
+
+/* SIGKILL every target, in any state. The text becomes a TARGET_KILLED event each. */
+void usw_session_kill_all(struct usw_session *session, const char *why);
+
+/* CDEF end */
+
+#endif /* UFFDSWAP_H */

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: MIT
+
+/**
+ * @file
+ * What is done to the bytes of one page: classify, hash, compress, decompress.
+ *
+ * Pure functions without state, callable from any thread. Compression is LZ4 (liblz4) on single
+ * pages, hashes are XXH3 64 (libxxhash) with a seed drawn once per agent, so that no program can
+ * prepare two pages of equal hash.
+ */
+
+#ifndef USW_CODEC_H
+#define USW_CODEC_H
+
+#include "base.h"
+
+/** How the bytes of an object are to be read. Stored in two bits of an object entry. */
+enum usw_codec {
+	USW_CODEC_STORED = 0, /* as they are: the page did not compress */
+	USW_CODEC_LZ4 = 1,
+};
+
+/** Pages whose compressed form is longer than this are stored as they are. */
+#define USW_CODEC_WORTH_BYTES 3840u
+
+/** True if all 512 words of the page are equal; stores that word. */
+bool usw_codec_is_repeated(const void *page, uint64_t *ret_word);
+
+/** Fill a page with one word: what `same` and `zero` pages are made of. */
+void usw_codec_repeat(void *page, uint64_t word);
+
+uint64_t usw_codec_hash(const void *page, uint64_t seed);
+
+/**
+ * Compress one page into buffer (at least USW_PAGE_BYTES long). Returns the object's length in
+ * bytes and its codec; an incompressible page is copied.
+ */
+uint32_t usw_codec_compress(const void *page, void *buffer, enum usw_codec *ret_codec);
+
+/**
+ * Decompress an object into a page. Safe for any input: returns 0 or -EBADMSG and never reads or
+ * writes outside (object, length) and the page.
+ */
+int usw_codec_decompress(enum usw_codec codec, const void *object, uint32_t length_bytes,
+			 void *page);
+
+#endif /* USW_CODEC_H */

@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: MIT
+
+/**
+ * @file
+ * Compaction: what still lives in the emptiest segments moves into the open one.
+ *
+ * Each object is copied, then its descriptor is repointed by one compare-and-swap; whoever freed
+ * it meanwhile wins, and the copy becomes garbage. Page maps are never touched. Only the owner of
+ * the segments (the reclaim thread) compacts; faults go on meanwhile.
+ */
+
+#ifndef USW_COMPACT_H
+#define USW_COMPACT_H
+
+#include "vswap.h"
+
+/**
+ * Empty one segment if there is one worth it (a quarter garbage or more). Returns 1 if it did, 0
+ * if nothing is worth it, -ENOSPC if there is no room to move to. At most one megabyte of copying.
+ */
+int usw_compact_one(struct usw_vswap *vswap);
+
+#endif /* USW_COMPACT_H */

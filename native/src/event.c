@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: MIT
+
+/**
+ * @file
+ * Applying events to the page map. See event.h.
+ *
+ * All of it runs on the target's fault thread under map_lock: no batch is in flight, so no page is
+ * EVICTING (unless the target is lost anyway), and a fork is seen exactly as it was: while its
+ * event was unread the kernel let nobody move pages in or out.
+ */
+
+#include <errno.h>
+
+#include "event.h"
+#include "uffd.h"
+
+static void forget_and_prune(struct usw_target *target, uint64_t start, uint64_t end)
+{
+	usw_target_forget(target, start, end);
+	usw_pagemap_prune(&target->pagemap, start, end);
+}
+
+static void apply_unmap(struct usw_target *target, uint64_t start, uint64_t end)
+{
+	forget_and_prune(target, start, end);
+	if (!usw_ranges_remove(&target->registered, start, end))
+		usw_target_kill(target, "out of memory while following an unmap");
+}
+
+/** Move the words of a range. False: no memory for a node. */
+static bool move_words(struct usw_target *target, uint64_t from, uint64_t to, uint64_t length_bytes)
+{
+	uint64_t address = from;
+	usw_page_word *word;
+
+	while ((word = usw_pagemap_next(&target->pagemap, &address, from + length_bytes))) {
+		usw_page_word *there = usw_pagemap_make(&target->pagemap, address - from + to);
+
+		if (!there)
+			return false;
+		atomic_store_explicit(there, atomic_load_explicit(word, memory_order_relaxed),
+				      memory_order_release);
+		atomic_store_explicit(word, 0, memory_order_release);
+		address += USW_PAGE_BYTES;
+	}
+	return true;
+}
+
+static void apply_remap(struct usw_target *target, uint64_t from, uint64_t to,
+			uint64_t length_bytes)
+{
+	bool was_registered = usw_ranges_cover(&target->registered, from, from + length_bytes);
+
+	forget_and_prune(target, to, to + length_bytes);
+	if (!move_words(target, from, to, length_bytes) ||
+	    !usw_ranges_remove(&target->registered, from, from + length_bytes) ||
+	    (was_registered && !usw_ranges_add(&target->registered, to, to + length_bytes)))
+		usw_target_kill(target, "out of memory while following a remap");
+	usw_pagemap_prune(&target->pagemap, from, from + length_bytes);
+}
+
+/** The child refers to the same descriptors: counts go up, not one page is copied. */
+static bool share_words(struct usw_target *parent, struct usw_target *child)
+{
+	uint64_t address = 0;
+	usw_page_word *word;
+
+	while ((word = usw_pagemap_next(&parent->pagemap, &address, (uint64_t)1 << 47))) {
+		uint64_t now = atomic_load_explicit(word, memory_order_relaxed);
+		usw_page_word *there = usw_pagemap_make(&child->pagemap, address);
+
+		if (!there)
+			return false;
+		usw_assert(usw_page_state(now) != USW_PAGE_EVICTING ||
+			   atomic_load(&parent->broken));
+		if (usw_page_id(now))
+			usw_vswap_get(&parent->session->vswap, usw_page_id(now));
+		atomic_store_explicit(there, now, memory_order_relaxed);
+		address += USW_PAGE_BYTES;
+	}
+	return true;
+}
+
+/**
+ * Ranges that the child does not have, or has as zeros, although the parent's content was evicted.
+ * Only smaps tells which, so it is read only if something was evicted at all. A parent that is
+ * gone by now (it may run on as soon as its event was read) leaves it to the child's handshake.
+ */
+static void leave_out_not_inherited(struct usw_target *parent, struct usw_target *child)
+{
+	uint64_t address = 0;
+
+	if (!usw_pagemap_next(&child->pagemap, &address, (uint64_t)1 << 47))
+		return;
+	if (parent->smaps_fd < 0 || usw_target_leave_out(child, parent->smaps_fd))
+		child->inherited_unchecked = true;
+}
+
+static bool copy_ranges(struct usw_ranges *to, const struct usw_ranges *from)
+{
+	for (uint32_t i = 0; i < from->count; i++)
+		if (!usw_ranges_append(to, from->at[i].start, from->at[i].end))
+			return false;
+	return true;
+}
+
+static void apply_fork(struct usw_target *parent, int uffd)
+{
+	struct usw_target *child = usw_target_create(parent->session);
+
+	if (!child) {
+		// Closing the descriptor would leave the child with zeros for evicted pages, and
+		// without its pid it cannot be killed: end the parent, which ends the session.
+		usw_session_kill_all(parent->session, "out of memory while following a fork");
+		return;
+	}
+	child->uffd = uffd;
+	child->token_page = parent->token_page;
+	atomic_store(&child->armed, true);
+	atomic_store(&child->broken, atomic_load(&parent->broken));
+	bool fits = share_words(parent, child) &&
+		    copy_ranges(&child->registered, &parent->registered);
+	leave_out_not_inherited(parent, child);
+	uint32_t id;
+	if (usw_session_adopt(parent->session, child, &id) || !fits)
+		usw_session_kill_all(parent->session, "out of memory while following a fork");
+}
+
+void usw_event_apply(struct usw_target *target, const struct uffd_msg *messages, int count)
+{
+	struct usw_counters *counters = &target->thread->counters;
+
+	pthread_mutex_lock(&target->map_lock);
+	for (int i = 0; i < count; i++) {
+		const struct uffd_msg *message = &messages[i];
+
+		switch (message->event) {
+		case UFFD_EVENT_FORK:
+			usw_count(counters, events_fork, 1);
+			apply_fork(target, (int)message->arg.fork.ufd);
+			break;
+		case UFFD_EVENT_REMAP:
+			usw_count(counters, events_remap, 1);
+			apply_remap(target, message->arg.remap.from, message->arg.remap.to,
+				    message->arg.remap.len);
+			break;
+		case UFFD_EVENT_REMOVE:
+			usw_count(counters, events_remove, 1);
+			forget_and_prune(target, message->arg.remove.start,
+					 message->arg.remove.end);
+			break;
+		case UFFD_EVENT_UNMAP:
+			usw_count(counters, events_unmap, 1);
+			apply_unmap(target, message->arg.remove.start, message->arg.remove.end);
+			break;
+		default:
+			break;
+		}
+	}
+	// A handshake that mapped the ring meanwhile (under the lock) may have missed the last rise.
+	if (target->ring)
+		__atomic_store_n(&target->ring->epoch, atomic_load(&target->epoch),
+				 __ATOMIC_SEQ_CST);
+	atomic_store(&target->layout_changed, true);
+	atomic_store(&target->events_pending, false);
+	pthread_mutex_unlock(&target->map_lock);
+}

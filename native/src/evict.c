@@ -1,0 +1,671 @@
+// SPDX-License-Identifier: MIT
+
+/**
+ * @file
+ * Pick, move, publish. See evict.h.
+ */
+
+#include <errno.h>
+#include <string.h>
+
+#include "content.h"
+#include "evict.h"
+#include "ring.h"
+
+/* Pages looked at in one go when few of them can be taken: keeps the thread responsive. */
+#define USW_SWEEP_PAGES 16384u
+#define USW_SCAN_REGIONS 64u
+/* How much of a mapping one scan looks at: 20 us if all of it is there. */
+#define USW_SCAN_BYTES (16ull << 20)
+/* How long it is believed that the kernel refuses a mapping. */
+#define USW_REFUSAL_NS 1000000000u
+
+/** Pages picked for one command, in address order. */
+struct usw_batch {
+	enum usw_command_op op;
+	uint32_t wanted;
+	uint32_t run_count;
+	uint32_t page_count;
+	struct usw_run runs[USW_BATCH_RUNS_MAX];
+	uint64_t address[USW_BATCH_PAGES_MAX];
+	usw_page_word *word[USW_BATCH_PAGES_MAX];
+	uint64_t before[USW_BATCH_PAGES_MAX];
+};
+
+static bool batch_is_full(const struct usw_batch *batch)
+{
+	return batch->page_count >= batch->wanted || batch->run_count == USW_BATCH_RUNS_MAX;
+}
+
+/** Add a page; it goes on the last run if it follows it. Caller has checked that it fits. */
+static void batch_add(struct usw_batch *batch, uint64_t address)
+{
+	struct usw_run *last = batch->run_count ? &batch->runs[batch->run_count - 1] : NULL;
+
+	usw_assert(batch->page_count < USW_BATCH_PAGES_MAX);
+	if (last && last->address + (uint64_t)last->page_count * USW_PAGE_BYTES == address)
+		last->page_count++;
+	else
+		batch->runs[batch->run_count++] =
+			(struct usw_run){.address = address, .page_count = 1};
+	batch->address[batch->page_count++] = address;
+}
+
+static bool is_evictable(struct usw_target *target)
+{
+	return atomic_load(&target->state) == USW_TARGET_LIVE && atomic_load(&target->has_hands) &&
+	       !atomic_load(&target->broken);
+}
+
+// --- Picking ------------------------------------------------------------------------------------
+
+/** Whether the sweep takes a present page now; counts its heat down if not. */
+static bool take_page(struct usw_target *target, uint64_t address)
+{
+	usw_page_word *word = usw_pagemap_find(&target->pagemap, address);
+	uint64_t now = word ? atomic_load_explicit(word, memory_order_acquire) : 0;
+
+	switch (usw_page_state(now)) {
+	case USW_PAGE_NONE:
+		return true;
+	case USW_PAGE_RESIDENT:
+		if (usw_page_heat(now) == 0)
+			return true;
+		// map_lock is held: nobody else changes a resident word.
+		usw_page_transition(word, now, now - usw_page_make(0, 1, 0, 0));
+		return false;
+	case USW_PAGE_EVICTED: // just brought in, its word follows
+	case USW_PAGE_EVICTING:
+	case USW_PAGE_POISONED:
+		return false;
+	}
+	return false;
+}
+
+/** A huge page goes whole if every page of it is one the sweep could take. */
+static bool is_whole(const struct usw_target *target, const struct page_region *region)
+{
+	if (!(region->categories & PAGE_IS_HUGE) || region->start % USW_HUGE_BYTES ||
+	    region->end - region->start != USW_HUGE_BYTES)
+		return false;
+	for (uint64_t address = region->start; address < region->end; address += USW_PAGE_BYTES) {
+		usw_page_word *word = usw_pagemap_find(&target->pagemap, address);
+		uint64_t now = word ? atomic_load_explicit(word, memory_order_acquire) : 0;
+
+		if (usw_page_state(now) != USW_PAGE_NONE &&
+		    usw_page_state(now) != USW_PAGE_RESIDENT)
+			return false;
+	}
+	return true;
+}
+
+/** Pick from regions the kernel says are present. False: the batch is full or the rest must wait. */
+static bool pick_from(struct usw_target *target, struct usw_batch *batch,
+		      const struct page_region *regions, int count, uint64_t *cursor)
+{
+	for (int i = 0; i < count; i++) {
+		uint64_t start = regions[i].start;
+		bool huge = is_whole(target, &regions[i]);
+
+		*cursor = start;
+		if (huge && batch->page_count)
+			return false; // a batch of its own, next time
+		for (uint64_t address = start; address < regions[i].end;
+		     address += USW_PAGE_BYTES) {
+			*cursor = address;
+			if (!huge && batch_is_full(batch))
+				return false;
+			if (huge || take_page(target, address))
+				batch_add(batch, address);
+		}
+		*cursor = regions[i].end;
+		if (huge) {
+			batch->op = USW_OP_EVICT_HUGE;
+			return false;
+		}
+	}
+	return true;
+}
+
+/** Leave a range out of what may be managed. False: no memory. */
+static bool leave_out(struct usw_target *target, uint64_t start, uint64_t end)
+{
+	return usw_ranges_remove(&target->eligible.mappings, start, end) &&
+	       usw_ranges_remove(&target->eligible.spans, start, end) &&
+	       usw_ranges_remove(&target->eligible.stretches, start, end);
+}
+
+/** Tell the watch thread where the target may grow: the largest stretches, if there are many. */
+static void publish_stretches(struct usw_target *target)
+{
+	const struct usw_ranges *all = &target->eligible.stretches;
+
+	pthread_mutex_lock(&target->stretches_lock);
+	target->stretch_count = 0;
+	for (uint32_t i = 0; i < all->count; i++) {
+		uint32_t at = target->stretch_count;
+
+		while (at > 0 && target->stretches[at - 1].end - target->stretches[at - 1].start <
+					 all->at[i].end - all->at[i].start)
+			at--;
+		if (at == USW_STRETCHES_MAX)
+			continue;
+		if (target->stretch_count < USW_STRETCHES_MAX)
+			target->stretch_count++;
+		memmove(&target->stretches[at + 1], &target->stretches[at],
+			(target->stretch_count - 1 - at) * sizeof(target->stretches[0]));
+		target->stretches[at] = all->at[i];
+	}
+	pthread_mutex_unlock(&target->stretches_lock);
+}
+
+/** The eligible mappings, without what is ours and what the kernel has refused before. */
+static int rescan(struct usw_target *target)
+{
+	int ret = usw_maps_read(target->maps_fd, &target->eligible);
+	if (ret)
+		return ret;
+
+	// A refusal is worth asking again now and then: mappings come and go.
+	if (usw_now_ns() - target->refused_ns > USW_REFUSAL_NS) {
+		target->refused.count = 0;
+		target->refused_ns = usw_now_ns();
+	}
+	bool fits = leave_out(target, target->area_start, target->area_start + USW_AREA_BYTES) &&
+		    leave_out(target, target->token_page, target->token_page + USW_PAGE_BYTES);
+	for (uint32_t i = 0; fits && i < target->refused.count; i++)
+		fits = leave_out(target, target->refused.at[i].start, target->refused.at[i].end);
+	if (!fits)
+		return -ENOMEM;
+	publish_stretches(target);
+	target->eligible_stale = false;
+	return 0;
+}
+
+/** What the kernel does not let us have is left out from now on. */
+static void refuse(struct usw_target *target, uint64_t start, uint64_t end)
+{
+	if (usw_ranges_add(&target->refused, start, end))
+		leave_out(target, start, end);
+}
+
+/** A range that was looked at while mappings changed: look again. */
+static bool ensure_registered(struct usw_target *target, uint64_t start, uint64_t end)
+{
+	if (usw_ranges_cover(&target->registered, start, end))
+		return true;
+
+	int ret = usw_target_register(target, start, end);
+	if (ret == -ENOMEM || ret == -EAGAIN)
+		return false;
+	if (ret == -EBUSY)
+		refuse(target, start, end); // under a userfaultfd of the program's own
+	else if (ret)
+		target->eligible_stale = true;
+	return ret == 0;
+}
+
+/** What is not on the list of registered ranges of a span, from the first to the last mapping. */
+static struct usw_range unregistered_part(const struct usw_target *target, struct usw_range span)
+{
+	const struct usw_ranges *mappings = &target->eligible.mappings;
+	struct usw_range part = {UINT64_MAX, 0};
+
+	for (uint32_t i = usw_ranges_find(mappings, span.start);
+	     i < mappings->count && mappings->at[i].start < span.end; i++) {
+		if (usw_ranges_cover(&target->registered, mappings->at[i].start,
+				     mappings->at[i].end))
+			continue;
+		part.start = usw_min(part.start, mappings->at[i].start);
+		part.end = mappings->at[i].end;
+	}
+	return part;
+}
+
+/**
+ * Register what is not yet registered of a span with one call, since each call waits for the
+ * program's mmap lock; one by one if the kernel refuses a part. False: look again.
+ */
+static bool register_span(struct usw_target *target, struct usw_range span)
+{
+	const struct usw_ranges *mappings = &target->eligible.mappings;
+	struct usw_range left = unregistered_part(target, span);
+	bool whole = true;
+
+	int ret = left.start < left.end ? usw_target_register(target, left.start, left.end) : 0;
+	if (ret == 0 || ret == -EAGAIN)
+		return ret == 0;
+	while (left.start < left.end) {
+		uint32_t i = usw_ranges_find(mappings, left.start);
+
+		if (i == mappings->count || mappings->at[i].start >= left.end)
+			break;
+		struct usw_range mapping = mappings->at[i];
+		whole &= ensure_registered(target, mapping.start, mapping.end);
+		left.start = mapping.end;
+	}
+	return whole;
+}
+
+void usw_evict_register_all(struct usw_target *target)
+{
+	if (!is_evictable(target))
+		return;
+	pthread_mutex_lock(&target->map_lock);
+	// Before the look: what changes behind it must count as a change the next time. Only here,
+	// where all of it is registered; the sweep reads the mappings for itself.
+	uint64_t data_pages = atomic_load(&target->data_pages);
+	bool layout_changed = atomic_exchange(&target->layout_changed, false);
+	if (!atomic_load(&target->events_pending) && !usw_target_arm(target) && !rescan(target)) {
+		target->scanned_data_pages = data_pages;
+		layout_changed = false;
+		for (uint32_t i = 0; i < target->eligible.spans.count; i++)
+			layout_changed |= !register_span(target, target->eligible.spans.at[i]);
+	}
+	if (layout_changed)
+		atomic_store(&target->layout_changed, true);
+	pthread_mutex_unlock(&target->map_lock);
+}
+
+void usw_evict_look(struct usw_target *target)
+{
+	target->eligible_stale = true;
+	rescan(target);
+}
+
+/** Fill the batch from the cursor on. Sets *ret_wrapped if the sweep came round. */
+static void pick(struct usw_target *target, struct usw_batch *batch, bool *ret_wrapped)
+{
+	struct page_region regions[USW_SCAN_REGIONS];
+	uint32_t swept = 0;
+
+	while (swept < USW_SWEEP_PAGES && !batch_is_full(batch)) {
+		uint32_t i = usw_ranges_find(&target->eligible.mappings, target->cursor);
+
+		if (i == target->eligible.mappings.count) {
+			target->cursor = 0;
+			*ret_wrapped = true;
+			return;
+		}
+		struct usw_range range = target->eligible.mappings.at[i];
+		uint64_t start = usw_max(target->cursor, range.start);
+		uint64_t end = usw_min(range.end, start + USW_SCAN_BYTES);
+		uint64_t walk_end = end;
+		int count = usw_maps_present(target->pagemap_fd, start, end, regions,
+					     USW_SCAN_REGIONS, &walk_end);
+
+		swept += (uint32_t)((walk_end - start) / USW_PAGE_BYTES) + 1;
+		if (count < 0) {
+			target->eligible_stale = true;
+			return;
+		}
+		if (count > 0 && !ensure_registered(target, range.start, range.end)) {
+			target->cursor = range.end;
+			continue;
+		}
+		if (!pick_from(target, batch, regions, count, &target->cursor))
+			return;
+		target->cursor = walk_end > start ? walk_end : end;
+	}
+}
+
+// --- One batch ----------------------------------------------------------------------------------
+
+/** Say in the page map that the pages are on their way out. False: no memory for a node. */
+static bool mark_evicting(struct usw_target *target, struct usw_batch *batch)
+{
+	for (uint32_t i = 0; i < batch->page_count; i++) {
+		batch->word[i] = usw_pagemap_make(&target->pagemap, batch->address[i]);
+		if (!batch->word[i]) {
+			while (i-- > 0)
+				usw_page_transition(batch->word[i],
+						    (batch->before[i] & ~(uint64_t)7) |
+							    USW_PAGE_EVICTING,
+						    batch->before[i]);
+			return false;
+		}
+		batch->before[i] = atomic_load_explicit(batch->word[i], memory_order_acquire);
+		usw_page_transition(batch->word[i], batch->before[i],
+				    (batch->before[i] & ~(uint64_t)7) | USW_PAGE_EVICTING);
+	}
+	return true;
+}
+
+/**
+ * Wait until the fault thread is not in the middle of filling a hole it had found before the
+ * pages were marked: its zeros would land where hands has just taken the content away. It sets
+ * `filling`, then looks at the words; we mark the words, then look at `filling`.
+ */
+static void wait_for_fillers(struct usw_target *target)
+{
+	uint32_t seen = atomic_load(&target->filling);
+
+	atomic_thread_fence(memory_order_seq_cst);
+	for (uint32_t i = 1; (seen & 1) && atomic_load(&target->filling) == seen; i++) {
+		usw_cpu_relax();
+		if (i % 1024 == 0)
+			usleep(20);
+	}
+}
+
+/** Give one page that left its ID: the kept copy's if it is unchanged, else a new one. */
+static int settle_content(struct usw_target *target, uint32_t kept_id, uint32_t slot,
+			  uint32_t *ret_id)
+{
+	struct usw_session *session = target->session;
+	struct usw_counters *counters = &session->reclaim.counters;
+	const char *page = usw_standby_page(&session->standbys, target->standby.number, slot);
+	uint64_t word;
+
+	if (usw_codec_is_repeated(page, &word)) {
+		if (kept_id && usw_content_is(session, kept_id, page, 0)) {
+			usw_count(counters, evicted_clean, 1);
+			*ret_id = kept_id;
+			return 0;
+		}
+		if (word == 0)
+			usw_count(counters, evicted_zero, 1);
+		else
+			usw_count(counters, evicted_same, 1);
+		return usw_vswap_alloc(&session->vswap, word ? USW_BACKEND_SAME : USW_BACKEND_ZERO,
+				       0, word, ret_id);
+	}
+
+	uint64_t hash = usw_codec_hash(page, session->hash_seed);
+	if (kept_id && usw_content_is(session, kept_id, page, hash)) {
+		usw_count(counters, evicted_clean, 1);
+		*ret_id = kept_id;
+		return 0;
+	}
+	int ret = usw_vswap_alloc(&session->vswap, USW_BACKEND_MEMORY,
+				  usw_place(target->standby.number, slot), hash, ret_id);
+	if (!ret)
+		target->standby.owner[slot] = *ret_id;
+	return ret;
+}
+
+/** Publish what hands did: a moved page becomes EVICTED, any other is what it was. */
+static uint32_t publish(struct usw_target *target, struct usw_batch *batch,
+			const struct usw_answer *answer, uint32_t first_slot)
+{
+	struct usw_session *session = target->session;
+	uint32_t stamp = atomic_load_explicit(&session->fault_clock, memory_order_relaxed) >> 4;
+	uint32_t evicted = 0;
+
+	for (uint32_t i = 0; i < batch->page_count; i++) {
+		uint64_t marked = (batch->before[i] & ~(uint64_t)7) | USW_PAGE_EVICTING;
+		uint32_t kept_id = usw_page_id(batch->before[i]);
+		uint32_t id;
+
+		if (!usw_answer_has(answer, i)) {
+			usw_page_transition(batch->word[i], marked, batch->before[i]);
+			continue;
+		}
+		if (settle_content(target, kept_id, first_slot + i, &id)) {
+			// Four billion IDs are in use. The content is safe in its slot, but nothing
+			// can name it any more.
+			usw_target_kill(target, "out of virtual swap IDs");
+			atomic_store(&target->broken, true);
+			continue;
+		}
+		usw_page_transition(batch->word[i], marked,
+				    usw_page_make(USW_PAGE_EVICTED, 0, id, stamp));
+		if (kept_id && id != kept_id)
+			usw_vswap_put(&session->vswap, kept_id);
+		evicted++;
+	}
+	usw_session_charge(session, -(int64_t)evicted);
+	usw_count(&session->reclaim.counters, evicted_pages, evicted);
+	usw_count(&session->reclaim.counters, evict_refused, batch->page_count - evicted);
+	return evicted;
+}
+
+/** Run one command over the batch's pages. Caller holds map_lock. -ESRCH: the target is lost. */
+static int run_command(struct usw_target *target, struct usw_batch *batch, enum usw_command_op op,
+		       uint32_t epoch, bool prepare, struct usw_answer *answer)
+{
+	usw_ring_post(target, op, epoch, batch->runs, batch->run_count, prepare);
+	int ret = usw_ring_wait(target, answer);
+	if (ret) {
+		// Hands leaves when its program ends, which is no loss; anything else is.
+		atomic_store(&target->broken, true);
+		if (usw_target_is_running(target))
+			usw_target_kill(
+				target,
+				"its helper task is gone, and pages on their way out with it");
+	}
+	return ret;
+}
+
+/**
+ * Evict the batch's pages. The caller holds map_lock, and read the epoch before it picked.
+ * Returns how many left; -ESRCH: the target is lost; -ENOSPC, -ENOMEM: no room, nothing happened.
+ */
+static int evict_batch(struct usw_target *target, struct usw_batch *batch, uint32_t epoch,
+		       struct usw_answer *answer)
+{
+	int first_slot = usw_standby_take(&target->standby, batch->page_count);
+
+	while (first_slot == -ENOSPC && usw_standby_count(&target->standby) > 0) {
+		uint32_t count = usw_standby_count(&target->standby);
+		int ret = usw_standby_drain(target, count > 64 ? count - 64 : 0, UINT32_MAX);
+
+		if (ret)
+			return ret;
+		first_slot = usw_standby_take(&target->standby, batch->page_count);
+	}
+	if (first_slot < 0)
+		return first_slot;
+	for (uint32_t i = 0, slot = (uint32_t)first_slot; i < batch->run_count; i++) {
+		batch->runs[i].slot = slot;
+		slot += batch->runs[i].page_count;
+	}
+	if (!mark_evicting(target, batch))
+		return -ENOMEM;
+	wait_for_fillers(target);
+	uint32_t behind_slot = (uint32_t)first_slot + batch->page_count;
+	bool prepare = behind_slot > target->standby.prepared;
+	int ret = run_command(target, batch, batch->op, epoch, prepare, answer);
+	if (ret)
+		return ret;
+	if (prepare && answer->error == 0)
+		target->standby.prepared = behind_slot;
+	if (answer->error == -ECANCELED || answer->error == -EAGAIN)
+		usw_count(&target->session->reclaim.counters, evict_aborted, 1);
+	return (int)publish(target, batch, answer, (uint32_t)first_slot);
+}
+
+/** Keep only the pages that did not go, to try them again in another way. */
+static void batch_keep_refused(struct usw_batch *batch, const struct usw_answer *answer)
+{
+	uint32_t count = batch->page_count;
+
+	batch->run_count = 0;
+	batch->page_count = 0;
+	for (uint32_t i = 0; i < count; i++)
+		if (!usw_answer_has(answer, i) && batch->run_count < USW_BATCH_RUNS_MAX)
+			batch_add(batch, batch->address[i]);
+}
+
+/**
+ * Take over the pages that were refused as shared, then evict them. Populating may fault and so
+ * needs the fault thread, which may need map_lock: the lock is given up meanwhile, nothing is
+ * marked, and the epoch tells whether the plan is still good.
+ */
+static int evict_shared(struct usw_target *target, struct usw_batch *batch, uint32_t epoch,
+			struct usw_answer *answer)
+{
+	batch_keep_refused(batch, answer);
+	if (!batch->page_count)
+		return 0;
+
+	pthread_mutex_unlock(&target->map_lock);
+	int ret = run_command(target, batch, USW_OP_UNSHARE, epoch, false, answer);
+	pthread_mutex_lock(&target->map_lock);
+	if (ret || atomic_load(&target->events_pending) || atomic_load(&target->epoch) != epoch)
+		return ret;
+
+	// The fault thread may have answered faults meanwhile: look at every page again.
+	uint32_t count = batch->page_count;
+	batch->run_count = 0;
+	batch->page_count = 0;
+	batch->op = USW_OP_EVICT;
+	for (uint32_t i = 0; i < count; i++)
+		if (take_page(target, batch->address[i]) && batch->run_count < USW_BATCH_RUNS_MAX)
+			batch_add(batch, batch->address[i]);
+	if (!batch->page_count)
+		return 0;
+	ret = evict_batch(target, batch, epoch, answer);
+	if (ret > 0)
+		usw_count(&target->session->reclaim.counters, evicted_unshared, (uint32_t)ret);
+	return ret;
+}
+
+enum usw_evict_result usw_evict_some(struct usw_target *target, uint32_t wanted, bool unshare,
+				     uint32_t *ret_evicted)
+{
+	static struct usw_batch batch; // reclaim thread only; 13 KB
+	struct usw_answer answer;
+	bool wrapped = false;
+
+	if (!is_evictable(target))
+		return USW_EVICT_NOTHING;
+	pthread_mutex_lock(&target->map_lock);
+	uint32_t epoch = atomic_load(&target->epoch);
+	if (atomic_load(&target->events_pending) || usw_target_arm(target) ||
+	    (target->eligible_stale && rescan(target))) {
+		pthread_mutex_unlock(&target->map_lock);
+		return USW_EVICT_NOTHING;
+	}
+
+	batch = (struct usw_batch){.op = USW_OP_EVICT,
+				   .wanted = (uint32_t)usw_min(wanted, USW_BATCH_PAGES_MAX)};
+	pick(target, &batch, &wrapped);
+	int evicted = batch.page_count ? evict_batch(target, &batch, epoch, &answer) : 0;
+	if (evicted >= 0) {
+		bool shared = batch.page_count && answer.error == -EBUSY;
+
+		*ret_evicted += (uint32_t)evicted;
+		target->shared_in_lap |= shared;
+		if (shared && (unshare || target->unshare_lap)) {
+			evicted = evict_shared(target, &batch, epoch, &answer);
+			*ret_evicted += evicted > 0 ? (uint32_t)evicted : 0;
+		}
+	}
+	pthread_mutex_unlock(&target->map_lock);
+	if (atomic_load(&target->deferred_waiting))
+		usw_fault_kick(target->session);
+	if (wrapped) {
+		// Exclusive pages go first; what was passed over as shared has its turn in the next lap.
+		target->unshare_lap = target->shared_in_lap;
+		target->shared_in_lap = false;
+		target->eligible_stale = true;
+	}
+	return wrapped ? USW_EVICT_WRAPPED : USW_EVICT_DONE;
+}
+
+void usw_evict_random(struct usw_target *target, uint64_t random, uint32_t wanted,
+		      uint32_t *ret_evicted)
+{
+	uint64_t total = 0;
+
+	for (uint32_t i = 0; i < target->eligible.mappings.count; i++)
+		total +=
+			target->eligible.mappings.at[i].end - target->eligible.mappings.at[i].start;
+	uint64_t offset = total ? random % total : 0;
+	for (uint32_t i = 0; i < target->eligible.mappings.count; i++) {
+		uint64_t length =
+			target->eligible.mappings.at[i].end - target->eligible.mappings.at[i].start;
+
+		if (offset < length) {
+			target->cursor =
+				usw_page_floor(target->eligible.mappings.at[i].start + offset);
+			break;
+		}
+		offset -= length;
+	}
+	usw_evict_some(target, wanted, (random >> 60) == 0, ret_evicted);
+}
+
+// --- What happens to evicted pages later --------------------------------------------------------
+
+/** Compress one standby page into an object. */
+static int compress_slot(struct usw_session *session, uint32_t number, uint32_t slot, uint32_t id)
+{
+	char object[USW_PAGE_BYTES];
+	enum usw_codec codec;
+	uint64_t place;
+	const char *page = usw_standby_page(&session->standbys, number, slot);
+	uint32_t length = usw_codec_compress(page, object, &codec);
+
+	int ret = usw_segments_append(&session->segments, id, object, length, codec, &place);
+	if (ret)
+		return ret;
+	if (!usw_vswap_repoint(&session->vswap, id, USW_BACKEND_MEMORY, usw_place(number, slot),
+			       USW_BACKEND_OBJECT, place)) {
+		usw_segments_release(&session->segments, usw_place_group(place),
+				     usw_place_index(place));
+		return 0;
+	}
+	if (codec == USW_CODEC_STORED)
+		usw_count(&session->reclaim.counters, evicted_incompressible, 1);
+	else
+		usw_count(&session->reclaim.counters, evicted_compressed, 1);
+	return 0;
+}
+
+/** True if the ID still resolves to this slot. */
+static bool is_slot_of(const struct usw_session *session, uint32_t id, uint32_t number,
+		       uint32_t slot)
+{
+	uint64_t word = usw_vswap_word(&session->vswap, id);
+
+	return usw_word_backend(word) == USW_BACKEND_MEMORY &&
+	       usw_word_place(word) == usw_place(number, slot);
+}
+
+int usw_standby_drain(struct usw_target *target, uint32_t keep, uint32_t max_pages)
+{
+	struct usw_standby *standby = &target->standby;
+	struct usw_session *session = target->session;
+
+	while (usw_standby_count(standby) > keep && max_pages > 0) {
+		uint32_t slot = standby->tail % standby->capacity;
+		uint32_t id = standby->owner[slot];
+
+		if (id && is_slot_of(session, id, standby->number, slot)) {
+			int ret = compress_slot(session, standby->number, slot, id);
+
+			if (ret)
+				return ret;
+			max_pages--;
+		}
+		standby->owner[slot] = USW_VSWAP_NONE;
+		standby->tail++;
+	}
+	return 0;
+}
+
+uint32_t usw_evict_drop_copies(struct usw_target *target, uint64_t *cursor, uint32_t max_pages)
+{
+	uint32_t dropped = 0;
+	usw_page_word *word;
+
+	pthread_mutex_lock(&target->map_lock);
+	while (dropped < max_pages &&
+	       (word = usw_pagemap_next(&target->pagemap, cursor, (uint64_t)1 << 47))) {
+		uint64_t now = atomic_load_explicit(word, memory_order_acquire);
+
+		if (usw_page_state(now) == USW_PAGE_RESIDENT && usw_page_id(now)) {
+			usw_page_transition(word, now,
+					    usw_page_make(USW_PAGE_RESIDENT, usw_page_heat(now), 0,
+							  0));
+			usw_vswap_put(&target->session->vswap, usw_page_id(now));
+			dropped++;
+		}
+		*cursor += USW_PAGE_BYTES;
+	}
+	pthread_mutex_unlock(&target->map_lock);
+	usw_count(&target->session->reclaim.counters, dropped_copies, dropped);
+	return dropped;
+}

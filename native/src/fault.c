@@ -1,0 +1,655 @@
+// SPDX-License-Identifier: MIT
+
+/**
+ * @file
+ * Answering faults. See fault.h.
+ *
+ * The path of a fault, from top to bottom: page map, descriptor, content into this thread's buffer,
+ * verify, UFFDIO_COPY, account. No lock, no allocation, no logging on it.
+ */
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+
+#include "content.h"
+#include "event.h"
+#include "fault.h"
+#include "ring.h"
+#include "uffd.h"
+
+/* How often to look where the threads run that fault: 5 us each time. */
+#define USW_FOLLOW_NS 1000000u
+#define USW_MESSAGES_MAX 16
+#define USW_EPOLL_EVENTS 16
+/* Number of the field in /proc/PID/stat, counted from 1 (proc_pid_stat(5)). */
+#define USW_STAT_PROCESSOR 39
+/* A waiting fault is looked at again after this long even if nobody kicks. */
+#define USW_DEFERRED_POLL_MS 1
+
+enum verdict {
+	ANSWERED,
+	DEFER,   /* try again soon */
+	DROPPED, /* nobody waits for it any more */
+};
+
+struct fault {
+	uint64_t page;
+	uint64_t since_ns;
+	uint32_t flags;
+	uint32_t thread_id;
+};
+
+/* epoll data: a target with one of these in its low bits, or NULL for the kick. */
+enum { SOURCE_UFFD = 0, SOURCE_PIDFD = 1 };
+
+// --- Answers ------------------------------------------------------------------------------------
+
+/**
+ * What to do when a copy of one page did not go in. The page is not in from us in any case.
+ */
+static enum verdict copy_failed(struct usw_target *target, uint64_t page, int error)
+{
+	switch (error) {
+	case -EEXIST: // somebody was first; whoever waits only has to be told
+		usw_uffd_wake(target->uffd, page, USW_PAGE_BYTES);
+		return ANSWERED;
+	case -ENOENT: // the mapping is gone or is not ours any more; let the thread find out
+	case -EINVAL:
+		usw_uffd_wake(target->uffd, page, USW_PAGE_BYTES);
+		return DROPPED;
+	case -ESRCH: // the address space is gone
+		return DROPPED;
+	case -EAGAIN: // an event is unread: it will be read before this fault is tried again
+	case -ENOMEM: // the machine is out of memory for the moment
+	default:
+		return DEFER;
+	}
+}
+
+/** Never zeros, never a guess: an access to this page ends in SIGBUS. */
+static enum verdict poison(struct usw_fault_thread *thread, struct usw_target *target,
+			   uint64_t page, usw_page_word *word, uint64_t now,
+			   enum usw_backend backend)
+{
+	int ret = usw_uffd_poison(target->uffd, page, USW_PAGE_BYTES);
+
+	if (ret == -EAGAIN)
+		return DEFER;
+	if (usw_page_state(now) == USW_PAGE_EVICTED) {
+		usw_page_transition(word, now, usw_page_make(USW_PAGE_POISONED, 0, 0, 0));
+		usw_vswap_put(&thread->session->vswap, usw_page_id(now));
+		usw_count(&thread->counters, poisoned_pages, 1);
+		usw_session_report(thread->session, USW_EVENT_POISONED, target->id, target->pid,
+				   "page %#llx: its content in the %s was damaged (hash mismatch); "
+				   "the program gets SIGBUS when it touches the page",
+				   (unsigned long long)page,
+				   backend == USW_BACKEND_MEMORY ? "standby" : "ram tier");
+	}
+	if (ret == -EOPNOTSUPP || (ret && ret != -EEXIST))
+		usw_target_kill(target, "a damaged page cannot be poisoned on this kernel");
+	return ANSWERED;
+}
+
+/** How hot a page is that comes back after `distance` fault-ins (DESIGN: learned from faults). */
+static uint32_t heat_of(const struct usw_session *session, uint32_t stamp)
+{
+	uint32_t clock = atomic_load_explicit(&session->fault_clock, memory_order_relaxed) >> 4;
+	uint64_t distance = (uint64_t)((clock - stamp) & USW_STAMP_MASK) << 4;
+	uint64_t resident = (uint64_t)usw_max(
+		1, (uint64_t)atomic_load_explicit(&session->limit_pages, memory_order_relaxed));
+
+	if (distance < resident / 16)
+		return 7;
+	if (distance < resident / 8)
+		return 5;
+	if (distance < resident / 4)
+		return 3;
+	if (distance < resident / 2)
+		return 2;
+	return distance <= resident ? 1 : 0;
+}
+
+static void count_source(struct usw_fault_thread *thread, enum usw_backend backend)
+{
+	switch (backend) {
+	case USW_BACKEND_ZERO:
+		usw_count(&thread->counters, faults_zero, 1);
+		break;
+	case USW_BACKEND_SAME:
+		usw_count(&thread->counters, faults_same, 1);
+		break;
+	case USW_BACKEND_MEMORY:
+		usw_count(&thread->counters, faults_standby, 1);
+		break;
+	case USW_BACKEND_OBJECT:
+		usw_count(&thread->counters, faults_ram, 1);
+		break;
+	case USW_BACKEND_FREE:
+		break;
+	}
+}
+
+static bool has_room(struct usw_fault_thread *thread, struct usw_target *target,
+		     const struct fault *fault)
+{
+	struct usw_session *session = thread->session;
+
+	if (usw_session_room(session) > 0 ||
+	    atomic_load_explicit(&session->let_pass, memory_order_relaxed))
+		return true;
+	// Hands faults only when it takes over shared pages for the reclaim thread, which waits.
+	return target->ring && fault->thread_id &&
+	       fault->thread_id == __atomic_load_n(&target->ring->hands_pid, __ATOMIC_RELAXED);
+}
+
+/** The content of an evicted page comes back. */
+static enum verdict fault_in(struct usw_fault_thread *thread, struct usw_target *target,
+			     const struct fault *fault, usw_page_word *word, uint64_t now)
+{
+	struct usw_session *session = thread->session;
+	uint32_t id = usw_page_id(now);
+	enum usw_backend backend;
+	uint64_t done;
+
+	if (!has_room(thread, target, fault))
+		return DEFER;
+	if (usw_content_load(session, id, thread->page, &backend))
+		return poison(thread, target, fault->page, word, now, backend);
+	int ret = usw_uffd_copy(target->uffd, fault->page, thread->page, USW_PAGE_BYTES, &done);
+	if (ret && ret != -EEXIST)
+		return copy_failed(target, fault->page, ret);
+
+	// A page in standby is compressed only when it grows old there: coming back it has no copy
+	// worth keeping. Present already (EEXIST): what is there is newer than what we have.
+	bool keep = !ret && backend != USW_BACKEND_MEMORY &&
+		    atomic_load_explicit(&session->keep_copies, memory_order_relaxed);
+	atomic_fetch_add_explicit(&session->fault_clock, 1, memory_order_relaxed);
+	usw_page_transition(word, now,
+			    usw_page_make(USW_PAGE_RESIDENT, heat_of(session, usw_page_stamp(now)),
+					  keep ? id : USW_VSWAP_NONE, 0));
+	if (!keep)
+		usw_vswap_put(&session->vswap, id);
+	if (ret)
+		return copy_failed(target, fault->page, ret);
+	usw_session_charge(session, 1);
+	usw_count(&thread->counters, verified_pages, 1);
+	count_source(thread, backend);
+	return ANSWERED;
+}
+
+/** How many pages from `page` on nothing is known of; at least 1, which the caller knows already. */
+static uint32_t hole_length(const struct usw_target *target, uint64_t page, uint32_t limit)
+{
+	uint32_t length = 1;
+
+	while (length < limit) {
+		usw_page_word *word = usw_pagemap_find(&target->pagemap,
+						       page + (uint64_t)length * USW_PAGE_BYTES);
+
+		if (word && atomic_load(word) != 0)
+			break;
+		length++;
+	}
+	return length;
+}
+
+/** Zeros for a run of pages that never held anything. Caller is in the filling section. */
+static enum verdict fill(struct usw_fault_thread *thread, struct usw_target *target, uint64_t page,
+			 uint32_t length)
+{
+	uint64_t done;
+	int ret = usw_uffd_copy(target->uffd, page, thread->zeros,
+				(uint64_t)length * USW_PAGE_BYTES, &done);
+
+	// The run may leave its mapping, which is refused whole: then the one page will do.
+	if (ret && !done && length > 1)
+		ret = usw_uffd_copy(target->uffd, page, thread->zeros, USW_PAGE_BYTES, &done);
+	if (!done)
+		return copy_failed(target, page, ret);
+	usw_session_charge(thread->session, (int64_t)(done / USW_PAGE_BYTES));
+	usw_count(&thread->counters, faults_hole, 1);
+	target->hole_next = page + done;
+	return ANSWERED;
+}
+
+/**
+ * A hole: memory nobody has touched yet, or has given back. Zeros are copied, not mapped: a mapped
+ * zero page would become a real one at its first write, without a message and past the limit.
+ */
+static enum verdict fill_hole(struct usw_fault_thread *thread, struct usw_target *target,
+			      const struct fault *fault)
+{
+	int64_t room = usw_session_room(thread->session);
+
+	if (!has_room(thread, target, fault))
+		return DEFER;
+	if (fault->page == target->hole_next)
+		target->hole_window =
+			(uint32_t)usw_min(target->hole_window * 2 + 1, USW_HOLE_PAGES_MAX);
+	else
+		target->hole_window = 1;
+
+	// From here until `filling` is even again no page that looks like a hole is taken out: see
+	// wait_for_fillers() in evict.c. First the flag, then the words.
+	atomic_fetch_add(&target->filling, 1);
+	usw_page_word *word = usw_pagemap_find(&target->pagemap, fault->page);
+	enum usw_page_state state = word ? usw_page_state(atomic_load(word)) : USW_PAGE_NONE;
+	enum verdict verdict = DEFER;
+	if (state == USW_PAGE_NONE || state == USW_PAGE_RESIDENT) {
+		uint32_t limit =
+			(uint32_t)usw_min(target->hole_window, room > 0 ? (uint64_t)room : 1);
+
+		verdict =
+			fill(thread, target, fault->page, hole_length(target, fault->page, limit));
+	}
+	atomic_fetch_add(&target->filling, 1);
+	return verdict;
+}
+
+/** A forked child's shim asks who it is (see wire.h). */
+static enum verdict answer_token(struct usw_fault_thread *thread, struct usw_target *target,
+				 uint64_t page)
+{
+	uint64_t done;
+
+	memset(thread->page, 0, USW_PAGE_BYTES);
+	memcpy(thread->page, &target->token, sizeof(target->token));
+	int ret = usw_uffd_copy(target->uffd, page, thread->page, USW_PAGE_BYTES, &done);
+	return ret ? copy_failed(target, page, ret) : ANSWERED;
+}
+
+/** Answer one fault, whatever the page is. */
+static enum verdict answer(struct usw_fault_thread *thread, struct usw_target *target,
+			   const struct fault *fault)
+{
+	if (usw_unlikely(fault->page == target->token_page))
+		return answer_token(thread, target, fault->page);
+
+	usw_page_word *word = usw_pagemap_find(&target->pagemap, fault->page);
+	uint64_t now = word ? atomic_load_explicit(word, memory_order_acquire) : 0;
+	switch (usw_page_state(now)) {
+	case USW_PAGE_EVICTED:
+		return fault_in(thread, target, fault, word, now);
+	case USW_PAGE_NONE:
+	case USW_PAGE_RESIDENT: // an old message, or memory that went without an event: a hole
+		return fill_hole(thread, target, fault);
+	case USW_PAGE_EVICTING:
+		return DEFER;
+	case USW_PAGE_POISONED:
+		return poison(thread, target, fault->page, word, now, USW_BACKEND_FREE);
+	}
+	return DROPPED;
+}
+
+// --- Where to run -------------------------------------------------------------------------------
+
+/** The processor a thread last ran on, from its stat file; -1: not to be had. */
+static int processor_of(int pid, uint32_t thread_id)
+{
+	char path[64];
+	char text[512];
+
+	snprintf(path, sizeof(path), "/proc/%d/task/%u/stat", pid, thread_id);
+	_cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -1;
+	ssize_t got = read(fd, text, sizeof(text) - 1);
+	text[got > 0 ? got : 0] = '\0';
+
+	// "pid (name) state ...": the name may hold anything, so count from its end.
+	char *field = strrchr(text, ')');
+	for (int number = 2; field && number < USW_STAT_PROCESSOR; number++)
+		field = strchr(field + 1, ' ');
+	return field ? atoi(field) : -1;
+}
+
+static void move_to(int task_id, int processor)
+{
+	cpu_set_t set;
+
+	CPU_ZERO(&set);
+	CPU_SET((unsigned int)processor, &set);
+	sched_setaffinity(task_id, sizeof(set), &set); // not allowed there: then not
+}
+
+/**
+ * Run where the faulting thread runs: it sleeps while we answer, its processor is awake and its
+ * cache is warm. Waking another, halted virtual processor takes 65 to 120 us, and left alone the
+ * scheduler does that: it looks for an idle one. Hands goes along, so that what it unmaps has to be
+ * flushed from one processor only.
+ */
+static void follow(struct usw_fault_thread *thread, struct usw_target *target, uint32_t thread_id,
+		   uint64_t now_ns)
+{
+	if (now_ns - thread->followed_ns < USW_FOLLOW_NS || !thread_id || target->pid <= 0)
+		return;
+	thread->followed_ns = now_ns;
+
+	int processor = processor_of(target->pid, thread_id);
+	if (processor < 0)
+		return;
+	if (processor != thread->processor)
+		move_to(0, processor);
+	thread->processor = processor;
+	int hands_pid = (int)atomic_load_explicit(&target->hands_pid, memory_order_relaxed);
+	if (hands_pid && processor != target->hands_processor) {
+		move_to(hands_pid, processor);
+		target->hands_processor = processor;
+	}
+}
+
+// --- Waiting faults -----------------------------------------------------------------------------
+
+static void defer(struct usw_fault_thread *thread, struct usw_target *target,
+		  const struct fault *fault)
+{
+	uint32_t waiting = atomic_load_explicit(&target->deferred_waiting, memory_order_relaxed);
+
+	usw_count(&thread->counters, faults_deferred, 1);
+	if (waiting == USW_DEFERRED_MAX) {
+		// Make it fault again: the kernel's queue has room for all of them.
+		usw_count(&thread->counters, faults_overflow, 1);
+		usw_uffd_wake(target->uffd, fault->page, USW_PAGE_BYTES);
+		return;
+	}
+	target->deferred[waiting] = (struct usw_deferred){
+		.address = fault->page,
+		.since_ns = fault->since_ns,
+		.flags = fault->flags,
+		.thread_id = fault->thread_id,
+	};
+	atomic_store(&target->deferred_waiting, waiting + 1);
+	atomic_fetch_add(&thread->deferred_count, 1);
+	if (!target->on_deferred_list) {
+		target->on_deferred_list = true;
+		target->next_deferred = thread->deferred_list;
+		thread->deferred_list = target;
+	}
+}
+
+static void finish(struct usw_fault_thread *thread, const struct fault *fault, enum verdict verdict)
+{
+	if (verdict != ANSWERED)
+		return;
+	usw_count(&thread->counters, faults_total, 1);
+	usw_histogram_record(&thread->latency, usw_now_ns() - fault->since_ns);
+}
+
+/** Try a target's waiting faults again. */
+static void retry_target(struct usw_fault_thread *thread, struct usw_target *target)
+{
+	uint32_t waiting = atomic_load_explicit(&target->deferred_waiting, memory_order_relaxed);
+	uint32_t left = 0;
+
+	for (uint32_t i = 0; i < waiting; i++) {
+		struct fault fault = {
+			.page = target->deferred[i].address,
+			.since_ns = target->deferred[i].since_ns,
+			.flags = target->deferred[i].flags,
+			.thread_id = target->deferred[i].thread_id,
+		};
+		enum verdict verdict = answer(thread, target, &fault);
+
+		if (verdict == DEFER)
+			target->deferred[left++] = target->deferred[i];
+		else
+			finish(thread, &fault, verdict);
+	}
+	atomic_store(&target->deferred_waiting, left);
+	atomic_fetch_sub(&thread->deferred_count, waiting - left);
+}
+
+static void pump(struct usw_fault_thread *thread, struct usw_target *target);
+
+/** Try all waiting faults again: first read what their targets have to say. */
+static void retry_deferred(struct usw_fault_thread *thread)
+{
+	struct usw_target **link = &thread->deferred_list;
+
+	while (*link) {
+		struct usw_target *target = *link;
+
+		pump(thread, target);
+		retry_target(thread, target);
+		if (atomic_load_explicit(&target->deferred_waiting, memory_order_relaxed) == 0) {
+			target->on_deferred_list = false;
+			*link = target->next_deferred;
+		} else {
+			link = &target->next_deferred;
+		}
+	}
+}
+
+// --- Messages -----------------------------------------------------------------------------------
+
+/** Read messages inside the gate; events among them are announced before it opens again. */
+static int read_messages(struct usw_target *target, struct uffd_msg *messages, bool *ret_events)
+{
+	if (!usw_gate_enter(target))
+		return 0;
+
+	ssize_t got = read(target->uffd, messages, USW_MESSAGES_MAX * sizeof(*messages));
+	int count = got > 0 ? (int)((size_t)got / sizeof(*messages)) : 0;
+	*ret_events = false;
+	for (int i = 0; i < count; i++) {
+		*ret_events |= messages[i].event != UFFD_EVENT_PAGEFAULT;
+		if (messages[i].event == UFFD_EVENT_REMAP)
+			atomic_fetch_add(&target->remaps, 1);
+	}
+	if (*ret_events) {
+		atomic_store(&target->events_pending, true);
+		uint32_t epoch = atomic_fetch_add(&target->epoch, 1) + 1;
+		if (target->ring)
+			__atomic_store_n(&target->ring->epoch, epoch, __ATOMIC_SEQ_CST);
+	}
+	usw_gate_leave(target);
+	return count;
+}
+
+/** Read and settle what one target has to say. */
+static void pump(struct usw_fault_thread *thread, struct usw_target *target)
+{
+	struct uffd_msg messages[USW_MESSAGES_MAX];
+	bool events = false;
+	int count = read_messages(target, messages, &events);
+
+	if (count == 0)
+		return;
+	uint64_t now_ns = usw_now_ns();
+	if (events)
+		usw_event_apply(target, messages, count);
+	for (int i = 0; i < count; i++) {
+		if (messages[i].event != UFFD_EVENT_PAGEFAULT)
+			continue;
+		struct fault fault = {
+			.page = usw_page_floor(messages[i].arg.pagefault.address),
+			.since_ns = now_ns,
+			.flags = (uint32_t)messages[i].arg.pagefault.flags,
+			.thread_id = messages[i].arg.pagefault.feat.ptid,
+		};
+		enum verdict verdict = answer(thread, target, &fault);
+
+		if (verdict == DEFER)
+			defer(thread, target, &fault);
+		else
+			finish(thread, &fault, verdict);
+		follow(thread, target, fault.thread_id, now_ns);
+	}
+	usw_watch_kick(thread->session);
+	if (atomic_load_explicit(&target->deferred_waiting, memory_order_relaxed) ||
+	    usw_session_room(thread->session) <
+		    atomic_load_explicit(&thread->session->low_pages, memory_order_relaxed))
+		usw_reclaim_kick(thread->session);
+}
+
+// --- Beginning and end of a target --------------------------------------------------------------
+
+int usw_fault_serve(struct usw_fault_thread *thread, struct usw_target *target)
+{
+	struct epoll_event event = {
+		.events = EPOLLIN,
+		.data.u64 = (uintptr_t)target | SOURCE_UFFD,
+	};
+
+	target->thread = thread;
+	if (epoll_ctl(thread->epoll_fd, EPOLL_CTL_ADD, target->uffd, &event) < 0)
+		return -errno;
+	return target->pidfd >= 0 ? usw_fault_watch_exit(target) : 0;
+}
+
+int usw_fault_watch_exit(struct usw_target *target)
+{
+	struct epoll_event event = {
+		.events = EPOLLIN,
+		.data.u64 = (uintptr_t)target | SOURCE_PIDFD,
+	};
+
+	return epoll_ctl(target->thread->epoll_fd, EPOLL_CTL_ADD, target->pidfd, &event) < 0
+		       ? -errno
+		       : 0;
+}
+
+/** Let go of a target whose process is gone or has left this address space. */
+static void retire(struct usw_fault_thread *thread, struct usw_target *target)
+{
+	if (atomic_load(&target->state) != USW_TARGET_LIVE)
+		return;
+	if (target->on_deferred_list) {
+		struct usw_target **link = &thread->deferred_list;
+
+		while (*link != target)
+			link = &(*link)->next_deferred;
+		*link = target->next_deferred;
+		target->on_deferred_list = false;
+		atomic_fetch_sub(&thread->deferred_count, atomic_load(&target->deferred_waiting));
+		atomic_store(&target->deferred_waiting, 0);
+	}
+
+	// The lock keeps a late handshake from adding a pidfd behind our back. The descriptors must
+	// leave the epoll set by name: others hold duplicates, so closing ours would not do it.
+	pthread_mutex_lock(&target->map_lock);
+	epoll_ctl(thread->epoll_fd, EPOLL_CTL_DEL, target->uffd, NULL);
+	if (target->pidfd >= 0)
+		epoll_ctl(thread->epoll_fd, EPOLL_CTL_DEL, target->pidfd, NULL);
+	usw_ring_quit(target);
+	atomic_store(&target->state, USW_TARGET_RETIRED);
+	pthread_mutex_unlock(&target->map_lock); // the reclaim thread may free it from here on
+	usw_reclaim_kick(thread->session);
+}
+
+/** A target of this thread that somebody else wants retired. Only this thread can retire it. */
+static struct usw_target *find_retire_asked(struct usw_fault_thread *thread)
+{
+	struct usw_session *session = thread->session;
+	struct usw_target *target;
+
+	pthread_mutex_lock(&session->targets_lock);
+	for (target = session->targets; target; target = target->next)
+		if (target->thread == thread && atomic_load(&target->retire_asked) &&
+		    atomic_load(&target->state) == USW_TARGET_LIVE)
+			break;
+	pthread_mutex_unlock(&session->targets_lock);
+	return target;
+}
+
+static void retire_asked(struct usw_fault_thread *thread)
+{
+	struct usw_target *target;
+
+	if (!atomic_exchange(&thread->retire_asked, false))
+		return;
+	while ((target = find_retire_asked(thread)))
+		retire(thread, target);
+}
+
+// --- The thread ---------------------------------------------------------------------------------
+
+int usw_fault_thread_init(struct usw_fault_thread *thread, struct usw_session *session)
+{
+	size_t buffer_bytes = (1 + USW_HOLE_PAGES_MAX) * USW_PAGE_BYTES;
+	struct epoll_event event = {.events = EPOLLIN, .data.u64 = 0};
+
+	*thread = (struct usw_fault_thread){
+		.session = session, .epoll_fd = -1, .kick_fd = -1, .processor = -1};
+	void *buffers = mmap(NULL, buffer_bytes, PROT_READ | PROT_WRITE,
+			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	if (buffers == MAP_FAILED)
+		return -errno;
+	thread->page = buffers;
+	thread->zeros = thread->page + USW_PAGE_BYTES;
+	memset(thread->zeros, 0, USW_HOLE_PAGES_MAX * USW_PAGE_BYTES);
+	thread->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+	thread->kick_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (thread->epoll_fd < 0 || thread->kick_fd < 0 ||
+	    epoll_ctl(thread->epoll_fd, EPOLL_CTL_ADD, thread->kick_fd, &event) < 0)
+		return -errno;
+	return 0;
+}
+
+void usw_fault_thread_deinit(struct usw_fault_thread *thread)
+{
+	if (thread->page)
+		munmap(thread->page, (1 + USW_HOLE_PAGES_MAX) * USW_PAGE_BYTES);
+	usw_cleanup_close(&thread->epoll_fd);
+	usw_cleanup_close(&thread->kick_fd);
+	thread->page = NULL;
+	thread->epoll_fd = thread->kick_fd = -1;
+}
+
+void usw_fault_kick(struct usw_session *session)
+{
+	uint64_t one = 1;
+
+	for (uint32_t i = 0; i < session->thread_count; i++) {
+		if (atomic_load(&session->threads[i].deferred_count) == 0)
+			continue;
+		if (write(session->threads[i].kick_fd, &one, sizeof(one)) < 0)
+			continue; // EAGAIN: full of kicks already
+	}
+}
+
+/** Wait for anything at all, then settle it. */
+static void wait_and_settle(struct usw_fault_thread *thread, int timeout_ms)
+{
+	struct epoll_event events[USW_EPOLL_EVENTS];
+	int count = epoll_wait(thread->epoll_fd, events, USW_EPOLL_EVENTS, timeout_ms);
+	bool kicked = false;
+
+	for (int i = 0; i < count; i++) {
+		struct usw_target *target =
+			(struct usw_target *)(uintptr_t)(events[i].data.u64 & ~(uint64_t)7);
+		uint64_t kicks;
+
+		if (!target) {
+			kicked = read(thread->kick_fd, &kicks, sizeof(kicks)) > 0;
+		} else if ((events[i].data.u64 & 7) == SOURCE_UFFD) {
+			pump(thread, target);
+		}
+	}
+	// Ends last: a target that is retired may have been named above, and may be freed at once.
+	for (int i = 0; i < count; i++)
+		if ((events[i].data.u64 & 7) == SOURCE_PIDFD)
+			retire(thread,
+			       (struct usw_target *)(uintptr_t)(events[i].data.u64 & ~(uint64_t)7));
+	if (kicked)
+		retire_asked(thread);
+}
+
+void *usw_fault_main(void *argument)
+{
+	struct usw_fault_thread *thread = argument;
+
+	usw_session_hurry(0);
+	while (!atomic_load_explicit(&thread->session->stopping, memory_order_relaxed)) {
+		wait_and_settle(thread, thread->deferred_list ? USW_DEFERRED_POLL_MS : -1);
+		if (thread->deferred_list)
+			retry_deferred(thread);
+	}
+	return NULL;
+}

@@ -1,0 +1,516 @@
+// SPDX-License-Identifier: MIT
+
+/**
+ * @file
+ * The reclaim thread: keeps residency under the limit, and everything that happens in its shadow.
+ *
+ * It registers growing memory near the limit, evicts ahead of need, drains standby into segments,
+ * compacts, frees what retired targets held. The watch thread tells it how much is resident (see
+ * watch.h). It owns descriptors, segments and standby queues; it
+ * takes one target's map_lock at a time.
+ */
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/syscall.h>
+
+#include "compact.h"
+#include "evict.h"
+#include "session.h"
+#include "uffd.h"
+#include "watch.h"
+
+/* How long it sleeps when nobody wakes it: ends that no descriptor tells of are looked for. */
+#define USW_INTERVAL_NS 50000000u
+#define USW_STRESS_INTERVAL_NS 500000u
+/* While it works it brings the accounts up to date this often. */
+#define USW_ACCOUNT_NS 500000u
+/* The longest pause between two looks at a target whose mappings change all the time. */
+#define USW_SCAN_PAUSE_NS 1000000u
+/* Time without a fault after which the thread sleeps. */
+#define USW_SPIN_NS 100000u
+#define USW_BATCH_PAGES 256u
+/* Pages compressed between two looks at how much is resident. */
+#define USW_DRAIN_PAGES 64u
+/* Standby pages kept as a cache of what just left, per target. */
+#define USW_STANDBY_KEEP 512u
+#define USW_PROBE_NS 50000000u
+#define USW_STUCK_NS 300000000u
+#define USW_BARREN_NS 30000000u
+/* A page of the highest heat is passed over this often before it goes. */
+#define USW_SWEEPS_MAX (USW_HEAT_MAX + 2u)
+#define USW_OVERDRAFT_BYTES (8u << 20)
+
+void usw_reclaim_kick(struct usw_session *session)
+{
+	struct usw_reclaim *reclaim = &session->reclaim;
+
+	if (!atomic_load(&reclaim->sleeping))
+		return;
+	atomic_fetch_add(&reclaim->kick, 1);
+	syscall(SYS_futex, &reclaim->kick, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+}
+
+// --- Accounts -----------------------------------------------------------------------------------
+
+/** The agent's own anonymous memory. The spaces are shared memory and counted by themselves. */
+static uint64_t own_anonymous_bytes(void)
+{
+	unsigned long long size, resident, shared;
+	FILE *stream = fopen("/proc/self/statm", "re");
+
+	if (!stream)
+		return 0;
+	int fields = fscanf(stream, "%llu %llu %llu", &size, &resident, &shared);
+	fclose(stream);
+	return fields == 3 && resident > shared ? (resident - shared) * USW_PAGE_BYTES : 0;
+}
+
+static void raise_peak(_Atomic uint64_t *peak, uint64_t value)
+{
+	if (value > atomic_load_explicit(peak, memory_order_relaxed))
+		atomic_store_explicit(peak, value, memory_order_relaxed);
+}
+
+/** What the session holds in RAM outside its targets. */
+static uint64_t account_ram(struct usw_session *session)
+{
+	uint64_t metadata = usw_vswap_held_bytes(&session->vswap) +
+			    usw_nodes_held_bytes(&session->nodes) + session->segments.table_bytes;
+	uint64_t standby_touched = 0;
+	uint64_t standby_pages = 0;
+
+	for (struct usw_target *target = session->targets; target; target = target->next) {
+		standby_touched += target->standby.touched;
+		standby_pages += usw_standby_count(&target->standby);
+	}
+	uint64_t ram = session->own_bytes + metadata + session->segments.used_bytes +
+		       standby_touched * USW_PAGE_BYTES;
+	atomic_store(&session->metadata_bytes, metadata);
+	atomic_store(&session->standby_pages, standby_pages);
+	atomic_store(&session->ram_stored_bytes, session->segments.used_bytes);
+	atomic_store(&session->ram_segments, session->segments.used_segments);
+	atomic_store(&session->compacted_segments, session->segments.compacted_segments);
+	atomic_store(&session->ram_bytes, ram);
+	raise_peak(&session->ram_peak_bytes, ram);
+	return ram;
+}
+
+/** Room the thread keeps ahead of need. */
+static int64_t reserve_pages(const struct usw_session *session)
+{
+	int64_t reserve = atomic_load(&session->limit_pages) / 32;
+
+	return reserve < 32 ? 32 : reserve > 1024 ? 1024 : reserve;
+}
+
+/** Work out how many pages may be resident now: the smaller of both limits. */
+static void set_limit(struct usw_session *session, uint64_t ram_bytes)
+{
+	uint64_t memory = atomic_load(&session->memory_limit_bytes);
+	uint64_t limit = atomic_load(&session->resident_limit_bytes);
+
+	if (memory != UINT64_MAX)
+		limit = usw_min(limit, memory > ram_bytes ? memory - ram_bytes : 0);
+	limit = limit == UINT64_MAX ? INT64_MAX / 2
+				    : usw_max(limit / USW_PAGE_BYTES, USW_FLOOR_PAGES);
+	atomic_store(&session->limit_pages, (int64_t)limit);
+	atomic_store(&session->low_pages, reserve_pages(session) / 2);
+
+	uint64_t resident = (uint64_t)usw_max(0, (uint64_t)atomic_load(&session->resident_base)) *
+			    USW_PAGE_BYTES;
+	atomic_store(&session->keep_copies,
+		     memory == UINT64_MAX || ram_bytes + resident < memory - memory / 8);
+}
+
+/** Bring the accounts up to date, if that is due. True: it was. */
+static bool account_if_due(struct usw_session *session)
+{
+	uint64_t now_ns = usw_now_ns();
+
+	if (now_ns - session->reclaim.accounted_ns < USW_ACCOUNT_NS)
+		return false;
+	session->reclaim.accounted_ns = now_ns;
+	set_limit(session, account_ram(session));
+	return true;
+}
+
+// --- Targets that came or went ------------------------------------------------------------------
+
+static void free_target(struct usw_session *session, struct usw_target *target)
+{
+	pthread_mutex_lock(&target->map_lock);
+	usw_target_forget(target, 0, (uint64_t)1 << 47);
+	usw_pagemap_prune(&target->pagemap, 0, (uint64_t)1 << 47);
+	pthread_mutex_unlock(&target->map_lock);
+	// Pages its forks share may still be in its standby.
+	if (target->standby.space && usw_standby_drain(target, 0, UINT32_MAX))
+		return; // no room for them now; try again later
+
+	uint32_t id = target->id;
+	int pid = target->pid;
+	pthread_mutex_lock(&session->targets_lock);
+	if (atomic_load(&target->pins)) {
+		pthread_mutex_unlock(&session->targets_lock);
+		return; // a late handshake looks at it; try again later
+	}
+	if (session->targets == target) {
+		session->targets = target->next;
+	} else {
+		struct usw_target *before = session->targets;
+
+		while (before->next != target)
+			before = before->next;
+		before->next = target->next;
+	}
+	if (session->reclaim.turn == target)
+		session->reclaim.turn = target->next;
+	usw_target_destroy(target);
+	pthread_mutex_unlock(&session->targets_lock);
+	atomic_fetch_sub(&session->targets_now, 1);
+	usw_session_report(session, USW_EVENT_TARGET_GONE, id, pid, "gone");
+}
+
+static void free_retired(struct usw_session *session)
+{
+	struct usw_target *next;
+
+	for (struct usw_target *target = session->targets; target; target = next) {
+		next = target->next;
+		if (atomic_load(&target->state) == USW_TARGET_RETIRED &&
+		    atomic_load(&target->pins) == 0)
+			free_target(session, target);
+	}
+}
+
+/** Ends that no pidfd tells: exec into something without a shim, children that never said hello. */
+static void probe_ends(struct usw_session *session)
+{
+	uint64_t now_ns = usw_now_ns();
+
+	if (now_ns - session->reclaim.probed_ns < USW_PROBE_NS)
+		return;
+	session->reclaim.probed_ns = now_ns;
+	session->own_bytes = own_anonymous_bytes();
+	for (struct usw_target *target = session->targets; target; target = target->next) {
+		if (atomic_load(&target->state) != USW_TARGET_LIVE)
+			continue;
+		if (atomic_load(&target->has_hands) ? usw_target_has_left(target)
+						    : usw_uffd_is_dead(target->uffd))
+			usw_target_ask_retire(target);
+	}
+}
+
+// --- Near the limit -----------------------------------------------------------------------------
+
+/** Near the limit adopt or register what is new of targets whose mappings have changed. */
+static void follow_growth(struct usw_session *session)
+{
+	if (usw_session_room(session) > usw_watch_margin(session))
+		return;
+	for (struct usw_target *target = session->targets; target; target = target->next) {
+		uint64_t start_ns = usw_now_ns();
+
+		if (atomic_load(&target->data_pages) == target->scanned_data_pages &&
+		    !atomic_load(&target->layout_changed))
+			continue;
+		if (start_ns < target->scan_due_ns)
+			continue;
+		// A target of many mappings changes faster than they can be read: about half of the
+		// time goes into looking, so that the other half is left for evicting.
+		usw_evict_register_all(target);
+		uint64_t end_ns = usw_now_ns();
+		target->scan_due_ns = end_ns + usw_min(end_ns - start_ns, USW_SCAN_PAUSE_NS);
+	}
+}
+
+/** Whose turn it is next; NULL if there is no target. */
+static struct usw_target *next_turn(struct usw_session *session)
+{
+	struct usw_target *turn = session->reclaim.turn ? session->reclaim.turn : session->targets;
+
+	session->reclaim.turn = turn ? turn->next : NULL;
+	return turn;
+}
+
+/**
+ * Sweep over the targets until `need` pages have left, or everything there is was passed over as
+ * often as the hottest page may ask for. Returns the pages that left.
+ */
+static uint32_t sweep(struct usw_session *session, uint32_t need)
+{
+	uint64_t barren = 0;
+	uint32_t evicted = 0;
+
+	while (evicted < need &&
+	       barren < (atomic_load(&session->targets_now) + 1) * USW_SWEEPS_MAX) {
+		struct usw_target *target = next_turn(session);
+		enum usw_evict_result result = USW_EVICT_DONE;
+		uint32_t before = evicted;
+
+		if (!target)
+			break;
+		while (evicted == before && result == USW_EVICT_DONE) {
+			uint32_t wanted = (uint32_t)usw_min(need - evicted, USW_BATCH_PAGES);
+
+			result = usw_evict_some(target, wanted < 16 ? 16 : wanted,
+						barren > 0 || session->reclaim.pressed, &evicted);
+			if (account_if_due(session))
+				follow_growth(session);
+		}
+		barren = evicted == before ? barren + 1 : 0;
+		while (usw_standby_count(&target->standby) > USW_STANDBY_KEEP &&
+		       usw_standby_drain(target, USW_STANDBY_KEEP, USW_DRAIN_PAGES) == 0)
+			if (account_if_due(session))
+				follow_growth(session);
+	}
+	return evicted;
+}
+
+/** Keep the reserve. Returns false if there is nothing left to give. */
+static bool keep_reserve(struct usw_session *session)
+{
+	int64_t reserve = reserve_pages(session);
+	int64_t room = usw_session_room(session);
+
+	if (room >= atomic_load(&session->low_pages)) {
+		session->reclaim.pressed = false;
+		return true;
+	}
+	uint32_t evicted = sweep(session, (uint32_t)(reserve - room));
+	session->reclaim.pressed = usw_session_room(session) <= 0;
+	usw_fault_kick(session);
+	return evicted > 0;
+}
+
+// --- In the shadow ------------------------------------------------------------------------------
+
+static void drain_all(struct usw_session *session, uint32_t keep)
+{
+	for (struct usw_target *target = session->targets; target; target = target->next)
+		if (target->standby.space)
+			usw_standby_drain(target, keep, UINT32_MAX);
+}
+
+/** Give the memory of empty standby queues back. */
+static void trim_all(struct usw_session *session)
+{
+	for (struct usw_target *target = session->targets; target; target = target->next)
+		if (target->standby.space && usw_standby_count(&target->standby) == 0)
+			usw_standby_trim(&target->standby);
+}
+
+static void drop_copies(struct usw_session *session)
+{
+	for (struct usw_target *target = session->targets; target; target = target->next) {
+		uint64_t cursor = 0;
+
+		if (atomic_load(&target->state) == USW_TARGET_LIVE)
+			while (usw_evict_drop_copies(target, &cursor, 4096))
+				;
+	}
+}
+
+static void compact_if_worth(struct usw_session *session, uint64_t garbage_share)
+{
+	uint64_t used = session->segments.used_bytes;
+
+	usw_segments_reap(&session->segments);
+	if (used > 2 * USW_SEGMENT_BYTES &&
+	    usw_segments_garbage_bytes(&session->segments) > used / garbage_share)
+		usw_compact_one(&session->vswap);
+}
+
+static void housekeep(struct usw_session *session)
+{
+	bool tight = atomic_load(&session->memory_limit_bytes) != UINT64_MAX;
+
+	usw_vswap_collect(&session->vswap);
+	compact_if_worth(session, 5);
+	if (tight && !atomic_load(&session->keep_copies) &&
+	    usw_session_room(session) <= reserve_pages(session)) {
+		drain_all(session, USW_BATCH_PAGES);
+		trim_all(session);
+	}
+}
+
+// --- Nothing left to give -----------------------------------------------------------------------
+
+static void out_of_memory(struct usw_session *session)
+{
+	uint64_t resident = (uint64_t)atomic_load(&session->resident_base) * USW_PAGE_BYTES;
+
+	if (atomic_exchange(&session->out_of_memory, true))
+		return;
+	usw_session_report(
+		session, USW_EVENT_OUT_OF_MEMORY, 0, 0,
+		"the budget of %llu MiB cannot hold this program: %llu MiB are resident and cannot "
+		"leave, %llu MiB are needed for what has left; give --memory more",
+		(unsigned long long)(atomic_load(&session->memory_limit_bytes) >> 20),
+		(unsigned long long)(resident >> 20),
+		(unsigned long long)(atomic_load(&session->ram_bytes) >> 20));
+	usw_session_kill_all(session, "out of memory");
+}
+
+/** Over the budget by more than an overdraft, with nothing evictable or the floor reached. */
+static bool is_over_budget(struct usw_session *session, bool gave)
+{
+	uint64_t memory = atomic_load(&session->memory_limit_bytes);
+	uint64_t resident = (uint64_t)atomic_load(&session->resident_base) * USW_PAGE_BYTES;
+	uint64_t total = atomic_load(&session->ram_bytes) + resident;
+
+	if (memory == UINT64_MAX || total <= memory + USW_OVERDRAFT_BYTES)
+		return false;
+	return !gave || atomic_load(&session->limit_pages) <= USW_FLOOR_PAGES;
+}
+
+/** What to do when a sweep over everything gave nothing. */
+static void nothing_to_give(struct usw_session *session, bool gave)
+{
+	struct usw_reclaim *reclaim = &session->reclaim;
+	bool barren = !gave && usw_session_room(session) <= 0;
+	bool over = is_over_budget(session, gave);
+
+	// A sweep may give nothing for a moment: an event is being applied, a child's hands is not
+	// there yet. A limit below what cannot leave at all (stacks, locked and pinned memory) slows
+	// the program down; it does not stop it for ever.
+	if (!barren)
+		reclaim->barren_since_ns = 0;
+	else if (!reclaim->barren_since_ns)
+		reclaim->barren_since_ns = usw_now_ns();
+	bool stuck = barren && usw_now_ns() - reclaim->barren_since_ns > USW_BARREN_NS;
+	atomic_store(&session->let_pass, stuck);
+	if (!over) {
+		reclaim->stuck_since_ns = 0;
+		if (stuck && !reclaim->warned_unmanaged &&
+		    usw_session_room(session) < -(int64_t)(USW_OVERDRAFT_BYTES / USW_PAGE_BYTES)) {
+			reclaim->warned_unmanaged = true;
+			usw_session_report(
+				session, USW_EVENT_WARNING, 0, 0,
+				"the limit is below what cannot be evicted (%llu MiB resident)",
+				(unsigned long long)(atomic_load(&session->resident_base) >> 8));
+		}
+		return;
+	}
+	drain_all(session, 0);
+	trim_all(session);
+	drop_copies(session);
+	usw_vswap_collect(&session->vswap);
+	compact_if_worth(session, 20);
+	if (!reclaim->stuck_since_ns)
+		reclaim->stuck_since_ns = usw_now_ns();
+	else if (usw_now_ns() - reclaim->stuck_since_ns > USW_STUCK_NS)
+		out_of_memory(session);
+}
+
+// --- The thread ---------------------------------------------------------------------------------
+
+/** xorshift64: Marsaglia, "Xorshift RNGs", 2003. Good enough to choose pages. */
+static uint64_t next_random(struct usw_reclaim *reclaim)
+{
+	uint64_t x = reclaim->random;
+
+	x ^= x << 13;
+	x ^= x >> 7;
+	x ^= x << 17;
+	return reclaim->random = x;
+}
+
+/** --stress: evict at a steady rate, at random, whatever the limit. */
+static void stress(struct usw_session *session)
+{
+	struct usw_reclaim *reclaim = &session->reclaim;
+	const uint32_t pages = 16;
+	uint64_t step_ns = (uint64_t)pages * 1000000000u / session->config.stress_pages_per_second;
+	uint64_t now_ns = usw_now_ns();
+
+	// Never more than a tenth of a second is made up for.
+	if (now_ns - reclaim->stress_due_ns > 100000000u)
+		reclaim->stress_due_ns = now_ns - 100000000u;
+	while (reclaim->stress_due_ns < now_ns) {
+		struct usw_target *target = next_turn(session);
+		uint32_t evicted = 0;
+
+		if (target) {
+			if (atomic_load(&target->data_pages) != target->scanned_data_pages)
+				usw_evict_register_all(target);
+			usw_evict_random(target, next_random(reclaim), pages, &evicted);
+			if (usw_standby_count(&target->standby) > USW_STANDBY_KEEP / 2)
+				usw_standby_drain(target, USW_STANDBY_KEEP / 2, UINT32_MAX);
+		}
+		reclaim->stress_due_ns += step_ns;
+		account_if_due(session);
+	}
+}
+
+/**
+ * While faults come fast there will be work in some microseconds: wait for it awake. That keeps
+ * this processor from halting, and the scheduler from moving a program that was just woken away
+ * from the warm processor on which its fault was answered. True if there is work.
+ */
+static bool spin_while_busy(struct usw_session *session)
+{
+	uint32_t clock = atomic_load(&session->fault_clock);
+	uint64_t start_ns = usw_now_ns();
+
+	if (clock == session->reclaim.last_clock)
+		return false;
+	while (usw_now_ns() - start_ns < USW_SPIN_NS) {
+		for (int i = 0; i < 50; i++)
+			usw_cpu_relax();
+		if (usw_session_room(session) < atomic_load(&session->low_pages))
+			return true;
+		if (atomic_load(&session->fault_clock) != clock) {
+			clock = atomic_load(&session->fault_clock);
+			start_ns = usw_now_ns();
+			if (start_ns - session->reclaim.accounted_ns > USW_ACCOUNT_NS)
+				break;
+		}
+	}
+	session->reclaim.last_clock = clock;
+	return true;
+}
+
+static void sleep_until_needed(struct usw_session *session)
+{
+	struct usw_reclaim *reclaim = &session->reclaim;
+
+	if (spin_while_busy(session))
+		return;
+	uint32_t seen = atomic_load(&reclaim->kick);
+	struct timespec timeout = {.tv_nsec = session->config.stress_pages_per_second
+						      ? USW_STRESS_INTERVAL_NS
+						      : USW_INTERVAL_NS};
+
+	atomic_store(&reclaim->sleeping, 1);
+	if (!atomic_load(&session->stopping) &&
+	    usw_session_room(session) >= atomic_load(&session->low_pages))
+		syscall(SYS_futex, &reclaim->kick, FUTEX_WAIT_PRIVATE, seen, &timeout, NULL, 0);
+	else if (!atomic_load(&session->stopping))
+		usleep(100); // over the limit and nothing to give: others first
+	atomic_store(&reclaim->sleeping, 0);
+}
+
+void *usw_reclaim_main(void *argument)
+{
+	struct usw_session *session = argument;
+	struct usw_reclaim *reclaim = &session->reclaim;
+
+	usw_session_hurry(0);
+	reclaim->random = session->hash_seed | 1;
+	reclaim->stress_due_ns = usw_now_ns();
+	while (!atomic_load_explicit(&session->stopping, memory_order_relaxed)) {
+		free_retired(session);
+		account_if_due(session);
+		probe_ends(session);
+		follow_growth(session);
+		nothing_to_give(session, keep_reserve(session));
+		if (session->config.stress_pages_per_second)
+			stress(session);
+		housekeep(session);
+		sleep_until_needed(session);
+	}
+	return NULL;
+}

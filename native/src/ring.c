@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: MIT
+
+/**
+ * @file
+ * Talking to hands. See ring.h.
+ */
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <poll.h>
+#include <sched.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+
+#include "ring.h"
+
+/* How long to spin before sleeping: a batch of 64 pages takes hands about 40 us. */
+#define USW_RING_SPIN_NS 50000u
+#define USW_RING_SLEEP_NS 5000000u
+#define USW_RING_PATIENCE_NS 10000000000u
+/*
+ * A move of one run takes a few microseconds. If it is not through by then, hands lost its
+ * processor in the middle, most likely to us: it is the next to run there when we yield.
+ */
+#define USW_GATE_SPINS 100u
+#define USW_GATE_YIELDS 200u
+
+bool usw_gate_enter(struct usw_target *target)
+{
+	struct usw_ring *ring = target->ring;
+
+	if (!ring)
+		return true;
+	__atomic_store_n(&ring->gate_agent, 1, __ATOMIC_SEQ_CST);
+	for (uint32_t i = 0; __atomic_load_n(&ring->gate_hands, __ATOMIC_SEQ_CST); i++) {
+		if (i == USW_GATE_SPINS + USW_GATE_YIELDS) {
+			__atomic_store_n(&ring->gate_agent, 0, __ATOMIC_SEQ_CST);
+			return false;
+		}
+		if (i < USW_GATE_SPINS)
+			usw_cpu_relax();
+		else
+			sched_yield();
+	}
+	return true;
+}
+
+void usw_gate_leave(struct usw_target *target)
+{
+	if (target->ring)
+		__atomic_store_n(&target->ring->gate_agent, 0, __ATOMIC_SEQ_CST);
+}
+
+static void ring_bell(struct usw_target *target, char what)
+{
+	// A full socket means that bells are waiting to be heard already.
+	send(target->connection, &what, 1, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+void usw_ring_post(struct usw_target *target, enum usw_command_op op, uint32_t epoch,
+		   const struct usw_run *runs, uint32_t run_count, bool prepare)
+{
+	struct usw_ring *ring = target->ring;
+	uint32_t page_count = 0;
+
+	usw_assert(run_count > 0 && run_count <= USW_BATCH_RUNS_MAX);
+	for (uint32_t i = 0; i < run_count; i++) {
+		ring->runs[i] = runs[i];
+		page_count += runs[i].page_count;
+	}
+	usw_assert(page_count <= USW_BATCH_PAGES_MAX);
+	ring->op = op;
+	ring->run_count = run_count;
+	ring->page_count = page_count;
+	ring->command_epoch = epoch;
+	ring->prepare = prepare;
+	ring->agent_waiting = 0;
+	target->posted_seq++;
+	__atomic_store_n(&ring->posted_seq, target->posted_seq, __ATOMIC_SEQ_CST);
+	if (__atomic_load_n(&ring->hands_sleeping, __ATOMIC_SEQ_CST))
+		ring_bell(target, USW_BELL_WORK);
+}
+
+static bool is_done(struct usw_target *target)
+{
+	return __atomic_load_n(&target->ring->done_seq, __ATOMIC_ACQUIRE) == target->posted_seq;
+}
+
+/** Sleep until done_seq changes or a few milliseconds have passed. */
+static void sleep_on_ring(struct usw_target *target)
+{
+	struct usw_ring *ring = target->ring;
+	struct timespec patience = {.tv_nsec = USW_RING_SLEEP_NS};
+	uint32_t seen = target->posted_seq - 1;
+
+	__atomic_store_n(&ring->agent_waiting, 1, __ATOMIC_SEQ_CST);
+	syscall(SYS_futex, &ring->done_seq, FUTEX_WAIT, seen, &patience, NULL, 0);
+}
+
+static bool hands_is_gone(const struct usw_target *target)
+{
+	struct pollfd connection = {.fd = target->connection, .events = POLLRDHUP};
+
+	return poll(&connection, 1, 0) == 1 &&
+	       (connection.revents & (POLLHUP | POLLRDHUP | POLLERR));
+}
+
+int usw_ring_wait(struct usw_target *target, struct usw_answer *ret)
+{
+	uint64_t start_ns = usw_now_ns();
+
+	while (!is_done(target)) {
+		uint64_t waited_ns = usw_now_ns() - start_ns;
+
+		if (waited_ns < USW_RING_SPIN_NS) {
+			for (uint32_t i = 0; i < 50 && !is_done(target); i++)
+				usw_cpu_relax();
+			continue;
+		}
+		sleep_on_ring(target);
+		if (!is_done(target) && (hands_is_gone(target) || waited_ns > USW_RING_PATIENCE_NS))
+			return -ESRCH;
+	}
+	for (uint32_t i = 0; i < USW_BATCH_PAGES_MAX / 64; i++)
+		ret->moved[i] = __atomic_load_n(&target->ring->moved[i], __ATOMIC_RELAXED);
+	int error = __atomic_load_n(&target->ring->error, __ATOMIC_RELAXED);
+	ret->error = error > 0 && error < 4096 ? -error : 0;
+	return 0;
+}
+
+void usw_ring_quit(struct usw_target *target)
+{
+	if (target->connection >= 0)
+		ring_bell(target, USW_BELL_QUIT);
+}

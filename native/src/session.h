@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: MIT
+
+/**
+ * @file
+ * A session: one budget over a tree of targets, and everything they share.
+ *
+ * Residency is known in two parts: `resident_base` is what the kernel said when the reclaim
+ * thread last asked, `resident_delta` what has been brought in and out since. Every page the
+ * fault thread lets in is charged before it is there, so growth into registered memory can never
+ * pass the limit unseen.
+ */
+
+#ifndef USW_SESSION_H
+#define USW_SESSION_H
+
+#include "stats.h"
+#include "target.h"
+
+#define USW_FAULT_THREADS_MAX 8u
+#define USW_EVENTS_MAX 256u
+/** No effective limit is ever smaller: a program needs some pages at once to make progress. */
+#define USW_FLOOR_PAGES 256
+
+/** News for the control plane: a bounded queue and an eventfd. */
+struct usw_event_queue {
+	pthread_mutex_t lock;
+	int fd;
+	uint32_t head, tail;
+	struct usw_event at[USW_EVENTS_MAX];
+};
+
+struct usw_fault_thread {
+	struct usw_session *session;
+	pthread_t thread;
+	bool started;
+	int epoll_fd;
+	int kick_fd;
+	_Atomic bool retire_asked; /* some target of this thread has retire_asked set */
+	_Atomic uint32_t deferred_count;
+	struct usw_target *deferred_list;
+	int processor;        /* where it has moved to; -1: nowhere yet */
+	uint64_t followed_ns; /* when it last looked where it should be */
+	struct usw_counters counters __attribute__((aligned(64)));
+	struct usw_histogram latency;
+	char *page;  /* content on its way in */
+	char *zeros; /* USW_HOLE_PAGES_MAX pages */
+};
+
+struct usw_reclaim {
+	pthread_t thread;
+	bool started;
+	_Atomic uint32_t kick; /* futex: raised by whoever wants the thread to look */
+	_Atomic uint32_t sleeping;
+	struct usw_counters counters __attribute__((aligned(64)));
+	uint64_t accounted_ns;
+	uint64_t probed_ns;
+	uint32_t last_clock; /* fault clock when it last waited awake */
+	bool pressed;        /* the last sweep did not make room: shared pages must go, too */
+	uint64_t stress_due_ns;
+	uint64_t barren_since_ns; /* no sweep has given anything since then; 0: the last one did */
+	uint64_t stuck_since_ns;  /* over the limit and nothing left to give since then; 0: no */
+	uint64_t random;
+	bool warned_unmanaged;
+	struct usw_target *turn; /* whose turn it is to give pages */
+};
+
+struct usw_watch {
+	pthread_t thread;
+	bool started;
+	_Atomic uint32_t kick; /* futex */
+	_Atomic bool dozing;   /* it sleeps for long: whoever sees something move wakes it */
+	uint32_t calm_rounds;  /* looks in a row at which nothing had moved */
+	int64_t last_base;
+	uint32_t last_clock;
+	uint64_t measured_ns;
+	_Atomic int64_t growth_pages_per_ms;
+};
+
+struct usw_session {
+	struct usw_config config;
+	uint64_t hash_seed;
+
+	struct usw_segments segments;
+	struct usw_vswap vswap;
+	struct usw_nodes nodes;
+	struct usw_standby_space standbys;
+
+	_Atomic uint64_t memory_limit_bytes;
+	_Atomic uint64_t resident_limit_bytes;
+	_Atomic int64_t limit_pages __attribute__((aligned(64))); /* in force now; set by reclaim */
+	_Atomic int64_t low_pages; /* with less room than this the reclaim thread has work */
+	_Atomic int64_t resident_base;
+	_Atomic bool keep_copies; /* kept copies are affordable */
+	_Atomic bool let_pass;    /* nothing can be evicted: answer faults whatever the limit */
+	_Atomic int64_t resident_delta __attribute__((aligned(64)));
+	_Atomic uint32_t fault_clock __attribute__((aligned(64))); /* fault-ins so far */
+
+	pthread_mutex_t targets_lock;
+	struct usw_target *_Atomic targets; /* pushed at the head by any, removed by reclaim */
+	uint32_t next_target_id;
+	_Atomic uint64_t targets_total;
+	_Atomic uint64_t targets_now;
+
+	_Atomic bool stopping;
+	_Atomic bool out_of_memory;
+	struct usw_fault_thread threads[USW_FAULT_THREADS_MAX];
+	uint32_t thread_count;
+	uint32_t next_thread;
+	struct usw_reclaim reclaim;
+	struct usw_watch watch;
+	struct usw_event_queue events;
+
+	uint64_t own_bytes; /* the agent's own anonymous memory; reclaim thread */
+	_Atomic uint64_t resident_peak_bytes;
+	_Atomic uint64_t ram_bytes;
+	_Atomic uint64_t ram_peak_bytes;
+	_Atomic uint64_t standby_pages;
+	_Atomic uint64_t metadata_bytes;
+	_Atomic uint64_t ram_stored_bytes;
+	_Atomic uint64_t ram_segments;
+	_Atomic uint64_t compacted_segments;
+};
+
+/** Pages that may still become resident. Negative: over the limit. */
+static inline int64_t usw_session_room(const struct usw_session *session)
+{
+	return atomic_load_explicit(&session->limit_pages, memory_order_relaxed) -
+	       atomic_load_explicit(&session->resident_base, memory_order_relaxed) -
+	       atomic_load_explicit(&session->resident_delta, memory_order_relaxed);
+}
+
+static inline void usw_session_charge(struct usw_session *session, int64_t pages)
+{
+	atomic_fetch_add_explicit(&session->resident_delta, pages, memory_order_relaxed);
+}
+
+/**
+ * Put a new target into the list and give it to a fault thread, which serves it from now on. It
+ * may be gone when this returns: use the ID that was stored.
+ */
+int usw_session_adopt(struct usw_session *session, struct usw_target *target, uint32_t *ret_id);
+
+/** Tell the control plane something. Never blocks; when the queue is full the news is lost. */
+void usw_session_report(struct usw_session *session, enum usw_event_kind kind, uint32_t target_id,
+			int pid, const char *format, ...) __attribute__((format(printf, 5, 6)));
+
+/**
+ * The next target of the list, or the first after NULL; NULL at the end. What it returns is pinned
+ * until it is handed in again, so the list may be walked without holding the lock. Any thread.
+ */
+struct usw_target *usw_session_walk(struct usw_session *session, struct usw_target *previous);
+
+/** Wake the watch thread if it has lain down because nothing moved. */
+void usw_watch_kick(struct usw_session *session);
+
+/** Wake the reclaim thread if it sleeps. */
+void usw_reclaim_kick(struct usw_session *session);
+
+/** Make the fault threads look at their waiting faults again, if there are any. */
+void usw_fault_kick(struct usw_session *session);
+
+/**
+ * Ask the scheduler to run a task (0: the calling thread) soon and briefly when it wakes: a fault
+ * that waits behind somebody's time slice costs milliseconds. The slice needs no privilege (ignored
+ * before Linux 6.12); the weight that keeps 64 busy threads of a program from leaving the agent
+ * three percent of a processor does, and is left alone without it.
+ */
+void usw_session_hurry(int task_id);
+
+void *usw_fault_main(void *fault_thread);
+void *usw_reclaim_main(void *session);
+void *usw_watch_main(void *session);
+
+#endif /* USW_SESSION_H */

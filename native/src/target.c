@@ -1,0 +1,386 @@
+// SPDX-License-Identifier: MIT
+
+/**
+ * @file
+ * The life of a target outside faults and evictions. See target.h.
+ */
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/kcmp.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+
+#include "ring.h"
+#include "session.h"
+#include "uffd.h"
+
+/* Slots a target's standby uses as a ring: 4 MiB, twice a huge page. */
+#define USW_STANDBY_RING_SLOTS 1024u
+
+struct usw_target *usw_target_create(struct usw_session *session)
+{
+	struct usw_target *target = calloc(1, sizeof(*target));
+	if (!target)
+		return NULL;
+
+	target->deferred = calloc(USW_DEFERRED_MAX, sizeof(*target->deferred));
+	if (!target->deferred || getrandom(&target->token, sizeof(target->token), 0) < 0) {
+		free(target->deferred);
+		free(target);
+		return NULL;
+	}
+	target->token |= 1; // never 0: a child that reads 0 was not registered
+	target->session = session;
+	target->pagemap.nodes = &session->nodes;
+	target->hands_processor = -1;
+	target->standby.number = USW_STANDBY_MAX;
+	target->eligible_stale = true;
+	pthread_mutex_init(&target->map_lock, NULL);
+	pthread_mutex_init(&target->stretches_lock, NULL);
+	target->uffd = target->pidfd = target->statm_fd = target->maps_fd = -1;
+	target->pagemap_fd = target->smaps_fd = target->area_fd = target->connection = -1;
+	return target;
+}
+
+void usw_target_destroy(struct usw_target *target)
+{
+	if (!target)
+		return;
+	usw_standby_deinit(&target->standby);
+	if (target->ring)
+		munmap(target->ring, USW_RING_BYTES);
+	usw_ranges_free(&target->registered);
+	usw_maps_free(&target->eligible);
+	usw_ranges_free(&target->refused);
+	int fds[] = {target->uffd,       target->pidfd,    target->statm_fd, target->maps_fd,
+		     target->pagemap_fd, target->smaps_fd, target->area_fd,  target->connection};
+	for (size_t i = 0; i < sizeof(fds) / sizeof(fds[0]); i++)
+		usw_cleanup_close(&fds[i]);
+	pthread_mutex_destroy(&target->map_lock);
+	pthread_mutex_destroy(&target->stretches_lock);
+	free(target->deferred);
+	free(target);
+}
+
+static int attach_error(struct usw_error *error, int code, const char *text)
+{
+	error->code = -code;
+	snprintf(error->text, sizeof(error->text), "%s", text);
+	return code;
+}
+
+/** The area must not change its size under us, nor be made of huge pages that may run out. */
+static bool area_is_sound(int fd)
+{
+	int seals = fcntl(fd, F_GET_SEALS);
+	struct stat status;
+
+	return seals >= 0 && (seals & F_SEAL_SHRINK) && (seals & F_SEAL_GROW) &&
+	       fstat(fd, &status) == 0 && status.st_size == USW_AREA_MEMFD_BYTES &&
+	       status.st_blksize == USW_PAGE_BYTES;
+}
+
+static int open_statm(int pid)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/%d/statm", pid);
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	return fd < 0 ? -errno : fd;
+}
+
+int usw_target_attach(struct usw_target *target, const struct usw_hello *hello, const int *fds,
+		      int pidfd, int pid, int connection, struct usw_error *error)
+{
+	if (hello->area_start % USW_HUGE_BYTES || hello->area_start > (uint64_t)1 << 47 ||
+	    hello->token_page % USW_PAGE_BYTES || hello->token_page > (uint64_t)1 << 47)
+		return attach_error(error, -EPROTO, "the hello's addresses make no sense");
+	if (!area_is_sound(fds[USW_FD_AREA]))
+		return attach_error(error, -EPROTO,
+				    "the area is not a sealed memfd of the right size");
+
+	// The pid may have been reused before statm was opened; then the pidfd is dead.
+	_cleanup_close_ int statm_fd = open_statm(pid);
+	if (statm_fd < 0 || syscall(SYS_pidfd_send_signal, pidfd, 0, NULL, 0) < 0)
+		return attach_error(error, -ESRCH, "the process is gone");
+
+	void *ring =
+		mmap(NULL, USW_RING_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fds[USW_FD_AREA], 0);
+	if (ring == MAP_FAILED)
+		return attach_error(error, -errno, "cannot map the command ring");
+	int ret = usw_standby_init(&target->standby, &target->session->standbys, fds[USW_FD_AREA],
+				   USW_STANDBY_RING_SLOTS);
+	if (ret) {
+		munmap(ring, USW_RING_BYTES);
+		return attach_error(error, ret, "cannot map the standby slots");
+	}
+
+	target->pid = pid;
+	target->pidfd = pidfd;
+	target->statm_fd = statm_fd;
+	statm_fd = -1;
+	target->connection = connection;
+	target->maps_fd = fds[USW_FD_MAPS];
+	target->pagemap_fd = fds[USW_FD_PAGEMAP];
+	target->smaps_fd = fds[USW_FD_SMAPS];
+	target->area_fd = fds[USW_FD_AREA];
+	target->area_start = hello->area_start;
+	target->token_page = hello->token_page;
+	target->posted_seq = ((struct usw_ring *)ring)->posted_seq;
+	((struct usw_ring *)ring)->epoch = target->epoch;
+	if (target->inherited_unchecked && usw_target_leave_out(target, target->smaps_fd) == 0)
+		target->inherited_unchecked = false;
+	__atomic_store_n(&target->ring, ring, __ATOMIC_RELEASE);
+	atomic_store(&target->has_hands, true);
+	return 0;
+}
+
+int usw_target_register_stages(struct usw_target *target)
+{
+	int ret = usw_uffd_register(target->uffd, target->area_start + USW_AREA_STAGE_IN_OFFSET,
+				    USW_HUGE_BYTES);
+
+	return ret ? ret
+		   : usw_uffd_register(target->uffd, target->area_start + USW_AREA_HUGE_IN_OFFSET,
+				       USW_HUGE_BYTES);
+}
+
+int usw_target_arm(struct usw_target *target)
+{
+	if (atomic_load(&target->inherited_unchecked))
+		return -EAGAIN; // its page map may tell of memory that it did not inherit
+	if (atomic_load(&target->armed))
+		return 0;
+	// First of all: a fork from here on has a token to find (see wire.h).
+	int ret = usw_uffd_register(target->uffd, target->token_page, USW_PAGE_BYTES);
+
+	if (ret)
+		atomic_store(&target->broken, true);
+	atomic_store(&target->armed, true);
+	return ret;
+}
+
+void usw_target_forget(struct usw_target *target, uint64_t start, uint64_t end)
+{
+	uint64_t address = start;
+	usw_page_word *word;
+
+	while ((word = usw_pagemap_next(&target->pagemap, &address, end))) {
+		uint64_t before = atomic_load_explicit(word, memory_order_acquire);
+
+		// In flight only if hands never answered; the target is being killed then.
+		usw_assert(usw_page_state(before) != USW_PAGE_EVICTING ||
+			   atomic_load(&target->broken));
+		atomic_store_explicit(word, 0, memory_order_release);
+		if (usw_page_id(before))
+			usw_vswap_put(&target->session->vswap, usw_page_id(before));
+		address += USW_PAGE_BYTES;
+	}
+}
+
+/** Put what the list of registered ranges does not have of [start, end) on it. */
+static int add_registered(struct usw_target *target, uint64_t start, uint64_t end)
+{
+	while (start < end) {
+		uint32_t i = usw_ranges_find(&target->registered, start);
+		struct usw_range *next = i < target->registered.count ? &target->registered.at[i]
+								      : NULL;
+
+		if (next && next->start <= start) {
+			start = next->end;
+			continue;
+		}
+		uint64_t gap_end = next ? usw_min(next->start, end) : end;
+		// Words here are left over from memory that went without an event: a range that a
+		// fork did not inherit.
+		usw_target_forget(target, start, gap_end);
+		if (!usw_ranges_add(&target->registered, start, gap_end))
+			return -ENOMEM;
+		start = gap_end;
+	}
+	return 0;
+}
+
+struct seen_mapping {
+	struct usw_range range;
+	enum usw_maps_kind kind;
+};
+
+static int visit_one(void *context, uint64_t start, uint64_t end, enum usw_maps_kind kind)
+{
+	*(struct seen_mapping *)context =
+		(struct seen_mapping){.range = {start, end}, .kind = kind};
+	return 1;
+}
+
+/**
+ * Whether the kernel confirms that what is mapped at `start` now is private anonymous memory and
+ * registered; clips *end to it. Eviction from what is not would leave a hole that nobody is asked
+ * to fill.
+ *
+ * A mapping that was not registered when it was read and is registered when asked about would be
+ * believed in without reason: parts of it may be gone, and what comes in their place is not
+ * registered. It can only be if somebody registered in between, or if registered memory was moved
+ * (or, on both of its ends, grown) into its place: both are looked for.
+ */
+static bool is_registered(struct usw_target *target, uint64_t start, uint64_t *end)
+{
+	uint32_t registrations = atomic_load(&target->registrations);
+	uint32_t remaps = atomic_load(&target->remaps);
+	struct seen_mapping seen = {0};
+
+	if (registrations % 2 || usw_maps_for_each(target->maps_fd, start, visit_one, &seen) != 1 ||
+	    seen.range.start > start ||
+	    (seen.kind != USW_MAPS_ELIGIBLE && seen.kind != USW_MAPS_RESERVE))
+		return false;
+	*end = usw_min(*end, seen.range.end);
+	return usw_uffd_probe(target->uffd, start) == USW_UFFD_ANONYMOUS &&
+	       usw_uffd_probe(target->uffd, *end - USW_PAGE_BYTES) == USW_UFFD_ANONYMOUS &&
+	       atomic_load(&target->registrations) == registrations &&
+	       atomic_load(&target->remaps) == remaps;
+}
+
+struct adoption {
+	struct usw_target *target;
+	struct usw_range within;
+	struct usw_ranges found;
+	int result;
+};
+
+static int visit_adopt(void *context, uint64_t start, uint64_t end, enum usw_maps_kind kind)
+{
+	struct adoption *adoption = context;
+	struct usw_target *target = adoption->target;
+
+	if (start >= adoption->within.end)
+		return 1;
+	start = usw_max(start, adoption->within.start);
+	end = usw_min(end, adoption->within.end);
+	if (kind == USW_MAPS_FOREIGN) {
+		// Shared memory that came after the look, and was registered with the rest.
+		if (usw_uffd_probe(target->uffd, start) == USW_UFFD_SHARED)
+			usw_uffd_unregister(target->uffd, start, end - start);
+		adoption->result = -EINVAL;
+	} else if (kind != USW_MAPS_OTHER) {
+		if (!is_registered(target, start, &end))
+			adoption->result = -EAGAIN;
+		else if (!usw_ranges_append(&adoption->found, start, end))
+			return -ENOMEM;
+	}
+	return 0;
+}
+
+/**
+ * The second registration says that what was found is registered with us: a program that has a
+ * userfaultfd of its own may have mapped and registered something between the first and the look.
+ */
+int usw_target_register(struct usw_target *target, uint64_t start, uint64_t end)
+{
+	struct adoption adoption = {.target = target, .within = {start, end}};
+	int ret = usw_uffd_register(target->uffd, start, end - start);
+
+	if (!ret)
+		ret = usw_maps_for_each(target->maps_fd, start, visit_adopt, &adoption);
+	if (ret >= 0)
+		ret = usw_uffd_register(target->uffd, start, end - start);
+	for (uint32_t i = 0; !ret && i < adoption.found.count; i++)
+		ret = add_registered(target, adoption.found.at[i].start, adoption.found.at[i].end);
+	usw_ranges_free(&adoption.found);
+	return ret ? ret : adoption.result;
+}
+
+bool usw_target_measure(struct usw_target *target)
+{
+	char text[128];
+	unsigned long long size, resident, shared, code, library, data;
+
+	if (!atomic_load(&target->has_hands))
+		return true;
+	ssize_t got = pread(target->statm_fd, text, sizeof(text) - 1, 0);
+	if (got <= 0)
+		return false;
+	text[got] = '\0';
+	if (sscanf(text, "%llu %llu %llu %llu %llu %llu", &size, &resident, &shared, &code,
+		   &library, &data) != 6)
+		return false;
+	target->anon_pages = resident > shared ? resident - shared : 0;
+	atomic_store(&target->data_pages, data);
+	return true;
+}
+
+bool usw_target_is_running(const struct usw_target *target)
+{
+	struct pollfd exited = {.fd = target->pidfd, .events = POLLIN};
+
+	return target->pidfd < 0 || poll(&exited, 1, 0) == 0;
+}
+
+int usw_target_leave_out(struct usw_target *child, int smaps_fd)
+{
+	struct usw_ranges ranges = {0};
+	int ret = usw_maps_not_inherited(smaps_fd, &ranges);
+
+	for (uint32_t i = 0; !ret && i < ranges.count; i++)
+		usw_target_forget(child, ranges.at[i].start, ranges.at[i].end);
+	usw_ranges_free(&ranges);
+	return ret;
+}
+
+void usw_target_poison_all(struct usw_target *target)
+{
+	uint64_t address = 0;
+	usw_page_word *word;
+
+	while ((word = usw_pagemap_next(&target->pagemap, &address, (uint64_t)1 << 47))) {
+		enum usw_page_state state = usw_page_state(atomic_load(word));
+
+		if ((state == USW_PAGE_EVICTED || state == USW_PAGE_EVICTING) &&
+		    usw_uffd_poison(target->uffd, address, USW_PAGE_BYTES) == -ESRCH)
+			return;
+		address += USW_PAGE_BYTES;
+	}
+}
+
+void usw_target_kill(struct usw_target *target, const char *why)
+{
+	if (target->pidfd >= 0)
+		syscall(SYS_pidfd_send_signal, target->pidfd, SIGKILL, NULL, 0);
+	if (!atomic_exchange(&target->kill_reported, true))
+		usw_session_report(target->session, USW_EVENT_TARGET_KILLED, target->id,
+				   target->pid, "%s", why);
+}
+
+void usw_target_ask_retire(struct usw_target *target)
+{
+	uint64_t one = 1;
+
+	atomic_store(&target->retire_asked, true);
+	atomic_store(&target->thread->retire_asked, true);
+	if (write(target->thread->kick_fd, &one, sizeof(one)) < 0)
+		return; // EAGAIN: the counter is full of kicks nobody has read yet
+}
+
+bool usw_target_has_left(struct usw_target *target)
+{
+	if (!target->hands_pid && target->ring) {
+		uint32_t claimed = __atomic_load_n(&target->ring->hands_pid, __ATOMIC_RELAXED);
+
+		// What the ring says may be a lie or a number of another pid namespace: it counts
+		// once the kernel has confirmed that it shares the program's memory.
+		if (claimed && syscall(SYS_kcmp, target->pid, claimed, KCMP_VM, 0, 0) == 0) {
+			target->hands_pid = claimed;
+			usw_session_hurry((int)claimed);
+		}
+		return false;
+	}
+	// An error (no permission, no such process) is "do not know": the pidfd tells of an exit.
+	return target->hands_pid &&
+	       syscall(SYS_kcmp, target->pid, target->hands_pid, KCMP_VM, 0, 0) > 0;
+}

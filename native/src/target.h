@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: MIT
+
+/**
+ * @file
+ * A target: one address space whose memory is managed, and who may touch what of it.
+ *
+ *   control thread   makes a target (handshake), looks descriptors up by ID
+ *   fault thread     one for the target's whole life: reads its messages, answers its faults,
+ *                    applies its events, retires it when its process is gone
+ *   reclaim thread   registers, evicts, drains its standby, and frees it after it was retired
+ *   watch thread     measures it; near the limit registers the stretches in which it grows
+ *
+ * Locks, in this order:
+ *
+ *   target->map_lock        layout of the page map, the ranges, and a batch in flight from pick to
+ *                           publish. The fault thread takes it to apply events, the reclaim thread
+ *                           for a batch or a registration. Answering a fault takes no lock
+ *   session->targets_lock   the list; held for list operations only. Targets leave the list under
+ *                           it, so whoever found one there may use it while holding the lock, or
+ *                           for longer after raising its `pins`
+ *   nodes->lock, standby_space->lock, events->lock, target->stretches_lock   leaves
+ *
+ * The rule that keeps a stale plan from touching a new mapping (see wire.h, the gate): the fault
+ * thread sets events_pending and raises the epoch inside the gate, before anybody released by
+ * the event can have run far, and clears events_pending when the page map tells the truth again.
+ * The reclaim thread, holding map_lock, reads the epoch first and events_pending second; pending
+ * means that its view is stale, a later rise makes hands refuse the batch.
+ */
+
+#ifndef USW_TARGET_H
+#define USW_TARGET_H
+
+#include <pthread.h>
+
+#include "maps.h"
+#include "pagemap.h"
+#include "standby.h"
+#include "uffdswap.h"
+
+struct usw_session;
+struct usw_fault_thread;
+
+/** Faults of one target that wait. When they are more, their threads are made to fault again. */
+#define USW_DEFERRED_MAX 1024u
+
+/** Stretches of a target's address space the watch thread registers. */
+#define USW_STRETCHES_MAX 16u
+
+struct usw_deferred {
+	uint64_t address;
+	uint64_t since_ns;
+	uint32_t flags; /* of the message: UFFD_PAGEFAULT_FLAG_* */
+	uint32_t thread_id;
+};
+
+enum usw_target_state {
+	USW_TARGET_LIVE = 1,
+	USW_TARGET_RETIRED = 2, /* the fault thread has let go; the reclaim thread frees it */
+};
+
+struct usw_target {
+	struct usw_target *next; /* session's list */
+	struct usw_session *session;
+	uint32_t id;
+	uint64_t token; /* what its token page will say to a forked child's shim; random */
+	_Atomic uint32_t state;
+	_Atomic bool retire_asked; /* by whom the fault thread does not hear otherwise */
+	_Atomic bool broken;       /* can no longer be evicted from */
+	_Atomic bool kill_reported;
+	_Atomic uint32_t pins; /* not freed while somebody uses it without a lock */
+
+	int uffd;
+	/* -1 until the handshake of a forked child; set under map_lock, never changed again. */
+	int pidfd;
+	int pid;
+	int statm_fd;
+	int maps_fd;
+	int pagemap_fd;
+	int smaps_fd;
+	int area_fd;
+	int connection;
+	uint64_t area_start;
+	uint64_t token_page;
+	struct usw_ring *ring;
+	_Atomic bool has_hands;
+
+	pthread_mutex_t map_lock;
+	struct usw_pagemap pagemap;
+	struct usw_ranges registered; /* under map_lock */
+	_Atomic bool armed;           /* the token page is registered */
+	_Atomic bool
+		inherited_unchecked; /* a fork whose parent was gone before its smaps could be read */
+	_Atomic uint32_t epoch;      /* raised by the fault thread at each event */
+	_Atomic bool events_pending;
+	_Atomic uint32_t remaps;     /* raised by the fault thread when memory has been moved */
+	_Atomic bool layout_changed; /* something was unmapped: a new mapping may be in its place */
+	/* Where nothing but private anonymous memory was at the last look; reclaim writes, watch reads. */
+	pthread_mutex_t stretches_lock;
+	uint32_t stretch_count;
+	struct usw_range stretches[USW_STRETCHES_MAX];
+	_Atomic uint32_t registrations; /* odd while the watch thread registers stretches */
+
+	/* Fault thread only. */
+	struct usw_fault_thread *thread;
+	struct usw_deferred *deferred;
+	_Atomic uint32_t deferred_waiting; /* entries of `deferred`; the reclaim thread looks at it */
+	struct usw_target *next_deferred; /* thread's list of targets with waiting faults */
+	bool on_deferred_list;
+	_Atomic uint32_t filling; /* a hole may be being filled: see usw_evict_batch() */
+	uint64_t hole_next;       /* a hole fault here goes on with a stream of them */
+	int hands_processor;      /* where it has been moved to */
+	uint32_t hole_window;     /* pages to fill at the next hole of the stream */
+
+	/* Watch thread; the reclaim thread reads data_pages. */
+	uint64_t anon_pages;         /* resident, as last measured */
+	_Atomic uint64_t data_pages; /* size of writable private memory, as last measured */
+	uint64_t watched_data_pages; /* when the stretches were last registered */
+	uint32_t watched_epoch;
+
+	/* Reclaim thread only. */
+	struct usw_standby standby;
+	struct usw_maps eligible;
+	struct usw_ranges refused; /* the kernel would not register it */
+	uint64_t refused_ns;       /* when `refused` was last emptied */
+	bool eligible_stale;
+	bool shared_in_lap; /* this lap of the sweep has met pages shared since a fork */
+	bool unshare_lap;   /* it takes them over: the one before has passed over them */
+	uint64_t cursor;    /* address at which the sweep goes on */
+	uint64_t scanned_data_pages;
+	uint64_t scan_due_ns; /* its mappings are not read again before */
+	uint32_t posted_seq;
+	_Atomic uint32_t hands_pid; /* confirmed to share the program's memory; 0: not yet */
+};
+
+/** Allocate with every descriptor -1. NULL: no memory. */
+struct usw_target *usw_target_create(struct usw_session *session);
+/** Free everything. Caller is the reclaim thread, or nothing runs. NULL is fine. */
+void usw_target_destroy(struct usw_target *target);
+
+/**
+ * Take over what a handshake delivered: check the area, map the ring. On failure nothing has been
+ * taken over.
+ */
+int usw_target_attach(struct usw_target *target, const struct usw_hello *hello, const int *fds,
+		      int pidfd, int pid, int connection, struct usw_error *error);
+
+/** Register the stages, which a fork does not inherit: that alone raises no event. 0 or -errno. */
+int usw_target_register_stages(struct usw_target *target);
+
+/**
+ * Register the token page, before anything else of the program is. Caller holds map_lock.
+ * Idempotent. On failure the target is broken: nothing of it will be evicted. -EAGAIN: not now.
+ */
+int usw_target_arm(struct usw_target *target);
+
+/**
+ * Register the eligible mappings in [start, end), where at the last look nothing else was mapped,
+ * and put on the list those of which the kernel says that they are. There may be gaps. Caller holds map_lock, is the reclaim thread. -EAGAIN: the mappings are
+ * changing, some may have been registered; -EINVAL: something else is there now; -EBUSY: another
+ * userfaultfd has a part of it.
+ */
+int usw_target_register(struct usw_target *target, uint64_t start, uint64_t end);
+
+/** Resident anonymous pages and data size from statm: 2 us. False: the process is gone. */
+bool usw_target_measure(struct usw_target *target);
+
+/** Drop what the page map says of [start, end). Caller holds map_lock. */
+void usw_target_forget(struct usw_target *target, uint64_t start, uint64_t end);
+
+/** True while the process has not exited. Any thread. */
+bool usw_target_is_running(const struct usw_target *target);
+
+/** SIGKILL the process and report why, once. Any thread. */
+void usw_target_kill(struct usw_target *target, const char *why);
+
+/**
+ * Drop what the page map of a forked child says of ranges that the child did not inherit, or
+ * inherited as zeros. `smaps_fd` is the parent's or the child's. 0 or -errno. Caller holds map_lock.
+ */
+int usw_target_leave_out(struct usw_target *child, int smaps_fd);
+
+/**
+ * Poison every evicted page: whoever is left without a pager gets SIGBUS, never zeros. For the end
+ * of a session, when a target may be left that could not be killed (a fork that never said hello).
+ */
+void usw_target_poison_all(struct usw_target *target);
+
+/** Ask the target's fault thread to retire it. Any thread. */
+void usw_target_ask_retire(struct usw_target *target);
+
+/** True if the program no longer runs in this address space (it called exec). Reclaim thread. */
+bool usw_target_has_left(struct usw_target *target);
+
+#endif /* USW_TARGET_H */

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: MIT
+
+/**
+ * @file
+ * Userfaultfd ioctls from outside. See uffd.h.
+ */
+
+#include <errno.h>
+#include <sys/ioctl.h>
+
+#include "uffd.h"
+
+int usw_uffd_api(int uffd, uint64_t features)
+{
+	struct uffdio_api api = {.api = UFFD_API, .features = features};
+
+	return ioctl(uffd, UFFDIO_API, &api) < 0 ? -errno : 0;
+}
+
+int usw_uffd_copy(int uffd, uint64_t address, const void *source, uint64_t length_bytes,
+		  uint64_t *ret_done)
+{
+	struct uffdio_copy copy = {
+		.dst = address,
+		.src = (uintptr_t)source,
+		.len = length_bytes,
+	};
+
+	if (usw_likely(ioctl(uffd, UFFDIO_COPY, &copy) == 0)) {
+		*ret_done = length_bytes;
+		return 0;
+	}
+
+	int error = errno;
+	*ret_done = copy.copy > 0 ? (uint64_t)copy.copy : 0;
+	// A short copy is reported as EAGAIN whatever stopped it; the next call will say.
+	return copy.copy < 0 ? (int)copy.copy : -error;
+}
+
+int usw_uffd_poison(int uffd, uint64_t address, uint64_t length_bytes)
+{
+	struct uffdio_poison poison = {.range = {.start = address, .len = length_bytes}};
+
+	if (ioctl(uffd, UFFDIO_POISON, &poison) == 0)
+		return 0;
+	return errno == ENOTTY || errno == EINVAL ? -EOPNOTSUPP : -errno;
+}
+
+int usw_uffd_wake(int uffd, uint64_t address, uint64_t length_bytes)
+{
+	struct uffdio_range range = {.start = address, .len = length_bytes};
+
+	return ioctl(uffd, UFFDIO_WAKE, &range) < 0 ? -errno : 0;
+}
+
+int usw_uffd_register(int uffd, uint64_t start, uint64_t length_bytes)
+{
+	struct uffdio_register argument = {
+		.range = {.start = start, .len = length_bytes},
+		.mode = UFFDIO_REGISTER_MODE_MISSING,
+	};
+
+	return ioctl(uffd, UFFDIO_REGISTER, &argument) < 0 ? -errno : 0;
+}
+
+int usw_uffd_unregister(int uffd, uint64_t start, uint64_t length_bytes)
+{
+	struct uffdio_range range = {.start = start, .len = length_bytes};
+
+	return ioctl(uffd, UFFDIO_UNREGISTER, &range) < 0 ? -errno : 0;
+}
+
+enum usw_uffd_kind usw_uffd_probe(int uffd, uint64_t page)
+{
+	struct uffdio_continue question = {.range = {.start = page, .len = USW_PAGE_BYTES}};
+
+	// CONTINUE maps what the page cache of a shared mapping has. The kernel looks for a
+	// registered mapping first (ENOENT), then says that anonymous memory has no such thing.
+	if (ioctl(uffd, UFFDIO_CONTINUE, &question) == 0)
+		return USW_UFFD_SHARED;
+	switch (errno) {
+	case EINVAL:
+		return USW_UFFD_ANONYMOUS;
+	case EFAULT: // nothing in the cache
+	case EEXIST:
+		return USW_UFFD_SHARED;
+	default: // ENOENT; EAGAIN: an event is unread; ESRCH
+		return USW_UFFD_UNKNOWN;
+	}
+}
+
+bool usw_uffd_is_dead(int uffd)
+{
+	struct uffdio_writeprotect nothing = {
+		.range = {.start = (uint64_t)1 << 32, .len = USW_PAGE_BYTES}};
+
+	// Nothing is ever registered for write-protection with this descriptor, so while there is an
+	// address space to look in, the answer is ENOENT.
+	return ioctl(uffd, UFFDIO_WRITEPROTECT, &nothing) < 0 && errno == ESRCH;
+}

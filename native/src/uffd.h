@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: MIT
+
+/**
+ * @file
+ * The userfaultfd ioctls that work from outside, one function each.
+ *
+ * All return 0 or -errno. The kernel reports a failed range in a signed field of the argument as
+ * well as in errno; these wrappers fold both into "how far" and "why". What a caller must expect:
+ *
+ *   -EAGAIN  an event of this descriptor is unread; the fault message does not come again
+ *   -EEXIST  the next page is present: somebody was first
+ *   -ENOENT  the range is not inside one registered mapping
+ *   -ESRCH   the address space is gone
+ *
+ * Stateless; any thread.
+ */
+
+#ifndef USW_UFFD_H
+#define USW_UFFD_H
+
+#include "base.h"
+#include "uffd_abi.h"
+
+/** The features every managed descriptor is opened with. */
+#define USW_UFFD_FEATURES \
+	(UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE | \
+	 UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_THREAD_ID | UFFD_FEATURE_MOVE | \
+	 UFFD_FEATURE_POISON)
+
+int usw_uffd_api(int uffd, uint64_t features);
+
+/** Copy pages in and wake who waits for them. Stores the bytes that arrived, also on failure. */
+int usw_uffd_copy(int uffd, uint64_t address, const void *source, uint64_t length_bytes,
+		  uint64_t *ret_done);
+
+/** Make accesses to the range end in SIGBUS. -EOPNOTSUPP before Linux 6.6. */
+int usw_uffd_poison(int uffd, uint64_t address, uint64_t length_bytes);
+
+int usw_uffd_wake(int uffd, uint64_t address, uint64_t length_bytes);
+
+int usw_uffd_register(int uffd, uint64_t start, uint64_t length_bytes);
+int usw_uffd_unregister(int uffd, uint64_t start, uint64_t length_bytes);
+
+/** What is mapped at a page, as far as userfaultfd is concerned. */
+enum usw_uffd_kind {
+	USW_UFFD_UNKNOWN,   /* nothing is mapped or registered there, or an event is unread */
+	USW_UFFD_ANONYMOUS, /* a registered mapping of private anonymous memory */
+	USW_UFFD_SHARED,    /* a registered mapping of something else */
+};
+
+/** Ask without any effect. Half a microsecond. */
+enum usw_uffd_kind usw_uffd_probe(int uffd, uint64_t page);
+
+/** True once the descriptor's address space is gone. No effect on it otherwise. */
+bool usw_uffd_is_dead(int uffd);
+
+#endif /* USW_UFFD_H */

@@ -1,0 +1,704 @@
+// SPDX-License-Identifier: MIT
+
+/**
+ * @file
+ * The data structures of the data plane behind a pipe, so that a test in another language can drive
+ * them and compare them with a plain dictionary. Not a test by itself.
+ *
+ * It does with page maps, descriptors, standby and segments what the fault thread and the reclaim
+ * thread do, without a userfaultfd: pages come in with the request, and go out with the answer.
+ * Requests are lines of a word and numbers; pages follow as they are, 4096 bytes each. Every request
+ * is answered by one line, "ok ..." or "no <reason>", and what it announces. At end of file everything
+ * is dropped, and what is left must be nothing.
+ *
+ *   target                        a new target: ok <target>
+ *   evict T ADDRESS COUNT  pages  ok <letter a page>: z(ero) s(ame) m(emory) c(lean) n(o room)
+ *   fault T ADDRESS KEEP          ok, then the page; or: ok poisoned
+ *   drop T ADDRESS                give up a kept copy
+ *   corrupt T ADDRESS             damage what is stored of a page: ok <whether there was anything>
+ *   fork T                        ok <target>
+ *   unmap T START END
+ *   remap T FROM TO BYTES
+ *   exit T
+ *   drain T COUNT                 standby into objects: ok <left in standby>; no room
+ *   ballast KIND COUNT SEED       so many pages of the driver's own, straight into objects
+ *   unballast COUNT SEED          drop so many of them, here and there
+ *   compact, collect, reap
+ *   dump                          ok <words> <IDs>, then T ADDRESS STATE ID of every word, then for each
+ *                                 ID: ID COUNT BACKEND, and the page unless the line ends in "corrupt"
+ *   check                         ok KEY=VALUE...: the invariants that only the inside can see
+ *
+ * A new request is one function and one line in the table at the end.
+ */
+
+#include <stdarg.h>
+#include <sys/mman.h>
+
+#include "check.h"
+#include "compact.h"
+#include "pagemap.h"
+#include "standby.h"
+
+#define TARGETS_MAX 64u
+#define BALLAST_MAX 16384u
+#define STANDBY_SLOTS 512u
+#define ADDRESS_END ((uint64_t)1 << 47)
+
+struct target {
+	bool live;     /* its process runs */
+	bool standing; /* its standby is mapped; outlives the process if others refer to it */
+	int area_fd;
+	char *slots; /* what hands writes to */
+	struct usw_pagemap map;
+	struct usw_standby standby;
+};
+
+struct ballast {
+	uint32_t id; /* 0: none */
+	enum check_kind kind;
+	uint64_t seed;
+};
+
+static struct usw_segments segments;
+static struct usw_vswap vswap;
+static struct usw_nodes nodes;
+static struct usw_standby_space standbys;
+static struct target targets[TARGETS_MAX];
+static struct ballast ballast[BALLAST_MAX];
+static uint64_t request[4]; /* the numbers of the request */
+
+static void answer(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+static void answer(const char *format, ...)
+{
+	va_list arguments;
+
+	va_start(arguments, format);
+	vprintf(format, arguments);
+	va_end(arguments);
+	putchar('\n');
+}
+
+static void send_page(const void *page)
+{
+	CHECK_EQ(fwrite(page, USW_PAGE_BYTES, 1, stdout), 1);
+}
+
+static struct target *the_target(void)
+{
+	CHECK_THAT(request[0], <, TARGETS_MAX);
+	return &targets[request[0]];
+}
+
+/** The optimistic read over all standbys: nobody moves anything meanwhile here. */
+static bool load(uint32_t id, void *page)
+{
+	uint64_t place = usw_word_place(usw_vswap_word(&vswap, id));
+	const char *standby = NULL;
+
+	if (usw_word_backend(usw_vswap_word(&vswap, id)) == USW_BACKEND_MEMORY)
+		standby = usw_standby_page(&standbys, usw_place_group(place), 0);
+	return check_read(&vswap, standby, id, page) == CHECK_READ_RIGHT;
+}
+
+/** Whether a page that left has the content of the ID it came from. */
+static bool is_unchanged(uint32_t id, const void *page, bool repeated, uint64_t word)
+{
+	switch (usw_word_backend(usw_vswap_word(&vswap, id))) {
+	case USW_BACKEND_ZERO:
+		return repeated && word == 0;
+	case USW_BACKEND_SAME:
+		return repeated && word == usw_vswap_hash(&vswap, id);
+	case USW_BACKEND_MEMORY:
+	case USW_BACKEND_OBJECT:
+		return !repeated && usw_codec_hash(page, CHECK_SEED) == usw_vswap_hash(&vswap, id);
+	case USW_BACKEND_FREE:
+		break;
+	}
+	CHECK(!"a page map refers to a free ID");
+	return false;
+}
+
+// --- Standby ------------------------------------------------------------------------------------
+
+static void standby_open(struct target *target)
+{
+	target->area_fd = memfd_create("area", MFD_CLOEXEC);
+	CHECK(target->area_fd >= 0);
+	CHECK(ftruncate(target->area_fd, USW_AREA_MEMFD_BYTES) == 0);
+	target->slots = mmap(NULL, USW_STANDBY_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED,
+			     target->area_fd, USW_RING_BYTES);
+	CHECK(target->slots != MAP_FAILED);
+	CHECK_EQ(usw_standby_init(&target->standby, &standbys, target->area_fd, STANDBY_SLOTS), 0);
+	target->standing = true;
+}
+
+static void standby_close(struct target *target)
+{
+	usw_standby_trim(&target->standby);
+	usw_standby_deinit(&target->standby);
+	munmap(target->slots, USW_STANDBY_BYTES);
+	close(target->area_fd);
+	*target = (struct target){0};
+}
+
+static bool compress_slot(struct target *target, uint32_t slot, uint32_t id)
+{
+	uint64_t place = usw_place(target->standby.number, slot);
+	uint64_t word = usw_vswap_word(&vswap, id);
+	char object[USW_PAGE_BYTES];
+	enum usw_codec codec;
+	uint64_t new_place;
+
+	if (usw_word_backend(word) != USW_BACKEND_MEMORY || usw_word_place(word) != place)
+		return true; // nobody refers to it any more
+	uint32_t length = usw_codec_compress(target->slots + slot * USW_PAGE_BYTES, object, &codec);
+	if (usw_segments_append(&segments, id, object, length, codec, &new_place))
+		return false;
+	CHECK(usw_vswap_repoint(&vswap, id, USW_BACKEND_MEMORY, place, USW_BACKEND_OBJECT,
+				new_place));
+	return true;
+}
+
+/** Move the oldest pages of a standby into objects. False: no room. */
+static bool drain(struct target *target, uint64_t count)
+{
+	struct usw_standby *standby = &target->standby;
+
+	for (; count && usw_standby_count(standby); count--) {
+		uint32_t slot = standby->tail % standby->capacity;
+
+		if (standby->owner[slot] && !compress_slot(target, slot, standby->owner[slot]))
+			return false;
+		standby->owner[slot] = USW_VSWAP_NONE;
+		standby->tail++;
+	}
+	if (usw_standby_count(standby) == 0)
+		usw_standby_trim(standby);
+	if (!target->live && usw_standby_count(standby) == 0)
+		standby_close(target);
+	return true;
+}
+
+static void do_drain(void)
+{
+	struct target *target = the_target();
+
+	if (!target->standing)
+		answer("ok 0");
+	else if (!drain(target, request[1]))
+		answer("no room");
+	else
+		answer("ok %u", target->standing ? usw_standby_count(&target->standby) : 0);
+}
+
+// --- Pages of a target --------------------------------------------------------------------------
+
+static uint32_t new_target(void)
+{
+	uint32_t number = 0;
+
+	while (number < TARGETS_MAX && (targets[number].live || targets[number].standing))
+		number++;
+	CHECK_THAT(number, <, TARGETS_MAX);
+	targets[number] = (struct target){.live = true, .map = {.nodes = &nodes}};
+	standby_open(&targets[number]);
+	return number;
+}
+
+static void do_target(void)
+{
+	answer("ok %u", new_target());
+}
+
+/** Give a page in its slot an ID. Returns the letter of the answer, 'n' if there was no ID. */
+static char settle(struct target *target, uint32_t kept_id, uint32_t slot, uint32_t *ret_id)
+{
+	const char *page = usw_standby_page(&standbys, target->standby.number, slot);
+	uint64_t word = 0;
+	bool repeated = usw_codec_is_repeated(page, &word);
+	enum usw_backend backend = word ? USW_BACKEND_SAME : USW_BACKEND_ZERO;
+
+	if (kept_id && is_unchanged(kept_id, page, repeated, word)) {
+		*ret_id = kept_id;
+		return 'c';
+	}
+	if (repeated)
+		return usw_vswap_alloc(&vswap, backend, 0, word, ret_id) ? 'n' : word ? 's' : 'z';
+	if (usw_vswap_alloc(&vswap, USW_BACKEND_MEMORY, usw_place(target->standby.number, slot),
+			    usw_codec_hash(page, CHECK_SEED), ret_id))
+		return 'n';
+	target->standby.owner[slot] = *ret_id;
+	return 'm';
+}
+
+/** One page on its way out, from picking to publishing. */
+static char evict_page(struct target *target, uint64_t address, uint32_t slot)
+{
+	usw_page_word *word = usw_pagemap_make(&target->map, address);
+	uint32_t id;
+
+	if (!word)
+		return 'n';
+	uint64_t before = atomic_load(word);
+	uint64_t marked = (before & ~(uint64_t)7) | USW_PAGE_EVICTING;
+	usw_page_transition(word, before, marked);
+	char letter = settle(target, usw_page_id(before), slot, &id);
+	if (letter == 'n') {
+		usw_page_transition(word, marked, before);
+		return letter;
+	}
+	usw_page_transition(word, marked, usw_page_make(USW_PAGE_EVICTED, 0, id, 0));
+	if (usw_page_id(before) && letter != 'c')
+		usw_vswap_put(&vswap, usw_page_id(before));
+	return letter;
+}
+
+static void do_evict(void)
+{
+	struct target *target = the_target();
+	uint32_t count = (uint32_t)request[2];
+	char letters[STANDBY_SLOTS + 1] = {0};
+	static char pages[STANDBY_SLOTS * USW_PAGE_BYTES];
+
+	CHECK(count > 0 && count <= STANDBY_SLOTS);
+	CHECK_EQ(fread(pages, USW_PAGE_BYTES, count, stdin), count);
+	usw_vswap_collect(&vswap);
+	int slot = usw_standby_take(&target->standby, count);
+	if (slot == -ENOSPC) {
+		drain(target, UINT64_MAX);
+		slot = usw_standby_take(&target->standby, count);
+	}
+	memset(letters, 'n', count);
+	for (uint32_t i = 0; slot >= 0 && i < count; i++) {
+		memcpy(target->slots + ((uint32_t)slot + i) * USW_PAGE_BYTES,
+		       pages + i * USW_PAGE_BYTES, USW_PAGE_BYTES);
+		letters[i] =
+			evict_page(target, request[1] + i * USW_PAGE_BYTES, (uint32_t)slot + i);
+	}
+	answer("ok %s", letters);
+}
+
+static void do_fault(void)
+{
+	struct target *target = the_target();
+	usw_page_word *word = usw_pagemap_find(&target->map, request[1]);
+	char page[USW_PAGE_BYTES] __attribute__((aligned(8)));
+
+	CHECK(word);
+	uint64_t before = atomic_load(word);
+	uint32_t id = usw_page_id(before);
+	if (!load(id, page)) {
+		usw_page_transition(word, before, usw_page_make(USW_PAGE_POISONED, 0, 0, 0));
+		usw_vswap_put(&vswap, id);
+		answer("ok poisoned");
+		return;
+	}
+	usw_page_transition(word, before,
+			    usw_page_make(USW_PAGE_RESIDENT, 0, request[2] ? id : 0, 0));
+	if (!request[2])
+		usw_vswap_put(&vswap, id);
+	answer("ok");
+	send_page(page);
+}
+
+static void do_drop(void)
+{
+	usw_page_word *word = usw_pagemap_find(&the_target()->map, request[1]);
+
+	CHECK(word);
+	uint64_t before = atomic_load(word);
+	CHECK_EQ(usw_page_state(before), USW_PAGE_RESIDENT);
+	usw_page_transition(word, before, usw_page_make(USW_PAGE_RESIDENT, 0, 0, 0));
+	if (usw_page_id(before))
+		usw_vswap_put(&vswap, usw_page_id(before));
+	answer("ok");
+}
+
+static void do_corrupt(void)
+{
+	usw_page_word *word = usw_pagemap_find(&the_target()->map, request[1]);
+	struct usw_object object;
+
+	CHECK(word);
+	uint64_t descriptor = usw_vswap_word(&vswap, usw_page_id(atomic_load(word)));
+	uint32_t group = usw_place_group(usw_word_place(descriptor));
+	uint32_t index = usw_place_index(usw_word_place(descriptor));
+	if (usw_word_backend(descriptor) == USW_BACKEND_OBJECT) {
+		CHECK(usw_segments_find(&segments, group, index, &object));
+		((char *)(uintptr_t)object.bytes)[object.length_bytes / 2] ^= 0x41;
+	} else if (usw_word_backend(descriptor) == USW_BACKEND_MEMORY) {
+		for (uint32_t i = 0; i < TARGETS_MAX; i++)
+			if (targets[i].standing && targets[i].standby.number == group)
+				targets[i].slots[index * USW_PAGE_BYTES + 1000] ^= 0x41;
+	} else {
+		answer("ok 0");
+		return;
+	}
+	answer("ok 1");
+}
+
+static void forget(struct target *target, uint64_t start, uint64_t end)
+{
+	uint64_t address = start;
+	usw_page_word *word;
+
+	for (; (word = usw_pagemap_next(&target->map, &address, end)); address += USW_PAGE_BYTES) {
+		uint64_t before = atomic_load(word);
+
+		usw_page_transition(word, before, 0);
+		if (usw_page_id(before))
+			usw_vswap_put(&vswap, usw_page_id(before));
+	}
+	usw_pagemap_prune(&target->map, start, end);
+}
+
+static void end_target(struct target *target)
+{
+	forget(target, 0, ADDRESS_END);
+	CHECK_EQ(target->map.root, 0);
+	target->live = false;
+	drain(target, UINT64_MAX);
+}
+
+static void do_fork(void)
+{
+	struct target *parent = the_target();
+	uint32_t number = new_target();
+	uint64_t address = 0;
+	usw_page_word *word;
+
+	for (; (word = usw_pagemap_next(&parent->map, &address, ADDRESS_END));
+	     address += USW_PAGE_BYTES) {
+		usw_page_word *there = usw_pagemap_make(&targets[number].map, address);
+		uint64_t now = atomic_load(word);
+
+		if (!there) {
+			end_target(&targets[number]);
+			answer("no nodes");
+			return;
+		}
+		if (usw_page_id(now))
+			usw_vswap_get(&vswap, usw_page_id(now));
+		atomic_store(there, now);
+	}
+	answer("ok %u", number);
+}
+
+static void do_unmap(void)
+{
+	forget(the_target(), request[1], request[2]);
+	answer("ok");
+}
+
+static void do_remap(void)
+{
+	struct target *target = the_target();
+	uint64_t from = request[1], to = request[2], length = request[3];
+	uint64_t address = from;
+	usw_page_word *word;
+
+	forget(target, to, to + length);
+	for (; (word = usw_pagemap_next(&target->map, &address, from + length));
+	     address += USW_PAGE_BYTES) {
+		usw_page_word *there = usw_pagemap_make(&target->map, address - from + to);
+
+		CHECK(there); // the test leaves room for this
+		atomic_store(there, atomic_load(word));
+		atomic_store(word, 0);
+	}
+	usw_pagemap_prune(&target->map, from, from + length);
+	answer("ok");
+}
+
+static void do_exit(void)
+{
+	end_target(the_target());
+	answer("ok");
+}
+
+// --- Ballast: enough of it to close segments ----------------------------------------------------
+
+static bool add_ballast(struct ballast *entry, enum check_kind kind, uint64_t seed)
+{
+	char page[USW_PAGE_BYTES] __attribute__((aligned(8)));
+	char object[USW_PAGE_BYTES];
+	enum usw_codec codec;
+	uint64_t place;
+	uint32_t id;
+
+	check_fill(page, kind, seed);
+	uint64_t hash = usw_codec_hash(page, CHECK_SEED);
+	if (usw_vswap_alloc(&vswap, USW_BACKEND_MEMORY, usw_place(USW_STANDBY_MAX, 0), hash, &id))
+		return false;
+	uint32_t length = usw_codec_compress(page, object, &codec);
+	if (usw_segments_append(&segments, id, object, length, codec, &place)) {
+		usw_vswap_put(&vswap, id);
+		return false;
+	}
+	CHECK(usw_vswap_repoint(&vswap, id, USW_BACKEND_MEMORY, usw_place(USW_STANDBY_MAX, 0),
+				USW_BACKEND_OBJECT, place));
+	*entry = (struct ballast){.id = id, .kind = kind, .seed = seed};
+	return true;
+}
+
+static uint32_t count_ballast(void)
+{
+	uint32_t count = 0;
+
+	for (uint32_t i = 0; i < BALLAST_MAX; i++)
+		count += ballast[i].id != 0;
+	return count;
+}
+
+static void do_ballast(void)
+{
+	uint64_t left = request[1];
+	uint64_t state = request[2];
+
+	CHECK(request[0] >= CHECK_TINY && request[0] < CHECK_KINDS);
+	usw_vswap_collect(&vswap);
+	for (uint32_t i = 0; i < BALLAST_MAX && left; i++) {
+		if (ballast[i].id)
+			continue;
+		if (!add_ballast(&ballast[i], (enum check_kind)request[0], check_random(&state)))
+			break;
+		left--;
+	}
+	answer("ok %u", count_ballast());
+}
+
+static void do_unballast(void)
+{
+	uint64_t state = request[1];
+
+	for (uint64_t i = 0; i < request[0]; i++) {
+		struct ballast *entry = &ballast[check_random(&state) % BALLAST_MAX];
+
+		if (entry->id)
+			usw_vswap_put(&vswap, entry->id);
+		entry->id = USW_VSWAP_NONE;
+	}
+	answer("ok %u", count_ballast());
+}
+
+// --- The owner's chores -------------------------------------------------------------------------
+
+static void do_compact(void)
+{
+	int ret = usw_compact_one(&vswap);
+
+	if (ret < 0)
+		answer("no room");
+	else
+		answer("ok %d", ret);
+}
+
+static void do_collect(void)
+{
+	usw_vswap_collect(&vswap);
+	answer("ok");
+}
+
+static void do_reap(void)
+{
+	usw_segments_reap(&segments);
+	answer("ok");
+}
+
+// --- Looking ------------------------------------------------------------------------------------
+
+static void dump_words(const struct target *target, uint32_t *ids, uint32_t *id_count, bool *seen)
+{
+	uint64_t address = 0;
+	usw_page_word *word;
+
+	for (; (word = usw_pagemap_next(&target->map, &address, ADDRESS_END));
+	     address += USW_PAGE_BYTES) {
+		uint64_t now = atomic_load(word);
+		uint32_t id = usw_page_id(now);
+
+		CHECK(usw_pagemap_find(&target->map, address) == word);
+		answer("%u %llu %u %u", (uint32_t)(target - targets), (unsigned long long)address,
+		       usw_page_state(now), id);
+		if (id && !seen[id]) {
+			seen[id] = true;
+			ids[(*id_count)++] = id;
+		}
+	}
+}
+
+static void dump_id(uint32_t id)
+{
+	char page[USW_PAGE_BYTES] __attribute__((aligned(8)));
+	bool right = load(id, page);
+	uint64_t word = usw_vswap_word(&vswap, id);
+
+	answer("%u %u %u %s", id, usw_word_count(word), usw_word_backend(word),
+	       right ? "right" : "corrupt");
+	if (right)
+		send_page(page);
+}
+
+static void do_dump(void)
+{
+	uint64_t word_count = 0;
+	uint32_t id_count = 0;
+	uint32_t *ids = calloc(vswap.capacity, sizeof(*ids));
+	bool *seen = calloc(vswap.capacity, sizeof(*seen));
+
+	CHECK(ids && seen);
+	for (uint32_t i = 0; i < TARGETS_MAX; i++)
+		if (targets[i].live)
+			word_count += usw_pagemap_count(&targets[i].map);
+	answer("ok %llu", (unsigned long long)word_count);
+	for (uint32_t i = 0; i < TARGETS_MAX; i++)
+		if (targets[i].live)
+			dump_words(&targets[i], ids, &id_count, seen);
+	answer("%u", id_count);
+	for (uint32_t i = 0; i < id_count; i++)
+		dump_id(ids[i]);
+	free(ids);
+	free(seen);
+}
+
+static void check_one_ballast(const struct ballast *entry)
+{
+	char wanted[USW_PAGE_BYTES] __attribute__((aligned(8)));
+	char page[USW_PAGE_BYTES] __attribute__((aligned(8)));
+
+	if (!entry->id)
+		return;
+	CHECK(load(entry->id, page));
+	check_fill(wanted, entry->kind, entry->seed);
+	CHECK(memcmp(wanted, page, USW_PAGE_BYTES) == 0);
+}
+
+/** All of it is thousands of pages: a few at a time, all when something has moved. */
+static void check_ballast(void)
+{
+	static uint64_t compacted;
+	static uint32_t next;
+	uint32_t count = compacted != segments.compacted_segments ? BALLAST_MAX : 128;
+
+	compacted = segments.compacted_segments;
+	for (; count; count--)
+		check_one_ballast(&ballast[next++ % BALLAST_MAX]);
+}
+
+/** What is said to be held is what the kernel counts, but for warm nodes and an empty table. */
+static void check_held(void)
+{
+	uint64_t held_nodes = usw_nodes_held_bytes(&nodes);
+	uint64_t kernel_nodes = usw_space_held_bytes(&nodes.space);
+
+	CHECK_EQ(segments.used_bytes, usw_space_held_bytes(&segments.data));
+	CHECK_EQ(segments.table_bytes, usw_space_held_bytes(&segments.tables));
+	CHECK_EQ(usw_vswap_held_bytes(&vswap), usw_space_held_bytes(&vswap.space));
+	CHECK(kernel_nodes >= held_nodes && kernel_nodes <= held_nodes + 64 * USW_PAGE_BYTES);
+	CHECK_THAT(usw_space_held_bytes(&segments.headers), <=, USW_PAGE_BYTES);
+}
+
+static void do_check(void)
+{
+	uint64_t standby_count = 0;
+
+	usw_segments_check(&segments);
+	check_held();
+	check_ballast();
+	for (uint32_t i = 0; i < TARGETS_MAX; i++)
+		if (targets[i].standing)
+			standby_count += usw_standby_count(&targets[i].standby);
+	answer("ok live=%llu objects=%llu ballast=%u standby=%llu garbage=%llu segments=%llu compacted=%llu",
+	       (unsigned long long)vswap.live_count, (unsigned long long)segments.live_count,
+	       count_ballast(), (unsigned long long)standby_count,
+	       (unsigned long long)usw_segments_garbage_bytes(&segments),
+	       (unsigned long long)segments.used_segments,
+	       (unsigned long long)segments.compacted_segments);
+}
+
+/**
+ * Drop everything: nothing may be left. What stays by design is the open segment with its table,
+ * the page of segment headers, and up to 64 free nodes kept warm.
+ */
+static void drop_everything(void)
+{
+	for (uint32_t i = 0; i < BALLAST_MAX; i++)
+		check_one_ballast(&ballast[i]);
+	for (uint32_t i = 0; i < TARGETS_MAX; i++)
+		if (targets[i].live)
+			end_target(&targets[i]);
+	for (uint32_t i = 0; i < BALLAST_MAX; i++)
+		if (ballast[i].id)
+			usw_vswap_put(&vswap, ballast[i].id);
+	for (uint32_t i = 0; i < TARGETS_MAX; i++)
+		if (targets[i].standing)
+			CHECK(drain(&targets[i], UINT64_MAX));
+	usw_vswap_collect(&vswap);
+	usw_segments_reap(&segments);
+	usw_segments_check(&segments);
+	check_held();
+	CHECK_EQ(vswap.live_count, 0);
+	CHECK_EQ(usw_vswap_held_bytes(&vswap), 0);
+	CHECK_EQ(usw_nodes_held_bytes(&nodes), 0);
+	CHECK_EQ(segments.live_count, 0);
+	CHECK_EQ(segments.live_bytes, 0);
+	CHECK_THAT(segments.used_segments, <=, 1);
+	CHECK_THAT(segments.used_bytes, <=, USW_SEGMENT_BYTES);
+	for (uint32_t i = 0; i < TARGETS_MAX; i++)
+		CHECK(!targets[i].standing);
+}
+
+// --- The pipe -----------------------------------------------------------------------------------
+
+static const struct {
+	const char *name;
+	void (*run)(void);
+} requests[] = {
+	{"ballast", do_ballast},     {"check", do_check},     {"collect", do_collect},
+	{"compact", do_compact},     {"corrupt", do_corrupt}, {"drain", do_drain},
+	{"drop", do_drop},           {"dump", do_dump},       {"evict", do_evict},
+	{"exit", do_exit},           {"fault", do_fault},     {"fork", do_fork},
+	{"reap", do_reap},           {"remap", do_remap},     {"target", do_target},
+	{"unballast", do_unballast}, {"unmap", do_unmap},
+};
+
+static void serve(const char *line)
+{
+	char name[16] = {0};
+	unsigned long long numbers[4] = {0};
+
+	CHECK(sscanf(line, "%15s %llu %llu %llu %llu", name, &numbers[0], &numbers[1], &numbers[2],
+		     &numbers[3]) > 0);
+	for (size_t i = 0; i < 4; i++)
+		request[i] = numbers[i];
+	for (size_t i = 0; i < sizeof(requests) / sizeof(requests[0]); i++) {
+		if (strcmp(requests[i].name, name) == 0) {
+			requests[i].run();
+			fflush(stdout);
+			return;
+		}
+	}
+	CHECK(!"an unknown request");
+}
+
+int main(int argc, char **argv)
+{
+	char line[128];
+
+	// Capacities: IDs, segments, nodes.
+	CHECK_EQ(argc, 4);
+	check_start(300);
+	CHECK_EQ(usw_segments_create(&segments, (uint32_t)atoi(argv[2])), 0);
+	CHECK_EQ(usw_vswap_create(&vswap, &segments, (uint32_t)atoi(argv[1])), 0);
+	CHECK_EQ(usw_nodes_create(&nodes, (uint32_t)atoi(argv[3])), 0);
+	CHECK_EQ(usw_standby_space_create(&standbys), 0);
+	while (fgets(line, sizeof(line), stdin))
+		serve(line);
+	drop_everything();
+	usw_standby_space_destroy(&standbys);
+	usw_nodes_destroy(&nodes);
+	usw_vswap_destroy(&vswap);
+	usw_segments_destroy(&segments);
+	return 0;
+}

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: MIT
+# Goal: every setting arrives with its meaning, from the place that wins; every wrong one is named.
+# Method: options and environment as dicts, no process and no /proc.
+"""Configuration of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from uffdswap.config import RunConfig, resolve
+from uffdswap.errors import UsageError
+
+WHOLE_BYTES = 1 << 30
+
+
+def config(environment: Mapping[str, str] | None = None, /, **options: str) -> RunConfig:
+    return resolve(options, environment or {}, lambda: WHOLE_BYTES)
+
+
+def test_defaults_are_no_limit_and_the_first_policy() -> None:
+    found = config(memory="max")
+    assert (found.memory_bytes, found.resident_bytes) == (None, None)
+    assert found.policy == "clock"
+    assert found.stats_path is None
+    assert (found.stress_pages_per_second, found.verbosity) == (0, 0)
+
+
+def test_options_have_their_meaning() -> None:
+    found = config(memory="1G", resident="50%", policy="clock", stats="x.json", stress="20000")
+    assert (found.memory_bytes, found.resident_bytes) == (1 << 30, 1 << 29)
+    assert (found.policy, found.stats_path) == ("clock", "x.json")
+    assert found.stress_pages_per_second == 20000
+
+
+@pytest.mark.parametrize(
+    ("options", "verbosity"),
+    [({}, 0), ({"verbose": "2"}, 2), ({"quiet": "1"}, -1), ({"quiet": "1", "verbose": "1"}, 0)],
+)
+def test_verbosity_is_more_minus_less(options: dict[str, str], verbosity: int) -> None:
+    assert config({}, memory="1G", **options).verbosity == verbosity
+
+
+@pytest.mark.parametrize(("text", "verbosity"), [("1", 1), ("yes", 1), ("0", 0), ("off", 0)])
+def test_switches_work_in_the_environment(text: str, verbosity: int) -> None:
+    assert config({"UFFDSWAP_VERBOSE": text}, memory="1G").verbosity == verbosity
+
+
+def test_every_option_has_its_variable() -> None:
+    environment = {
+        "UFFDSWAP_MEMORY": "1G",
+        "UFFDSWAP_RESIDENT": "512M",
+        "UFFDSWAP_POLICY": "clock",
+        "UFFDSWAP_STATS": "s.json",
+        "UFFDSWAP_STRESS": "7",
+        "UFFDSWAP_QUIET": "1",
+        "UFFDSWAP_VERBOSE": "3",
+    }
+    found = config(environment)
+    assert found == config(
+        memory="1G",
+        resident="512M",
+        policy="clock",
+        stats="s.json",
+        stress="7",
+        quiet="1",
+        verbose="3",
+    ).replaced(sources=found.sources)
+    assert set(found.sources.values()) == set(environment)
+
+
+def test_option_wins_over_variable_and_says_so() -> None:
+    found = config({"UFFDSWAP_MEMORY": "1G", "UFFDSWAP_RESIDENT": "2G"}, memory="3G")
+    assert (found.memory_bytes, found.resident_bytes) == (3 << 30, 2 << 30)
+    assert found.sources == {"memory": "--memory", "resident": "UFFDSWAP_RESIDENT"}
+
+
+def test_empty_variable_is_not_given() -> None:
+    assert config({"UFFDSWAP_RESIDENT": ""}, memory="1G").resident_bytes is None
+
+
+@pytest.mark.parametrize("options", [{}, {"policy": "clock"}, {"verbose": "1", "stats": "x"}])
+def test_no_limit_at_all_is_an_error_that_says_what_to_give(options: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match="--memory SIZE"):
+        config({}, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"memory": "0"}, "--memory: .* too small"),
+        ({"memory": "4095"}, "--memory: .* too small"),
+        ({"resident": "1"}, "--resident: .* too small"),
+        ({"resident": "0%"}, "--resident: .* too small"),
+        ({"memory": "1X"}, '--memory: "1X" is not a size'),
+        ({"memory": ""}, "--memory: .* not a size"),
+        ({"memory": "1G", "policy": "lru"}, '--policy: .*"lru".*clock'),
+        ({"stress": "0"}, "--stress: .* not a rate"),
+        ({"stress": "-5"}, "--stress: .* not a rate"),
+        ({"stress": "1.5"}, "--stress: .* not a rate"),
+        ({"stress": "1K"}, "--stress: .* not a rate"),
+        ({"stress": "\u0665"}, "--stress: .* not a rate"),
+        ({"stress": "4294967296"}, "--stress: .* not a rate"),
+    ],
+)
+def test_wrong_value_is_named_with_its_place(options: dict[str, str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        config({}, **options)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"UFFDSWAP_MEMORY": "12x"}, "^UFFDSWAP_MEMORY: "),
+        ({"UFFDSWAP_MEMORY": "1G", "UFFDSWAP_QUIET": "maybe"}, "^UFFDSWAP_QUIET: "),
+        ({"UFFDSWAP_STRESS": "many"}, "^UFFDSWAP_STRESS: "),
+    ],
+)
+def test_wrong_variable_is_named(environment: dict[str, str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        config(environment)
+
+
+def test_error_text_is_one_line() -> None:
+    with pytest.raises(UsageError) as caught:
+        config(memory="12x")
+    assert "\n" not in str(caught.value)

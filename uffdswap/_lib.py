@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: MIT
+"""The C data plane as annotated Python.
+
+The one module that imports ``_native``: past it there are records and plain ``int``, and no
+cffi object. Every call releases the interpreter's lock while it is in C.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+
+from uffdswap._native import ffi, lib
+
+from . import runtime
+from .record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+    from types import TracebackType
+    from typing import Any, Self
+
+__all__ = (
+    "NO_LIMIT",
+    "Event",
+    "EventKind",
+    "NativeError",
+    "NativeSession",
+    "Probe",
+    "Statistics",
+    "probe",
+    "shim_path",
+)
+
+NO_LIMIT = 2**64 - 1
+"""A limit that is none, as the C interface spells it."""
+
+_FDS_MAX = 64
+
+
+class NativeError(OSError):
+    """A call of the data plane failed; ``strerror`` is its sentence for the user."""
+
+
+class Probe(Record):
+    """What the kernel lets this process do. Fields ending in ``_error`` are errno values or 0."""
+
+    open_error: int
+    syscall_error: int
+    device_error: int
+    api_error: int
+    sysctl_unprivileged: int
+    features: int
+    features_missing: int
+    has_move: bool
+    has_pagemap_scan: bool
+    has_clone3: bool
+    has_ptrace_capability: bool
+    page_bytes: int
+
+
+class Statistics(Record):
+    """One reading of every counter and gauge; names and meaning are those of the C header."""
+
+    targets_total: int
+    targets_now: int
+    targets_without_hands: int
+
+    resident_bytes: int
+    resident_peak_bytes: int
+    ram_bytes: int
+    ram_peak_bytes: int
+    standby_pages: int
+    metadata_bytes: int
+    descriptors: int
+
+    faults_total: int
+    faults_hole: int
+    faults_standby: int
+    faults_zero: int
+    faults_same: int
+    faults_ram: int
+    faults_disk: int
+    faults_present: int
+    faults_deferred: int
+    prefetched_pages: int
+    latency_p50_ns: int
+    latency_p90_ns: int
+    latency_p99_ns: int
+    latency_p999_ns: int
+    latency_max_ns: int
+
+    evicted_pages: int
+    evicted_unshared: int
+    evicted_clean: int
+    evicted_zero: int
+    evicted_same: int
+    evicted_compressed: int
+    evicted_incompressible: int
+
+    ram_pages: int
+    ram_original_bytes: int
+    ram_stored_bytes: int
+    ram_segments: int
+
+    compacted_segments: int
+    verified_pages: int
+    poisoned_pages: int
+    out_of_memory: int
+
+
+class EventKind(enum.IntEnum):
+    """What an event is about; see ``enum usw_event_kind``."""
+
+    TARGET_ADDED = lib.USW_EVENT_TARGET_ADDED
+    TARGET_GONE = lib.USW_EVENT_TARGET_GONE
+    TARGET_KILLED = lib.USW_EVENT_TARGET_KILLED
+    OUT_OF_MEMORY = lib.USW_EVENT_OUT_OF_MEMORY
+    POISONED = lib.USW_EVENT_POISONED
+    WARNING = lib.USW_EVENT_WARNING
+
+
+class Event(Record):
+    """Something the data plane has to tell; target and pid are 0 where they mean nothing."""
+
+    kind: EventKind
+    target_id: int
+    pid: int
+    text: str
+
+
+def probe() -> Probe:
+    """Ask the kernel, in under a millisecond and without any lasting effect."""
+    raw: Any = ffi.new("struct usw_probe *")
+    lib.usw_probe_run(raw)
+    return Probe(
+        open_error=raw.open_error,
+        syscall_error=raw.syscall_error,
+        device_error=raw.device_error,
+        api_error=raw.api_error,
+        sysctl_unprivileged=raw.sysctl_unprivileged,
+        features=raw.features,
+        features_missing=raw.features_missing,
+        has_move=bool(raw.has_move),
+        has_pagemap_scan=bool(raw.has_pagemap_scan),
+        has_clone3=bool(raw.has_clone3),
+        has_ptrace_capability=bool(raw.has_ptrace_capability),
+        page_bytes=raw.page_bytes,
+    )
+
+
+def shim_path() -> Path:
+    """Return where the preload library is, which an editable installation keeps elsewhere."""
+    from pathlib import Path  # noqa: PLC0415 # slow to import, and the agent has no use for it
+
+    return Path(runtime.shim_path())
+
+
+def _text(raw: Any) -> str:
+    text: Any = ffi.string(raw)
+    return str(text, "utf-8", "replace")
+
+
+def _check(result: int, error: Any) -> int:
+    """Return a result that is not negative; raise the others with the text the C side filled in."""
+    if result >= 0:
+        return result
+    raise NativeError(-result, _text(error.text) or os.strerror(-result))
+
+
+class NativeSession:
+    """One session of the data plane: its memory, its threads and its targets.
+
+    Not thread-safe: one control thread owns it. Any use after ``close()`` raises ``NativeError``
+    with ``EBADF``.
+    """
+
+    def __init__(
+        self,
+        *,
+        memory_limit_bytes: int = NO_LIMIT,
+        resident_limit_bytes: int = NO_LIMIT,
+        stress_pages_per_second: int = 0,
+        fault_threads: int = 0,
+    ) -> None:
+        self._session: Any = None
+        config: Any = ffi.new("struct usw_config *")
+        config.memory_limit_bytes = memory_limit_bytes
+        config.resident_limit_bytes = resident_limit_bytes
+        config.stress_pages_per_second = stress_pages_per_second
+        config.fault_threads = fault_threads
+        session: Any = ffi.new("struct usw_session **")
+        error: Any = ffi.new("struct usw_error *")
+        _check(lib.usw_session_create(config, session, error), error)
+        self._session = session[0]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the threads and give everything back. Targets should be gone; twice is fine."""
+        session, self._session = self._session, None
+        if session is not None:
+            lib.usw_session_destroy(session)
+
+    def _open(self) -> Any:
+        if self._session is None:
+            raise NativeError(errno.EBADF, "the session is closed")
+        return self._session
+
+    def event_fd(self) -> int:
+        """Return a descriptor that is readable while ``next_event()`` has something."""
+        return lib.usw_session_event_fd(self._open())
+
+    def next_event(self) -> Event | None:
+        """Take the oldest event, or return None. Does not block."""
+        raw: Any = ffi.new("struct usw_event *")
+        if not lib.usw_session_next_event(self._open(), raw):
+            return None
+        return Event(
+            kind=EventKind(raw.kind), target_id=raw.target_id, pid=raw.pid, text=_text(raw.text)
+        )
+
+    def add_target(
+        self, connection: int, pidfd: int, pid: int, hello: bytes, fds: Sequence[int]
+    ) -> bool:
+        """Finish a handshake; the descriptors are the session's from now on, on failure too.
+
+        Returns whether the caller keeps ``connection`` open for a second hello. Raises
+        ``NativeError``: EPROTO for garbage, EPROTONOSUPPORT for another version, EPERM where
+        userfaultfd is refused, ENOENT for a fork nobody knows, or what a system call said.
+        """
+        error: Any = ffi.new("struct usw_error *")
+        descriptors: Any = ffi.new("int[]", list(fds))
+        result = lib.usw_target_add(
+            self._open(), connection, pidfd, pid, hello, len(hello), descriptors, len(fds), error
+        )
+        return _check(result, error) == 1
+
+    def fds(self) -> list[int]:
+        """Return the session's memfds. They stay the session's: duplicate what is to be kept."""
+        descriptors: Any = ffi.new("int[]", _FDS_MAX)
+        count = lib.usw_session_fds(self._open(), descriptors, _FDS_MAX)
+        return list(descriptors[0:count])
+
+    def target_fds(self, target_id: int) -> list[int]:
+        """Return duplicates, the caller's to close, of what a successor would need for a target.
+
+        Empty if the target is gone.
+        """
+        descriptors: Any = ffi.new("int[]", _FDS_MAX)
+        count = lib.usw_target_fds(self._open(), target_id, descriptors, _FDS_MAX)
+        return list(descriptors[0:count]) if count > 0 else []
+
+    def set_limits(self, *, memory_limit_bytes: int, resident_limit_bytes: int) -> None:
+        """Change the limits while the session runs; ``NO_LIMIT`` for none."""
+        lib.usw_session_set_limits(self._open(), memory_limit_bytes, resident_limit_bytes)
+
+    def statistics(self) -> Statistics:
+        """Read every counter and gauge."""
+        raw: Any = ffi.new("struct usw_statistics *")
+        lib.usw_session_statistics(self._open(), raw)
+        return Statistics(**{name: getattr(raw, name) for name in Statistics.field_names()})
+
+    def kill_all(self, why: str) -> None:
+        """SIGKILL every target, whatever state it is in; ``why`` becomes the text of its event."""
+        lib.usw_session_kill_all(self._open(), why.encode())

@@ -1,0 +1,537 @@
+# SPDX-License-Identifier: MIT
+"""The agent: accepts targets, and stands between the data plane and the launcher.
+
+Runs as `python -m uffdswap.agent`, started by the launcher with one end of the control channel. One
+thread, one loop over descriptors; faults are served by the data plane's own threads, which never
+wait for this one. It imports little, because every start of a program waits for it and because its
+memory is part of the budget.
+
+Life: configured by the launcher, it serves until the launcher says that the program has ended
+(`Finish`), and from then on until the last target is gone. If the launcher vanishes without having
+said so, every target is killed: nobody would be left to tell what happened to them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import resource
+import select
+import selectors
+import signal
+import socket
+import struct
+import sys
+import time
+
+from . import protocol
+from .errors import ProtocolError
+from .runtime import remove_session
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ._lib import Event, NativeSession, Probe
+
+__all__ = ("Agent", "main")
+
+_HANDSHAKE_SECONDS = 5.0
+_PENDING_MAX = 128
+_HELLO_BYTES_MAX = 256  # the data plane checks the exact length
+_HELLO_FDS_MAX = 8
+_PAUSE_SECONDS = 0.1
+_KILL_WAIT_SECONDS = 5.0
+# How long the last statistics wait for what is being given back; a target takes milliseconds.
+_SETTLE_SECONDS = 0.5
+_SO_PEERPIDFD = 77  # since Linux 6.5
+_IGNORED = ("HUP", "INT", "QUIT", "TERM", "USR1", "USR2", "PIPE", "TSTP", "TTIN", "TTOU")
+
+_WHY_LAUNCHER_GONE = "its launcher is gone, and nobody could tell what happens to it"
+
+
+class _Pending:
+    """A connection that has yet to say hello."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self.deadline = time.monotonic() + _HANDSHAKE_SECONDS
+
+
+class Agent:
+    """One session's control loop. `serve()` returns when the session is over."""
+
+    def __init__(self, control: socket.socket, open_session: Callable[..., NativeSession]) -> None:
+        self._control = control
+        self._open_session = open_session
+        self._selector = selectors.DefaultSelector()
+        self._outgoing: list[tuple[protocol.Message, list[int]]] = []
+        self._pending: dict[int, _Pending] = {}
+        self._targets: dict[int, int] = {}  # pid by target id
+        self._refused = 0
+        self._program_pid = 0
+        self._expected: set[int] = set()  # orphans of the program that may yet hand themselves in
+        self._expected_until = 0.0
+        self._finished = False  # the program has ended; the rest is ours alone
+        self._over = False
+        self._accepting = False
+        self._accept_again = 0.0
+        self._folder = ""
+        self._session: NativeSession | None = None
+        self._listener: socket.socket | None = None
+
+    def serve(self) -> None:
+        """Run until the session is over."""
+        self._control.setblocking(False)
+        self._selector.register(self._control, selectors.EVENT_READ, self._on_control)
+        try:
+            while not self._over:
+                for key, _events in self._selector.select(self._timeout()):
+                    key.data()
+                self._expire()
+                self._flush()
+        except Exception as error:
+            self._fail(f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            self._close()
+
+    def _fail(self, text: str) -> None:
+        """End the session because the agent itself cannot go on."""
+        if self._session is not None:
+            self._session.kill_all(text)
+        with contextlib.suppress(OSError):
+            protocol.send(self._control, protocol.Fatal(kind="internal", text=text))
+
+    # --- The loop's pieces -----------------------------------------------------------------------
+
+    def _timeout(self) -> float | None:
+        """Return how long there is nothing to do: for ever, for a session at rest."""
+        deadlines = [pending.deadline for pending in self._pending.values()]
+        if self._listener is not None and not self._accepting:
+            deadlines.append(self._accept_again)
+        if self._outgoing or self._expected:
+            deadlines.append(time.monotonic() + _PAUSE_SECONDS)
+        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        for fd, pending in list(self._pending.items()):
+            if pending.deadline <= now:
+                self._refuse(pending.connection, "its handshake took too long")
+                self._drop(fd)
+        if self._listener is not None and not self._accepting and now >= self._accept_again:
+            self._resume_accepting()
+        if self._finished:
+            self._expect(now)
+
+    def _expect(self, now: float) -> None:
+        """Stay for targets, and a while for orphans that are still on their way here."""
+        self._expected -= set(self._targets.values())
+        self._expected = {pid for pid in self._expected if _is_alive(pid)}
+        if now > self._expected_until:
+            self._expected.clear()
+        if not (self._targets or self._pending or self._expected or self._has_unnamed_targets()):
+            self._over = True
+
+    def _has_unnamed_targets(self) -> bool:
+        """Tell whether there are forks that are served without ever having handed themselves in."""
+        return self._session is not None and self._session.statistics().targets_now > 0
+
+    def _close(self) -> None:
+        for fd in list(self._pending):
+            self._drop(fd)
+        if self._listener is not None:
+            self._listener.close()
+        if self._session is not None:
+            self._session.close()
+        if self._finished and self._folder:
+            remove_session(self._folder)
+        self._selector.close()
+        self._control.close()
+
+    # --- The launcher ----------------------------------------------------------------------------
+
+    def _send(self, message: protocol.Message, fds: list[int] | None = None) -> None:
+        """Queue a message, and send what can be sent; its descriptors are closed afterwards."""
+        if self._finished:
+            protocol.close_all(fds or [])
+            return
+        self._outgoing.append((message, fds or []))
+        self._flush()
+
+    def _flush(self) -> None:
+        """Send queued messages; the rest waits while the launcher is stopped and reads nothing."""
+        while self._outgoing:
+            message, fds = self._outgoing[0]
+            try:
+                protocol.send(self._control, message, fds)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ETOOMANYREFS:  # descriptors in flight: again next turn
+                    self._drop_outgoing()  # the launcher is gone; its end is read, too
+                return
+            self._outgoing.pop(0)
+            protocol.close_all(fds)
+
+    def _drop_outgoing(self) -> None:
+        for _message, fds in self._outgoing:
+            protocol.close_all(fds)
+        self._outgoing.clear()
+
+    def _on_control(self) -> None:
+        try:
+            received = protocol.receive(self._control)
+        except BlockingIOError:
+            return
+        if received is None:
+            self._launcher_gone()
+            return
+        message, fds = received
+        if isinstance(message, protocol.Configure) and self._session is None and len(fds) == 1:
+            self._configure(message, fds[0])
+            return
+        protocol.close_all(fds)
+        if isinstance(message, protocol.Started):
+            self._program_pid = message.pid
+        elif isinstance(message, protocol.Finish):
+            self._finish(message)
+        else:
+            raise ProtocolError(f"the launcher sent a {type(message).__name__} message out of turn")
+
+    def _configure(self, message: protocol.Configure, listener_fd: int) -> None:
+        self._listener = socket.socket(fileno=listener_fd)
+        self._listener.setblocking(False)
+        self._folder = message.folder
+        try:
+            session = self._open_session(**_limits(message))
+        except OSError as error:
+            self._send(protocol.Refused(pid=0, text=error.strerror or str(error)))
+            return
+        self._session = session
+        self._selector.register(session.event_fd(), selectors.EVENT_READ, self._on_event)
+        self._resume_accepting()
+        self._send(protocol.Ready(), [os.dup(fd) for fd in session.fds()])
+
+    def _launcher_gone(self) -> None:
+        self._selector.unregister(self._control)
+        self._drop_outgoing()
+        if self._finished:
+            return
+        self._finished = True  # the folder is ours to remove
+        self._over = True
+        if self._session is not None:
+            if self._targets:
+                _complain("the launcher is gone; killing the targets of this session")
+            self._kill_all(self._session)
+
+    def _kill_all(self, session: NativeSession) -> None:
+        """Kill every target and wait, so that none runs on after its pages are gone.
+
+        Children on their way here are let in, to be killed with the others.
+        """
+        if self._program_pid and self._program_pid not in self._targets.values():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(self._program_pid, signal.SIGKILL)
+        deadline = time.monotonic() + _KILL_WAIT_SECONDS
+        known: set[int] = set()
+        while (self._targets or self._pending) and time.monotonic() < deadline:
+            if not self._targets.keys() <= known:
+                known |= self._targets.keys()
+                session.kill_all(_WHY_LAUNCHER_GONE)
+            for key, _events in self._selector.select(_PAUSE_SECONDS):
+                key.data()
+            self._expire()
+
+    def _finish(self, message: protocol.Finish) -> None:
+        """Answer with the statistics; stay only if targets outlive the program."""
+        assert self._session is not None
+        outliving = self._settle()
+        self._expected = set(message.orphans) - outliving
+        self._expected_until = time.monotonic() + _HANDSHAKE_SECONDS
+        remaining = len(outliving) + len(self._expected)
+        counters = self._session.statistics().as_dict()
+        times = os.times()
+        self._send(
+            protocol.Statistics(
+                counters=counters,
+                handshakes_refused=self._refused,
+                user_seconds=times.user,
+                system_seconds=times.system,
+                remaining=remaining,
+            )
+        )
+        self._finished = True
+        self._over = not remaining
+        if remaining:
+            _leave_terminal()
+
+    def _settle(self) -> set[int]:
+        """Let the data plane give back what targets that have ended held; returns who goes on."""
+        assert self._session is not None
+        deadline = time.monotonic() + _SETTLE_SECONDS
+        while True:
+            self._on_event()
+            outliving = {pid for pid in self._targets.values() if self._outlives(pid)}
+            left = deadline - time.monotonic()
+            if outliving.issuperset(self._targets.values()) or left <= 0:
+                return outliving
+            select.select([self._session.event_fd()], [], [], left)
+
+    def _outlives(self, pid: int) -> bool:
+        if pid == self._program_pid:
+            return False
+        if pid <= 0:
+            return True  # a fork that has not introduced itself yet
+        return _is_alive(pid)
+
+    # --- The data plane --------------------------------------------------------------------------
+
+    def _on_event(self) -> None:
+        assert self._session is not None
+        events = list(iter(self._session.next_event, None))
+        # A target that ended at once may be gone before its arrival is announced.
+        events.sort(key=lambda event: event.kind.name != "TARGET_ADDED")
+        for event in events:
+            self._handle(event)
+
+    def _handle(self, event: Event) -> None:
+        assert self._session is not None
+        kind = event.kind.name
+        if kind == "TARGET_ADDED":
+            self._targets[event.target_id] = event.pid
+            fds = self._session.target_fds(event.target_id)
+            self._send(protocol.Target(id=event.target_id, pid=max(event.pid, 0)), fds)
+        elif kind == "TARGET_GONE":
+            self._targets.pop(event.target_id, None)
+            self._send(protocol.Gone(id=event.target_id))
+        elif kind == "TARGET_KILLED":
+            self._tell(protocol.Killed(pid=max(event.pid, 0), text=event.text), event.text)
+        elif kind == "OUT_OF_MEMORY":
+            self._tell(protocol.Fatal(kind="out_of_memory", text=event.text), event.text)
+        else:
+            serious = kind == "POISONED"
+            self._tell(protocol.Warn(text=event.text, serious=serious), event.text)
+
+    def _tell(self, message: protocol.Message, text: str) -> None:
+        """Tell the launcher, or the system's log once there is none."""
+        if not self._finished:
+            self._send(message)
+            return
+        import syslog  # noqa: PLC0415 # rare, and not worth its import at every start
+
+        syslog.openlog("uffdswap", syslog.LOG_PID)
+        syslog.syslog(syslog.LOG_WARNING, text)
+
+    # --- Handshakes ------------------------------------------------------------------------------
+
+    def _resume_accepting(self) -> None:
+        assert self._listener is not None
+        self._selector.register(self._listener, selectors.EVENT_READ, self._on_listener)
+        self._accepting = True
+
+    def _pause_accepting(self) -> None:
+        assert self._listener is not None
+        self._selector.unregister(self._listener)
+        self._accepting = False
+        self._accept_again = time.monotonic() + _PAUSE_SECONDS
+
+    def _on_listener(self) -> None:
+        assert self._listener is not None
+        if len(self._pending) >= _PENDING_MAX:
+            self._pause_accepting()
+            return
+        try:
+            connection, _address = self._listener.accept()
+        except (BlockingIOError, ConnectionError):
+            return
+        except OSError:  # no descriptor left: others may give some back
+            self._pause_accepting()
+            return
+        if _peer_uid(connection) != os.geteuid():
+            self._refused += 1
+            connection.close()
+            return
+        connection.setblocking(False)
+        fd = connection.fileno()
+        self._pending[fd] = _Pending(connection)
+        self._selector.register(connection, selectors.EVENT_READ, lambda: self._on_hello(fd))
+
+    def _refuse(self, connection: socket.socket, why: str) -> None:
+        """Let the user know of a process that will not be managed."""
+        self._send(protocol.Refused(pid=max(_credentials(connection)[0], 0), text=why))
+
+    def _drop(self, fd: int) -> None:
+        """Close a connection that did not become a target."""
+        self._refused += 1
+        connection = self._take(fd)
+        connection.close()
+
+    def _take(self, fd: int) -> socket.socket:
+        connection = self._pending.pop(fd).connection
+        self._selector.unregister(connection)
+        return connection
+
+    def _on_hello(self, fd: int) -> None:
+        connection = self._pending[fd].connection
+        try:
+            hello, fds, truncated = protocol.receive_packet(
+                connection, _HELLO_BYTES_MAX, _HELLO_FDS_MAX
+            )
+        except BlockingIOError:
+            return
+        except OSError:
+            self._drop(fd)
+            return
+        if truncated or not hello:
+            if truncated:
+                self._refuse(connection, "its handshake was cut short (no descriptors left?)")
+            protocol.close_all(fds)
+            self._drop(fd)
+            return
+        self._add_target(fd, hello, fds)
+
+    def _add_target(self, fd: int, hello: bytes, fds: list[int]) -> None:
+        """Hand a hello to the data plane, which owns all descriptors from then on."""
+        assert self._session is not None
+        connection = self._take(fd)
+        try:
+            pid, pidfd = _peer(connection)
+        except OSError:
+            self._refused += 1
+            protocol.close_all(fds)
+            connection.close()
+            return
+        raw = connection.detach()
+        try:
+            again = self._session.add_target(raw, pidfd, pid, hello, fds)
+        except OSError as error:
+            self._refused += 1
+            if error.errno == errno.ESRCH:
+                return  # it has ended meanwhile: there is nothing to manage
+            self._send(protocol.Refused(pid=pid, text=error.strerror or str(error)))
+            return
+        if again:
+            connection = socket.socket(fileno=raw)
+            connection.setblocking(False)
+            self._pending[raw] = _Pending(connection)
+            self._selector.register(connection, selectors.EVENT_READ, lambda: self._on_hello(raw))
+            return
+        self._on_event()
+
+
+def _limits(message: protocol.Configure) -> dict[str, int]:
+    """Return the keyword arguments of a native session; no limit is not given at all."""
+    limits = {
+        "memory_limit_bytes": message.memory_bytes,
+        "resident_limit_bytes": message.resident_bytes,
+        "stress_pages_per_second": message.stress_pages_per_second,
+    }
+    return {name: value for name, value in limits.items() if value is not None}
+
+
+def _credentials(connection: socket.socket) -> tuple[int, int]:
+    data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII"))
+    pid, uid, _gid = struct.unpack("iII", data)
+    return pid, uid
+
+
+def _peer_uid(connection: socket.socket) -> int:
+    return _credentials(connection)[1]
+
+
+def _peer(connection: socket.socket) -> tuple[int, int]:
+    """Return pid and pidfd of the process at the other end."""
+    pid = _credentials(connection)[0]
+    if pid <= 0:
+        raise ProcessLookupError("the peer is not visible from here")
+    try:
+        return pid, connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+    except OSError:  # an older kernel; the peer waits for its welcome, so the pid is still its own
+        return pid, os.pidfd_open(pid)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _complain(text: str) -> None:
+    """Print a line when there is no launcher to do it."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"uffdswap: {text}\n".encode())
+
+
+def _leave_terminal() -> None:
+    """Let go of the launcher's stderr, so that whoever reads its other end is not kept waiting."""
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 2)
+    os.close(null)
+
+
+def _raise_fd_limit() -> None:
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _prepare() -> socket.socket:
+    """Shake off what was inherited, and return the control channel."""
+    for name in _IGNORED:
+        signal.signal(getattr(signal, f"SIG{name}"), signal.SIG_IGN)
+    os.closerange(protocol.CONTROL_FD + 1, 2**31 - 1)
+    _raise_fd_limit()
+    os.set_inheritable(protocol.CONTROL_FD, False)
+    os.chdir("/")
+    return socket.socket(fileno=protocol.CONTROL_FD)
+
+
+def _open_session(**limits: int) -> NativeSession:
+    """Create the data plane's session. Raises `OSError` with a sentence for the user."""
+    from . import _lib  # noqa: PLC0415 # after the channel is there, over which a failure is told
+
+    probe = _lib.probe()
+    if not _is_surely_fine(probe):
+        from .doctor import required_failures  # noqa: PLC0415 # heavy, and only to explain
+
+        for finding in required_failures(probe):
+            raise OSError(errno.EPERM, str(finding))
+    return _lib.NativeSession(**limits)
+
+
+def _is_surely_fine(probe: Probe) -> bool:
+    """Tell whether nothing can be wrong; `doctor` knows what is, in all other cases."""
+    errors = (probe.open_error, probe.device_error, probe.api_error, probe.features_missing)
+    return not any(errors) and probe.has_move and probe.has_pagemap_scan
+
+
+def main() -> int:
+    """Serve one session; return the exit status."""
+    try:
+        control = _prepare()
+    except OSError:
+        _complain("the agent is started by `uffdswap run`, not by hand")
+        return 2
+    Agent(control, _open_session).serve()
+    return 0
+
+
+def run_and_exit() -> None:
+    """Serve one session and end at once: the launcher waits, and there is nothing to tear down."""
+    status = 1
+    try:
+        status = main()
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    run_and_exit()

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: MIT
+"""The `uffdswap` command. `main()` is the only place that prints errors and decides on a status.
+
+`run` has a way of its own through here: typer takes longer to import than a short program takes to
+run, so a command line that is plainly right is parsed without it. Everything else, help and usage
+errors included, is typer's.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from ..errors import UffdswapError
+from ._execute import die_of, execute, print_line
+from ._parse import parse_run
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import typer
+
+__all__ = ("app", "main")
+
+_USAGE_STATUS = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status. Dies of a signal where the program did."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    is_run = "run" in arguments[:1]
+    try:
+        status = _dispatch(list(arguments))
+    except UffdswapError as error:
+        print_line(str(error))
+        return error.run_status if is_run else error.exit_status
+    except KeyboardInterrupt:
+        return die_of(2)
+    except OSError as error:
+        print_line(str(error))
+        return UffdswapError.run_status if is_run else UffdswapError.exit_status
+    except Exception:
+        if not is_run:
+            raise
+        sys.excepthook(*sys.exc_info())
+        return UffdswapError.run_status
+    return status
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if arguments[:1] == ["run"]:
+        parsed = parse_run(arguments[1:])
+        if parsed is not None:
+            return execute(*parsed)
+    return _dispatch_by_typer(arguments)
+
+
+def _dispatch_by_typer(arguments: list[str]) -> int:
+    import typer  # noqa: PLC0415 # takes longer than a short program
+
+    try:
+        status = app()(arguments, prog_name="uffdswap", standalone_mode=False)
+    except typer.TyperException as error:
+        message = getattr(error, "format_message", None)
+        if message is None:
+            raise
+        command = "uffdswap run" if "run" in arguments[:1] else "uffdswap"
+        if message():  # none if there were no arguments: the help has been printed
+            print_line(f"{message()} Try: {command} --help")
+        return UffdswapError.run_status if "run" in arguments[:1] else _USAGE_STATUS
+    return status if isinstance(status, int) else 0
+
+
+def app() -> typer.Typer:
+    """Return the typer application, with every command in it."""
+    import typer  # noqa: PLC0415 # see above
+
+    from .doctor import doctor  # noqa: PLC0415
+    from .run import command  # noqa: PLC0415
+    from .version import version  # noqa: PLC0415
+
+    application = typer.Typer(
+        name="uffdswap",
+        help="Swap of its own, in user space, for any Linux program.",
+        no_args_is_help=True,
+        add_completion=True,
+        pretty_exceptions_enable=False,
+    )
+    application.command("run", context_settings={"allow_interspersed_args": False})(command)
+    application.command("doctor")(doctor)
+    application.command("version")(version)
+    return application

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: MIT
+"""The settings of a session: what they are, and where each came from.
+
+An option on the command line wins over its environment variable, `UFFDSWAP_` and the option's name.
+Both arrive here as text; from here on values have types, and errors name the place where the value
+was written.
+"""
+
+from __future__ import annotations
+
+import os
+
+from .errors import UsageError
+from .record import Record
+from .units import parse_size
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+__all__ = ("POLICIES", "RunConfig", "resolve")
+
+POLICIES = ("clock",)
+"""Replacement policies there are, the default first."""
+
+STRESS_MAX_PAGES_PER_SECOND = 2**32 - 1
+
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_NAMES = ("memory", "resident", "policy", "stats", "stress", "quiet", "verbose")
+_FLAG_VALUES = {"1": 1, "true": 1, "yes": 1, "on": 1, "0": 0, "false": 0, "no": 0, "off": 0}
+
+
+class Setting(Record):
+    """A value as it was written, and the place."""
+
+    text: str
+    source: str
+
+
+class RunConfig(Record):
+    """Everything `uffdswap run` can be told. Limits are None for no limit."""
+
+    memory_bytes: int | None
+    resident_bytes: int | None
+    policy: str
+    stats_path: str | None
+    stress_pages_per_second: int
+    verbosity: int
+    sources: dict[str, str]
+
+
+def resolve(
+    options: Mapping[str, str],
+    environment: Mapping[str, str],
+    whole_bytes: Callable[[], int] | None = None,
+) -> RunConfig:
+    """Return the configuration from options (by name, as text) and environment.
+
+    `whole_bytes` tells what 100% is; by default the memory of the machine or its cgroup. Raises
+    `UsageError` for the first value that cannot be used.
+    """
+    settings = _collect(options, environment)
+    whole_bytes = whole_bytes or _available_memory_bytes
+    config = RunConfig(
+        memory_bytes=_limit(settings.get("memory"), whole_bytes),
+        resident_bytes=_limit(settings.get("resident"), whole_bytes),
+        policy=_policy(settings.get("policy")),
+        stats_path=settings["stats"].text if "stats" in settings else None,
+        stress_pages_per_second=_stress(settings.get("stress")),
+        verbosity=_flag(settings.get("verbose")) - _flag(settings.get("quiet")),
+        sources={name: setting.source for name, setting in settings.items()},
+    )
+    if not settings.keys() & {"memory", "resident", "stress"}:
+        raise UsageError(
+            "there is no limit to keep", remedy="give --memory SIZE or --resident SIZE"
+        )
+    return config
+
+
+def _collect(options: Mapping[str, str], environment: Mapping[str, str]) -> dict[str, Setting]:
+    settings = {}
+    for name in _NAMES:
+        variable = f"UFFDSWAP_{name.upper()}"
+        if name in options:
+            settings[name] = Setting(text=options[name], source=f"--{name}")
+        elif environment.get(variable):
+            settings[name] = Setting(text=environment[variable], source=variable)
+    return settings
+
+
+def _available_memory_bytes() -> int:
+    from .machine import available_memory_bytes  # noqa: PLC0415 # needed for percentages only
+
+    return available_memory_bytes()
+
+
+def _limit(setting: Setting | None, whole_bytes: Callable[[], int]) -> int | None:
+    if setting is None:
+        return None
+    try:
+        limit_bytes = parse_size(setting.text, whole_bytes)
+    except UsageError as error:
+        what = f"{setting.source}: {error.what}"
+        raise UsageError(what, cause=error.cause, remedy=error.remedy) from error
+    if limit_bytes is not None and limit_bytes < _PAGE_BYTES:
+        raise UsageError(
+            f'{setting.source}: "{setting.text}" is too small a limit',
+            cause=f"one page is {_PAGE_BYTES} bytes",
+            remedy="give a size, or max for no limit",
+        )
+    return limit_bytes
+
+
+def _policy(setting: Setting | None) -> str:
+    if setting is None:
+        return POLICIES[0]
+    if setting.text not in POLICIES:
+        what = f'{setting.source}: there is no policy "{setting.text}"'
+        raise UsageError(what, remedy=f"there is: {', '.join(POLICIES)}")
+    return setting.text
+
+
+def _stress(setting: Setting | None) -> int:
+    if setting is None:
+        return 0
+    text = setting.text.strip()
+    if text.isascii() and text.isdecimal() and len(text) < 12:
+        rate = int(text)
+        if 0 < rate <= STRESS_MAX_PAGES_PER_SECOND:
+            return rate
+    raise UsageError(
+        f'{setting.source}: "{setting.text}" is not a rate',
+        remedy="give a whole number of pages a second, for example 20000",
+    )
+
+
+def _flag(setting: Setting | None) -> int:
+    """Read a switch: how often it was given, or yes or no."""
+    if setting is None:
+        return 0
+    text = setting.text.strip().lower()
+    if text in _FLAG_VALUES:
+        return _FLAG_VALUES[text]
+    if text.isascii() and text.isdecimal() and len(text) < 4:
+        return int(text)
+    what = f'{setting.source}: "{setting.text}" is neither yes nor no'
+    raise UsageError(what, remedy="give 1 or 0")

@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: MIT
+"""What the launcher and the agent say to each other on the control channel.
+
+The channel is a SOCK_SEQPACKET socket pair: one datagram is one message, a JSON object with the
+protocol version, the type and exactly the fields of the class below, and any descriptors that go
+with it. Whatever is not that is refused as a whole. The shim's handshake is another protocol, in
+native/shim/wire.h.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import socket
+from collections.abc import Sequence
+
+from .errors import ProtocolError
+from .record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = (
+    "CONTROL_FD",
+    "FDS_MAX",
+    "MESSAGE_BYTES_MAX",
+    "VERSION",
+    "Configure",
+    "Fatal",
+    "Finish",
+    "Gone",
+    "Killed",
+    "Message",
+    "Ready",
+    "Refused",
+    "Started",
+    "Statistics",
+    "Target",
+    "Warn",
+    "decode",
+    "encode",
+    "receive",
+    "send",
+)
+
+VERSION = 1
+MESSAGE_BYTES_MAX = 65536
+FDS_MAX = 64
+CONTROL_FD = 3
+"""Where the agent finds its end of the channel."""
+
+
+class Message(Record):
+    """Base of all messages. A field's annotation is also its check, see `_CHECKS`."""
+
+
+# --- Launcher to agent ---------------------------------------------------------------------------
+
+
+class Configure(Message):
+    """Start the session; carries the listening socket. Limits are None for none."""
+
+    memory_bytes: int | None
+    resident_bytes: int | None
+    stress_pages_per_second: int
+    folder: str
+
+
+class Started(Message):
+    """The program runs; it hands itself in as this process."""
+
+    pid: int
+
+
+class Finish(Message):
+    """The program has ended: send the statistics, and go when no target is left.
+
+    The orphans are its living descendants that came to the launcher; some may not have handed
+    themselves in yet.
+    """
+
+    orphans: list[int]
+
+
+# --- Agent to launcher ---------------------------------------------------------------------------
+
+
+class Ready(Message):
+    """Targets are welcome; carries the session's memfds."""
+
+
+class Refused(Message):
+    """No session (pid 0), or no welcome for a process."""
+
+    pid: int
+    text: str
+
+
+class Target(Message):
+    """A process is managed; carries duplicates of its descriptors, a pidfd among them."""
+
+    id: int
+    pid: int
+
+
+class Gone(Message):
+    """A target has ended or has been replaced by its next image."""
+
+    id: int
+
+
+class Killed(Message):
+    """The agent had to kill a target."""
+
+    pid: int
+    text: str
+
+
+class Fatal(Message):
+    """The session is over, and every target has been killed."""
+
+    kind: str
+    text: str
+
+
+class Warn(Message):
+    """Something the user should know. Data that was lost is serious."""
+
+    text: str
+    serious: bool
+
+
+class Statistics(Message):
+    """Answer to `Finish`: the data plane's counters by name, and what the agent adds to them.
+
+    `remaining` counts the targets that outlive the program; the agent stays for them.
+    """
+
+    counters: dict[str, int]
+    handshakes_refused: int
+    user_seconds: float
+    system_seconds: float
+    remaining: int
+
+
+_TYPES: dict[str, type[Message]] = {
+    kind.__name__.lower(): kind
+    for kind in (
+        Configure,
+        Started,
+        Finish,
+        Ready,
+        Refused,
+        Target,
+        Gone,
+        Killed,
+        Fatal,
+        Warn,
+        Statistics,
+    )
+}
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**64
+
+
+def _is_counts(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_count, value))
+
+
+def _is_counters(value: object) -> bool:
+    return isinstance(value, dict) and all(map(_is_count, value.values()))
+
+
+_CHECKS = {
+    "int": _is_count,
+    "int | None": lambda value: value is None or _is_count(value),
+    "str": lambda value: isinstance(value, str),
+    "bool": lambda value: isinstance(value, bool),
+    "float": lambda value: type(value) in (int, float) and value >= 0,
+    "dict[str, int]": _is_counters,
+    "list[int]": _is_counts,
+}
+
+
+def encode(message: Message) -> bytes:
+    """Return the message as a datagram. Raises `ProtocolError` if it is too long.
+
+    >>> encode(Gone(id=7))
+    b'{"v":1,"type":"gone","id":7}'
+    """
+    body = {"v": VERSION, "type": type(message).__name__.lower(), **message.as_dict()}
+    data = json.dumps(body, separators=(",", ":")).encode()
+    if len(data) > MESSAGE_BYTES_MAX:
+        raise ProtocolError("a control message is too long", cause=f"{len(data)} bytes")
+    return data
+
+
+def decode(data: bytes) -> Message:
+    """Return the message that a datagram holds.
+
+    Raises `ProtocolError` for anything else, be it bytes, JSON of another shape, another version
+    or a field with a value it cannot have.
+
+    >>> decode(b'{"v":1,"type":"gone","id":7}')
+    Gone(id=7)
+    """
+    try:
+        body = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError("a control message is not JSON", cause=str(error)) from error
+    if not isinstance(body, dict):
+        raise ProtocolError("a control message is not an object")
+    if body.pop("v", None) != VERSION:
+        raise ProtocolError("a control message is of another version")
+    name = body.pop("type", None)
+    kind = _TYPES.get(name) if isinstance(name, str) else None
+    if kind is None:
+        raise ProtocolError("a control message is of no known type")
+    _check_fields(kind, body)
+    return kind(**body)
+
+
+def _check_fields(kind: type[Message], body: dict[str, Any]) -> None:
+    if body.keys() != kind.__annotations__.keys():
+        raise ProtocolError(f"a {kind.__name__} message has the wrong fields")
+    for name, annotation in kind.__annotations__.items():
+        if not _CHECKS[annotation](body[name]):
+            raise ProtocolError(f"a {kind.__name__} message has a wrong {name}")
+
+
+def send(channel: socket.socket, message: Message, fds: Sequence[int] = ()) -> None:
+    """Send a message and duplicates of some descriptors. Raises what the socket raises."""
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    channel.sendmsg([encode(message)], ancillary, socket.MSG_NOSIGNAL)
+
+
+def receive(channel: socket.socket) -> tuple[Message, list[int]] | None:
+    """Receive one message and the descriptors with it, or None when the other side is gone.
+
+    The caller owns the descriptors; they close on exec. There are none if this process has no
+    room for all of them. Raises `BlockingIOError` if there is
+    nothing on a channel that does not block, `ProtocolError` for garbage.
+    """
+    try:
+        data, fds, truncated = receive_packet(channel, MESSAGE_BYTES_MAX, FDS_MAX)
+    except ConnectionError:
+        return None
+    if not data and not fds:
+        return None
+    try:
+        if truncated & socket.MSG_TRUNC:
+            raise ProtocolError("a control message is too long")
+        message = decode(data)
+    except ProtocolError:
+        close_all(fds)
+        raise
+    if truncated:  # this process is out of descriptors: all of them or none
+        close_all(fds)
+        fds = []
+    return message, fds
+
+
+def receive_packet(
+    channel: socket.socket, bytes_max: int, fds_max: int
+) -> tuple[bytes, list[int], int]:
+    """Receive one datagram of anything; the last value tells how it was cut short, if it was.
+
+    It holds MSG_TRUNC for data and MSG_CTRUNC for descriptors that did not fit, or for which this
+    process had no room; the kernel has closed those. The ones returned are the caller's.
+    """
+    fds = array.array("i")
+    space = socket.CMSG_SPACE(fds_max * fds.itemsize)
+    data, ancillary, flags, _address = channel.recvmsg(bytes_max, space, socket.MSG_CMSG_CLOEXEC)
+    for level, kind, value in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(value[: len(value) - len(value) % fds.itemsize])
+    return data, fds.tolist(), flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC)
+
+
+def close_all(fds: Sequence[int]) -> None:
+    """Close descriptors that are of no use."""
+    for fd in fds:
+        os.close(fd)
