@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: MIT
+# Goal: `uffdswap run` ends exactly as its program does, and 125 to 127 mean what they say.
+# Method: real programs that end in every way; status and both streams are checked.
+"""Exit status of `uffdswap run`."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .launching import UFFDSWAP, error_lines, python, run, script, uffdswap
+
+KILL_ITSELF = "import os, sys; os.kill(os.getpid(), int(sys.argv[1]))"
+
+
+@pytest.mark.parametrize("status", [0, 1, 7, 125, 127, 255])
+def test_exit_status_is_the_programs(status: int) -> None:
+    done = run("sh", "-c", f"exit {status}")
+    assert (done.returncode, done.stdout, done.stderr) == (status, b"", b"")
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        *(signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV, signal.SIGABRT, signal.SIGINT),
+        *(signal.SIGHUP, signal.SIGPIPE, signal.SIGUSR1, signal.SIGXFSZ, signal.SIGRTMIN + 3),
+    ],
+)
+def test_launcher_dies_of_the_signal_that_killed_the_program(number: int, tmp_path: Path) -> None:
+    code = f"import signal; signal.signal({int(number)}, signal.SIG_DFL)\n" if number != 9 else ""
+    done = run(*python(code + KILL_ITSELF, str(int(number))), cwd=tmp_path)
+    assert done.returncode == -number
+    assert done.stderr == b""
+
+
+def test_no_core_file_of_the_launcher(tmp_path: Path) -> None:
+    command = [*UFFDSWAP, "run", "-m", "1G", "--", *python(KILL_ITSELF, str(int(signal.SIGSEGV)))]
+    shell = "ulimit -c unlimited 2>/dev/null; " + '"$@"; exit 0'
+    subprocess.run(["bash", "-c", shell, "bash", *command], cwd=tmp_path, timeout=60, check=True)
+    cores = list(tmp_path.iterdir())
+    assert len(cores) <= 1  # the program's own, where the machine keeps them in the folder
+
+
+def test_program_that_is_not_there_is_127() -> None:
+    for name in ("no-such-program", "/no/such/program", ""):
+        done = run(name)
+        assert done.returncode == 127
+        assert len(error_lines(done.stderr)) == 1
+        assert f'"{name}"' in done.stderr.decode()
+
+
+def test_file_that_is_not_executable_is_126(tmp_path: Path) -> None:
+    done = run(script(tmp_path / "script", "#!/bin/sh\n", mode=0o644))
+    assert done.returncode == 126
+    assert "chmod +x" in error_lines(done.stderr)[0]
+
+
+def test_folder_is_126(tmp_path: Path) -> None:
+    done = run(str(tmp_path))
+    assert done.returncode == 126
+    assert len(error_lines(done.stderr)) == 1
+
+
+def test_file_of_no_known_format_is_126(tmp_path: Path) -> None:
+    (tmp_path / "program").write_bytes(b"\x7fELF\x00\x00junk\x00" * 20)
+    (tmp_path / "program").chmod(0o755)
+    done = run(str(tmp_path / "program"))
+    assert done.returncode == 126
+    assert "Exec format error" in error_lines(done.stderr)[0]
+
+
+def test_script_without_its_interpreter_is_127(tmp_path: Path) -> None:
+    done = run(script(tmp_path / "script", "#!/no/such/interpreter\n"))
+    assert done.returncode == 127
+    assert "/no/such/interpreter" in error_lines(done.stderr)[0]
+
+
+@pytest.mark.parametrize("first_line", ["#!/bin/sh\n", ""], ids=["interpreter", "none"])
+def test_script_gets_its_arguments(tmp_path: Path, first_line: str) -> None:
+    path = script(tmp_path / "script", f'{first_line}printf "%s|" "$0" "$@"; exit 3\n')
+    done = run(path, "a b", "", "-m")
+    assert (done.returncode, done.stdout.decode()) == (3, f"{path}|a b||-m|")
+    assert done.stderr == b""
+
+
+@pytest.mark.parametrize("separator", [[], ["--"]])
+def test_options_after_the_program_are_its_own(separator: list[str]) -> None:
+    done = uffdswap("run", "-m", "1G", *separator, "echo", "--memory", "-v", "--", "x")
+    assert (done.returncode, done.stdout) == (0, b"--memory -v -- x\n")
+
+
+def test_dashes_before_the_program_are_needed_once() -> None:
+    done = uffdswap("run", "-m", "1G", "--", "--", "x")
+    assert done.returncode == 127
+
+
+# --- The rest of the command ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["doctor", "--help"]])
+def test_help_is_on_stdout_with_status_0(arguments: list[str]) -> None:
+    done = uffdswap(*arguments, env=None)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"uffdswap" in done.stdout
+
+
+def test_help_of_run_names_every_option() -> None:
+    text = uffdswap("run", "--help").stdout.decode()
+    for option in ("--memory", "-m", "--resident", "--policy", "--stats", "--stress", "-q", "-v"):
+        assert option in text
+    for promise in ("125", "126", "127", "UFFDSWAP_MEMORY", "share its limit"):
+        assert promise in text
+
+
+def test_every_option_is_in_the_reference() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs/reference/cli.md").read_text()
+    for name in ("memory", "resident", "policy", "stats", "stress", "quiet", "verbose"):
+        assert f"`--{name}`" in text
+        assert f"`UFFDSWAP_{name.upper()}`" in text
+
+
+def test_version_names_itself_and_python() -> None:
+    done = uffdswap("version")
+    assert (done.returncode, done.stderr) == (0, b"")
+    first, second = done.stdout.decode().splitlines()
+    assert first.startswith("uffdswap ")
+    assert sys.version.split()[0] in second
+
+
+def test_no_command_prints_the_help() -> None:
+    done = uffdswap()
+    assert (done.returncode, done.stderr) == (2, b"")
+    assert b"doctor" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nonsense"], ["version", "--nonsense"], ["--nonsense"], ["doctor", "x"]]
+)
+def test_wrong_usage_of_other_commands_is_2(arguments: list[str]) -> None:
+    done = uffdswap(*arguments)
+    assert done.returncode == 2
+    assert len(error_lines(done.stderr)) == 1
+    assert "--help" in done.stderr.decode()

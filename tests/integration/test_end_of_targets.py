@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: MIT
+# Goal: when a target ends, in whatever way, all that was held for it is given back.
+# Method: count the agent's and the launcher's descriptors, threads and memory before and after.
+"""Ends of targets: exec, exit, SIGKILL; and the end of the agent, which must not go unnoticed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from .fixtures import StartFunction
+from .harness import MIB, Programs, Session, processes_below, wait_until
+
+STEADY_SECONDS = 0.5
+CPU_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What a session holds, seen from outside."""
+
+    agent_fds: int
+    agent_threads: int
+    launcher_fds: int
+    processes: int
+
+
+def count(folder: str) -> int:
+    """Count the entries of a folder."""
+    return sum(1 for _entry in Path(folder).iterdir())
+
+
+def holdings(session: Session) -> Holdings:
+    """Count now."""
+    agent = session.agent().pid
+    return Holdings(
+        agent_fds=count(f"/proc/{agent}/fd"),
+        agent_threads=count(f"/proc/{agent}/task"),
+        launcher_fds=count(f"/proc/{session.pid}/fd"),
+        processes=len(processes_below(session.pid)),
+    )
+
+
+def steady_holdings(session: Session) -> Holdings:
+    """Count when nothing has changed for a while: what ended before has been given back."""
+    deadline = time.monotonic() + 20
+    counted = holdings(session)
+    since = time.monotonic()
+    while time.monotonic() - since < STEADY_SECONDS:
+        assert time.monotonic() < deadline, "the agent does not come to rest"
+        time.sleep(0.02)
+        now = holdings(session)
+        if now != counted:
+            counted, since = now, time.monotonic()
+    return counted
+
+
+def memfd_bytes(pid: int) -> int:
+    """Return what a process's memfds hold, each counted once."""
+    blocks = {}
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            if str(entry.readlink()).startswith("/memfd:"):
+                status = entry.stat()
+                blocks[status.st_ino] = status.st_blocks
+    return 512 * sum(blocks.values())
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_a_thousand_children_leave_nothing_behind(
+    programs: Programs, start_session: StartFunction
+) -> None:
+    args = [programs("lifecycle_fork"), "fork_exec_many", "8M"]
+    with start_session(args, resident="8M", timeout=100) as session:
+        session.wait_for_output("ready")
+        before = steady_holdings(session)
+        before_bytes = memfd_bytes(session.agent().pid)
+        session.send_line("go")
+        session.wait_for_output("done", seconds=90)
+        after = steady_holdings(session)
+        after_bytes = memfd_bytes(session.agent().pid)
+        session.send_line("end")
+        outcome = session.finish()
+    outcome.require_ok(paged=True)
+    assert after == before
+    assert after_bytes <= before_bytes + 4 * MIB
+    assert outcome.stats["targets"] >= 1000
+    assert outcome.stats["swap"]["descriptors"] == 0
+
+
+def start_busy(programs: Programs, start_session: StartFunction) -> Session:
+    """Start a program that faults and is evicted from all the time, and let it get going."""
+    session = start_session([programs("race_write"), "0"], resident="10M", stress=20_000)
+    session.wait_for_output("running")
+    target = session.targets()[0].pid
+    wait_until(lambda: cpu_seconds(target) > CPU_SECONDS, "the target gets going")
+    return session
+
+
+def test_killed_target_leaves_nothing_behind(
+    programs: Programs, start_session: StartFunction
+) -> None:
+    with start_busy(programs, start_session) as session:
+        os.kill(session.targets()[0].pid, signal.SIGKILL)
+        outcome = session.finish()
+    assert not outcome.timed_out, outcome.describe()
+    assert outcome.returncode == -signal.SIGKILL, outcome.describe()
+    assert not outcome.left_over, outcome.describe()
+    assert outcome.stats["signal"] == signal.SIGKILL
+    assert outcome.stats["evictions"]["pages"] > 0
+    assert outcome.stats["integrity"]["poisoned_pages"] == 0
+
+
+def test_killed_child_leaves_its_parent_alone(
+    programs: Programs, start_session: StartFunction
+) -> None:
+    script = f"{programs('race_write')} 0 & child=$!; wait $child; test $? = 137 && echo survived"
+    with start_session(["sh", "-c", script], resident="10M", stress=20_000) as session:
+        session.wait_for_output("running")
+        child = next(target for target in session.targets() if target.name == "race_write").pid
+        wait_until(lambda: cpu_seconds(child) > CPU_SECONDS, "the child gets going")
+        agent = session.agent().pid
+        os.kill(child, signal.SIGKILL)
+        outcome = session.finish()
+    outcome.require_ok(paged=True)
+    assert "survived" in outcome.stdout
+    assert not Path(f"/proc/{agent}").exists()
+
+
+def test_death_of_the_agent_ends_the_program_and_never_zeroes_it(
+    programs: Programs, start_session: StartFunction
+) -> None:
+    with start_busy(programs, start_session) as session:
+        os.kill(session.agent().pid, signal.SIGKILL)
+        outcome = session.finish()
+    assert not outcome.timed_out, outcome.describe()
+    assert outcome.returncode == 125, outcome.describe()
+    assert "uffdswap: " in outcome.stderr, outcome.describe()
+    assert "race_write[" not in outcome.stderr, f"it saw a wrong page\n{outcome.describe()}"
+    assert not outcome.left_over, outcome.describe()
+
+
+def test_stopped_target_is_not_in_the_way_of_others(
+    programs: Programs, start_session: StartFunction
+) -> None:
+    busy, other = programs("race_write"), programs("rewrite")
+    script = f"{busy} 0 & {other} 24M 10000 && kill -KILL $!"
+    with start_session(["sh", "-c", script], resident="16M") as session:
+        session.wait_for_output("running")
+        child = next(target for target in session.targets() if target.name == "race_write").pid
+        os.kill(child, signal.SIGSTOP)
+        session.wait_for_output("MiB right", seconds=80)
+        outcome = session.finish()
+    outcome.require_ok(paged=True)

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: MIT
+# Goal: whatever a program does to its memory, it finds the bytes it would find without us.
+# Method: evict a range, do one thing to it, check every byte; the same program run bare agrees.
+"""Life of mappings, address spaces, threads and system calls over evicted memory."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from .fixtures import RunFunction
+from .harness import Programs
+
+RESIDENT = "8M"
+
+CHECKS = {
+    "lifecycle_map": (
+        "munmap",
+        "dontneed",
+        "dontneed_present",
+        "free",
+        "brk",
+        "mremap_grow",
+        "mremap_shrink",
+        "mremap_move",
+        "mremap_middle",
+        "mremap_dontunmap",
+        "mremap_over",
+        "mprotect_readonly",
+        "mprotect_none",
+        "mlock",
+        "populate",
+        "cold",
+        "map_fixed",
+        "foreign_mappings",
+        "growsdown",
+        "hugepage",
+        "executable",
+        "many_mappings",
+        "holes",
+    ),
+    "lifecycle_fork": (
+        "fork_tree",
+        "fork_cow",
+        "fork_present",
+        "fork_orphan",
+        "fork_while_writing",
+        "wipeonfork",
+        "dontfork",
+        "raw_clone",
+        "vfork",
+        "posix_spawn",
+        "exec_arguments",
+        "exec_self",
+        "process_vm_readv",
+        "ptrace_peek",
+        "fork_exec_many",
+    ),
+    "lifecycle_thread": (
+        "thread_stacks",
+        "thread_exit",
+        "thread_killed",
+        "exit_group",
+        "two_on_one_page",
+        "many_threads",
+        "signals_while_faulting",
+        "longjmp_out_of_faults",
+        "sigaltstack",
+    ),
+    "lifecycle_io": (
+        "read_write",
+        "direct_io",
+        "vectors",
+        "pipe",
+        "socket",
+        "vmsplice",
+        "futex",
+        "io_uring",
+        "io_uring_registered",
+        "own_userfaultfd",
+        "small_arguments",
+    ),
+}
+
+# It talks to the test that looks at the agent meanwhile: test_end_of_targets.py.
+INTERACTIVE = {"fork_exec_many"}
+
+
+def cases() -> list[tuple[str, str]]:
+    """Return every check with its program."""
+    return [
+        (program, check)
+        for program, checks in CHECKS.items()
+        for check in checks
+        if check not in INTERACTIVE
+    ]
+
+
+@pytest.mark.parametrize(("program", "check"), cases(), ids=map("-".join, cases()))
+def test_memory_is_as_without_us(
+    program: str, check: str, programs: Programs, uffdswap_run: RunFunction
+) -> None:
+    outcome = uffdswap_run([programs(program), check, RESIDENT], resident=RESIDENT)
+    outcome.require_ok(paged=True)
+    assert f"{check}: ok" in outcome.stdout, outcome.describe()
+
+
+@pytest.mark.parametrize("program", CHECKS)
+def test_checks_hold_on_the_bare_kernel(
+    program: str, programs: Programs, bare_run: RunFunction
+) -> None:
+    for check in set(CHECKS[program]) - INTERACTIVE:
+        outcome = bare_run([programs(program), check])
+        assert outcome.returncode in {0, 77}, outcome.describe()
+        assert not outcome.left_over, outcome.describe()
+
+
+@pytest.mark.parametrize("program", CHECKS)
+def test_every_check_has_its_test(program: str, programs: Programs) -> None:
+    done = subprocess.run(
+        [programs(program), "--list"], capture_output=True, text=True, check=True, timeout=10
+    )
+    assert tuple(done.stdout.split()) == CHECKS[program]

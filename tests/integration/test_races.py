@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: MIT
+# Goal: an eviction in the middle of anything loses nothing and brings nothing back.
+# Method: evict random pages far faster than any limit would, while threads do the worst.
+"""Races between eviction and the program, provoked on purpose."""
+
+from __future__ import annotations
+
+import pytest
+
+from .fixtures import RunFunction
+from .harness import Programs
+
+SECONDS = "3"
+STRESS = 50_000
+RACES = (
+    ("race_write",),
+    ("race_map", "unmap"),
+    ("race_map", "fixed"),
+    ("race_map", "dontneed"),
+    ("race_map", "mremap"),
+    ("race_map", "mprotect"),
+    ("race_fork",),
+)
+
+
+@pytest.mark.parametrize("race", RACES, ids=map("-".join, RACES))
+def test_eviction_in_the_middle_loses_nothing(
+    race: tuple[str, ...], programs: Programs, uffdswap_run: RunFunction
+) -> None:
+    name, *mode = race
+    outcome = uffdswap_run([programs(name), *mode, SECONDS], stress=STRESS)
+    outcome.require_ok(paged=True)
+    assert "ok" in outcome.stdout, outcome.describe()
+
+
+@pytest.mark.parametrize("race", [("race_write",), ("race_fork",)], ids=["race_write", "race_fork"])
+def test_race_at_the_limit_loses_nothing(
+    race: tuple[str, ...], programs: Programs, uffdswap_run: RunFunction
+) -> None:
+    name, *mode = race
+    outcome = uffdswap_run([programs(name), *mode, SECONDS], stress=STRESS, resident="8M")
+    outcome.require_ok(paged=True)

@@ -1,0 +1,547 @@
+// SPDX-License-Identifier: MIT
+
+/**
+ * @file
+ * Life of a mapping: what unmap, madvise, brk, mremap, mprotect and mlock must do to evicted memory.
+ *
+ * Each check brings a range out of memory, does one thing to it, and compares with what the same
+ * call does to memory that is present. Run bare, the checks test themselves.
+ */
+
+#include "program.h"
+
+#include <setjmp.h>
+#include <sys/resource.h>
+
+#define PAGES 1536ul /* 6 MiB */
+
+/* ------------------------------------------------------------------ accesses that may fault */
+
+static sigjmp_buf after_fault;
+
+static void on_fault(int signal)
+{
+	siglongjmp(after_fault, signal);
+}
+
+static void catch_faults(void)
+{
+	struct sigaction action = {.sa_handler = on_fault, .sa_flags = SA_NODEFER};
+
+	CHECK_CALL(sigaction(SIGSEGV, &action, NULL));
+	CHECK_CALL(sigaction(SIGBUS, &action, NULL));
+}
+
+/* The signal that a write to this address raises, 0 if it succeeds. */
+static int write_signal(volatile uint64_t *address)
+{
+	int caught = sigsetjmp(after_fault, 1);
+
+	if (!caught)
+		*address = *address;
+	return caught;
+}
+
+static int read_signal(const volatile uint64_t *address)
+{
+	int caught = sigsetjmp(after_fault, 1);
+
+	if (!caught)
+		(void)*address;
+	return caught;
+}
+
+/* ------------------------------------------------------------------ unmap and discard */
+
+static void check_munmap(void)
+{
+	size_t third = PAGES / 3;
+	char *start = evicted_pages(PAGES, seed);
+	void *hole = page_at(start, third);
+	void *again;
+
+	unmap_pages(hole, third);
+	verify(start, third, seed, 0, "before the hole");
+	verify(page_at(start, 2 * third), third, seed, 2 * third, "after the hole");
+	again = mmap(hole, third * PAGE_BYTES, PROT_READ | PROT_WRITE,
+		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+	CHECK(again == hole, "the hole is not free: %s", strerror(errno));
+	verify_zero(hole, third, "new mapping in the hole");
+	fill(hole, third, seed + 1, 0);
+	evict(start, PAGES);
+	verify(start, third, seed, 0, "before the hole, again");
+	verify(hole, third, seed + 1, 0, "in the hole");
+	verify(page_at(start, 2 * third), third, seed, 2 * third, "after the hole, again");
+}
+
+/* Blocks of 48 pages, every other one thrown away. */
+static void check_dontneed(void)
+{
+	char *start = evicted_pages(PAGES, seed);
+
+	for (size_t page = 0; page < PAGES; page += 96)
+		CHECK_CALL(madvise(page_at(start, page), 48 * PAGE_BYTES, MADV_DONTNEED));
+	for (size_t page = 0; page < PAGES; page += 96) {
+		verify_zero(page_at(start, page), 48, "after MADV_DONTNEED");
+		verify(page_at(start, page + 48), 48, seed, page + 48, "beside MADV_DONTNEED");
+	}
+	fill(start, PAGES, seed + 1, 0);
+	evict(start, PAGES);
+	verify(start, PAGES, seed + 1, 0, "rewritten");
+}
+
+/* Thrown away while present, then pressed: what was stored for the page before must not return. */
+static void check_dontneed_present(void)
+{
+	char *start = evicted_pages(PAGES, seed);
+
+	verify(start, 512, seed, 0, "brought back");
+	CHECK_CALL(madvise(start, 512 * PAGE_BYTES, MADV_DONTNEED));
+	press();
+	press();
+	verify_zero(start, 512, "after MADV_DONTNEED and pressure");
+	verify(page_at(start, 512), PAGES - 512, seed, 512, "the rest");
+}
+
+/* A page given up with MADV_FREE holds its old content or zeros, never a mixture. */
+static void verify_freed(void *start, size_t pages, const char *what)
+{
+	for (size_t page = 0; page < pages; page++)
+		CHECK(page_is_zero(page_at(start, page)) ||
+			      page_holds(page_at(start, page), seed, page),
+		      "%s: page %zu is neither old nor zero", what, page);
+}
+
+static void check_free(void)
+{
+	size_t half = PAGES / 2;
+	char *start = evicted_pages(PAGES, seed);
+
+	CHECK_CALL(madvise(start, half * PAGE_BYTES, MADV_FREE));
+	verify_freed(start, half, "evicted, then MADV_FREE");
+	verify(page_at(start, half), half, seed, half, "beside MADV_FREE");
+	fill(start, half, seed, 0);
+	CHECK_CALL(madvise(start, half * PAGE_BYTES, MADV_FREE));
+	press();
+	press();
+	verify_freed(start, half, "MADV_FREE, then pressure");
+	fill(start, half, seed + 1, 0);
+	evict(start, half);
+	verify(start, half, seed + 1, 0, "rewritten after MADV_FREE");
+}
+
+static void check_brk(void)
+{
+	size_t half = PAGES / 2;
+	char *start = sbrk(0);
+	char *heap = (char *)(((uintptr_t)start + PAGE_BYTES - 1) & ~(PAGE_BYTES - 1));
+
+	CHECK_CALL(brk(heap + PAGES * PAGE_BYTES));
+	fill(heap, PAGES, seed, 0);
+	evict(heap, PAGES);
+	CHECK_CALL(brk(heap + half * PAGE_BYTES));
+	verify(heap, half, seed, 0, "kept by brk down");
+	CHECK_CALL(brk(heap + PAGES * PAGE_BYTES));
+	verify_zero(page_at(heap, half), half, "fresh from brk up");
+	fill(page_at(heap, half), half, seed + 1, half);
+	evict(heap, PAGES);
+	verify(heap, half, seed, 0, "low half");
+	verify(page_at(heap, half), half, seed + 1, half, "high half");
+	CHECK_CALL(brk(start));
+}
+
+/* ------------------------------------------------------------------ mremap */
+
+/* Room for `pages` at a known place that nothing else uses. */
+static void *reserve(size_t pages)
+{
+	void *start = mmap(NULL, pages * PAGE_BYTES, PROT_NONE,
+			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	CHECK(start != MAP_FAILED, "reserve: %s", strerror(errno));
+	return start;
+}
+
+static void check_mremap_grow(void)
+{
+	char *start = evicted_pages(PAGES, seed);
+
+	start = mremap(start, PAGES * PAGE_BYTES, 2 * PAGES * PAGE_BYTES, MREMAP_MAYMOVE);
+	CHECK(start != MAP_FAILED, "mremap: %s", strerror(errno));
+	verify_zero(page_at(start, PAGES), PAGES, "grown part");
+	verify(start, PAGES, seed, 0, "old part");
+	fill(page_at(start, PAGES), PAGES, seed, PAGES);
+	evict(start, 2 * PAGES);
+	verify(start, 2 * PAGES, seed, 0, "all of it");
+}
+
+static void check_mremap_shrink(void)
+{
+	size_t half = PAGES / 2;
+	char *start = reserve(PAGES);
+	char *grown;
+
+	CHECK(mmap(start, PAGES * PAGE_BYTES, PROT_READ | PROT_WRITE,
+		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == start,
+	      "mmap: %s", strerror(errno));
+	fill(start, PAGES, seed, 0);
+	evict(start, PAGES);
+	CHECK(mremap(start, PAGES * PAGE_BYTES, half * PAGE_BYTES, 0) == start, "shrink: %s",
+	      strerror(errno));
+	verify(start, half, seed, 0, "kept part");
+	grown = mremap(start, half * PAGE_BYTES, PAGES * PAGE_BYTES, MREMAP_MAYMOVE);
+	CHECK(grown != MAP_FAILED, "grow: %s", strerror(errno));
+	verify(grown, half, seed, 0, "kept part, grown");
+	verify_zero(page_at(grown, half), half, "part that was cut off and added again");
+}
+
+static void check_mremap_move(void)
+{
+	char *start = evicted_pages(PAGES, seed);
+	char *target = reserve(PAGES);
+
+	CHECK(mremap(start, PAGES * PAGE_BYTES, PAGES * PAGE_BYTES, MREMAP_MAYMOVE | MREMAP_FIXED,
+		     target) == target,
+	      "mremap: %s", strerror(errno));
+	CHECK(mmap(start, PAGES * PAGE_BYTES, PROT_READ | PROT_WRITE,
+		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == start,
+	      "the old place is not free: %s", strerror(errno));
+	verify_zero(start, PAGES, "new mapping at the old place");
+	verify(target, PAGES, seed, 0, "moved");
+	fill(start, PAGES, seed + 1, 0);
+	evict(target, PAGES);
+	verify(start, PAGES, seed + 1, 0, "old place");
+	verify(target, PAGES, seed, 0, "moved, evicted again");
+}
+
+/* Move the middle of a range, so that regions must be cut at both ends. */
+static void check_mremap_middle(void)
+{
+	size_t third = PAGES / 3;
+	char *start = evicted_pages(PAGES, seed);
+	char *target = reserve(third);
+
+	CHECK(mremap(page_at(start, third), third * PAGE_BYTES, third * PAGE_BYTES,
+		     MREMAP_MAYMOVE | MREMAP_FIXED, target) == target,
+	      "mremap: %s", strerror(errno));
+	evict(target, third);
+	verify(start, third, seed, 0, "low third");
+	verify(target, third, seed, third, "moved middle");
+	verify(page_at(start, 2 * third), third, seed, 2 * third, "high third");
+}
+
+static void check_mremap_dontunmap(void)
+{
+	char *start = evicted_pages(PAGES, seed);
+	char *moved = mremap(start, PAGES * PAGE_BYTES, PAGES * PAGE_BYTES,
+			     MREMAP_MAYMOVE | MREMAP_DONTUNMAP, NULL);
+
+	CHECK(moved != MAP_FAILED, "mremap: %s", strerror(errno));
+	verify_zero(start, PAGES, "the old place, still mapped");
+	verify(moved, PAGES, seed, 0, "moved");
+	fill(start, PAGES, seed + 1, 0);
+	evict(start, PAGES);
+	evict(moved, PAGES);
+	verify(moved, PAGES, seed, 0, "moved, evicted again");
+	verify(start, PAGES, seed + 1, 0, "the old place, rewritten");
+}
+
+/* What was evicted at the destination must not shine through. */
+static void check_mremap_over(void)
+{
+	char *target = evicted_pages(PAGES, seed + 1);
+	char *start = evicted_pages(PAGES, seed);
+
+	CHECK(mremap(start, PAGES * PAGE_BYTES, PAGES * PAGE_BYTES, MREMAP_MAYMOVE | MREMAP_FIXED,
+		     target) == target,
+	      "mremap: %s", strerror(errno));
+	verify(target, PAGES, seed, 0, "moved over evicted memory");
+}
+
+/* ------------------------------------------------------------------ protection and locking */
+
+static void check_mprotect_readonly(void)
+{
+	char *start = evicted_pages(PAGES, seed);
+
+	catch_faults();
+	CHECK_CALL(mprotect(start, PAGES * PAGE_BYTES, PROT_READ));
+	CHECK(write_signal((uint64_t *)start) == SIGSEGV,
+	      "a write to read-only memory went through");
+	verify(start, PAGES, seed, 0, "read-only");
+	press();
+	press();
+	verify(start, PAGES, seed, 0, "read-only under pressure");
+	CHECK_CALL(mprotect(start, PAGES * PAGE_BYTES, PROT_READ | PROT_WRITE));
+	fill(start, PAGES, seed + 1, 0);
+	evict(start, PAGES);
+	verify(start, PAGES, seed + 1, 0, "writable again");
+}
+
+static void check_mprotect_none(void)
+{
+	char *start = evicted_pages(PAGES, seed);
+
+	catch_faults();
+	CHECK_CALL(mprotect(start, PAGES * PAGE_BYTES, PROT_NONE));
+	CHECK(read_signal((uint64_t *)start) == SIGSEGV, "a read of PROT_NONE memory went through");
+	press();
+	CHECK_CALL(mprotect(start, PAGES * PAGE_BYTES, PROT_READ | PROT_WRITE));
+	verify(start, PAGES, seed, 0, "evicted, PROT_NONE and back");
+	CHECK_CALL(mprotect(start, PAGES * PAGE_BYTES, PROT_NONE));
+	press();
+	CHECK_CALL(mprotect(start, PAGES * PAGE_BYTES, PROT_READ | PROT_WRITE));
+	verify(start, PAGES, seed, 0, "present, PROT_NONE and back");
+}
+
+static void check_mlock(void)
+{
+	size_t locked = 1024;
+	char *start = evicted_pages(PAGES, seed);
+
+	if (mlock(start, locked * PAGE_BYTES))
+		skip("mlock of 4 MiB is not allowed (RLIMIT_MEMLOCK)");
+	CHECK(present_pages(start, locked) == locked, "mlock left %zu of %zu pages out",
+	      locked - present_pages(start, locked), locked);
+	press();
+	press();
+	CHECK(present_pages(start, locked) == locked, "locked memory was evicted: %zu pages",
+	      locked - present_pages(start, locked));
+	verify(start, PAGES, seed, 0, "locked and not");
+	CHECK_CALL(munlock(start, locked * PAGE_BYTES));
+	evict(start, PAGES);
+	verify(start, PAGES, seed, 0, "unlocked and evicted");
+}
+
+static void check_populate(void)
+{
+	char *start = evicted_pages(PAGES, seed);
+	size_t populated = 1024;
+
+	if (madvise(start, populated * PAGE_BYTES, MADV_POPULATE_READ))
+		skip("MADV_POPULATE_READ is not in this kernel (5.14)");
+	verify(start, populated, seed, 0, "MADV_POPULATE_READ");
+	evict(start, PAGES);
+	CHECK_CALL(madvise(start, populated * PAGE_BYTES, MADV_POPULATE_WRITE));
+	verify(start, PAGES, seed, 0, "MADV_POPULATE_WRITE");
+}
+
+/* The kernel's own advice on memory that is out, or about to go. */
+static void check_cold(void)
+{
+	char *start = evicted_pages(PAGES, seed);
+
+	CHECK_CALL(madvise(start, PAGES * PAGE_BYTES, MADV_COLD));
+	verify(start, PAGES, seed, 0, "MADV_COLD");
+	CHECK_CALL(madvise(start, PAGES * PAGE_BYTES, MADV_PAGEOUT));
+	press();
+	verify(start, PAGES, seed, 0, "MADV_PAGEOUT");
+}
+
+/* ------------------------------------------------------------------ kinds of mappings */
+
+static void check_map_fixed(void)
+{
+	size_t third = PAGES / 3;
+	char *start = evicted_pages(PAGES, seed);
+	void *middle = page_at(start, third);
+
+	CHECK(mmap(middle, third * PAGE_BYTES, PROT_READ | PROT_WRITE,
+		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == middle,
+	      "MAP_FIXED: %s", strerror(errno));
+	verify_zero(middle, third, "mapped over evicted memory");
+	verify(start, third, seed, 0, "low third");
+	fill(middle, third, seed + 1, 0);
+	evict(start, PAGES);
+	verify(middle, third, seed + 1, 0, "middle third");
+	verify(page_at(start, 2 * third), third, seed, 2 * third, "high third");
+}
+
+/* Memory that is not the pager's: shared, and private pages of a file. None may leave. */
+static void check_foreign_mappings(void)
+{
+	size_t pages = 512;
+	int file = memfd_create("file", MFD_CLOEXEC);
+	char *shared = mmap(NULL, pages * PAGE_BYTES, PROT_READ | PROT_WRITE,
+			    MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	char *private;
+	pid_t child;
+
+	CHECK_CALL(file);
+	CHECK_CALL(ftruncate(file, (off_t)(pages * PAGE_BYTES)));
+	private = mmap(NULL, pages * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 0);
+	CHECK(shared != MAP_FAILED && private != MAP_FAILED, "mmap: %s", strerror(errno));
+	fill(shared, pages, seed, 0);
+	fill(private, pages / 2, seed + 1, 0);
+	press();
+	press();
+	CHECK(present_pages(shared, pages) == pages, "shared memory was evicted");
+	CHECK(present_pages(private, pages / 2) == pages / 2, "pages of a file were evicted");
+	child = fork();
+	CHECK_CALL(child);
+	if (!child) {
+		verify(shared, pages, seed, 0, "shared, in the child");
+		fill(shared, pages, seed + 2, 0);
+		_exit(0);
+	}
+	expect_child_ok(child, "sharing child");
+	press();
+	verify(shared, pages, seed + 2, 0, "shared, written by the child");
+	verify(private, pages / 2, seed + 1, 0, "private pages of a file");
+	verify_zero(page_at(private, pages / 2), pages / 2, "untouched pages of a file");
+}
+
+/* A stack-like mapping that grows under our feet, one page at a time. */
+static void check_growsdown(void)
+{
+	size_t pages = 1024;
+	char *room;
+	char *top;
+
+	press(); /* its ballast must not be mapped in the way later */
+	room = reserve(4 * pages);
+	top = page_at(room, 3 * pages);
+	unmap_pages(room, 4 * pages);
+	if (mmap(page_at(top, 0) - PAGE_BYTES, PAGE_BYTES, PROT_READ | PROT_WRITE,
+		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE | MAP_GROWSDOWN, -1,
+		 0) == MAP_FAILED)
+		skip("MAP_GROWSDOWN is refused");
+	for (size_t page = 1; page <= pages; page++)
+		fill(top - page * PAGE_BYTES, 1, seed, page);
+	press();
+	press();
+	for (size_t page = 1; page <= 2 * pages; page++) {
+		if (page > pages)
+			fill(top - page * PAGE_BYTES, 1, seed, page);
+		verify(top - page * PAGE_BYTES, 1, seed, page, "grown downwards");
+	}
+}
+
+static void *map_huge(size_t bytes)
+{
+	char *start = reserve((bytes + HUGE_BYTES) / PAGE_BYTES);
+
+	start = (char *)(((uintptr_t)start + HUGE_BYTES - 1) & ~(HUGE_BYTES - 1));
+	CHECK_CALL(mprotect(start, bytes, PROT_READ | PROT_WRITE));
+	if (madvise(start, bytes, MADV_HUGEPAGE))
+		skip("transparent huge pages are not in this kernel");
+	return start;
+}
+
+static void check_hugepage(void)
+{
+	char *start = map_huge(PAGES * PAGE_BYTES);
+
+	fill(start, PAGES, seed, 0);
+	evict(start, PAGES);
+	verify(start, PAGES, seed, 0, "huge pages");
+	/* One small hole in each huge page, then out again: part huge, part not. */
+	for (size_t page = 7; page < PAGES; page += 512)
+		CHECK_CALL(madvise(page_at(start, page), PAGE_BYTES, MADV_DONTNEED));
+	evict(start, PAGES);
+	for (size_t page = 0; page < PAGES; page++) {
+		if (page % 512 == 7)
+			verify_zero(page_at(start, page), 1, "hole in a huge page");
+		else
+			verify(page_at(start, page), 1, seed, page, "broken huge page");
+	}
+}
+
+/* Machine code: executable memory is not evicted, and becoming executable must not lose it. */
+static void check_executable(void)
+{
+#if defined(__x86_64__)
+	static const unsigned char code[] = {0xb8, 0x2a, 0, 0, 0, 0xc3}; /* mov $42, %eax; ret */
+#elif defined(__aarch64__)
+	static const unsigned char code[] = {0x40, 0x05, 0x80, 0x52, 0xc0, 0x03, 0x5f, 0xd6};
+#else
+	static const unsigned char code[0];
+	skip("no machine code for this processor");
+#endif
+	size_t pages = 512;
+	char *start = map_pages(pages);
+
+	for (size_t page = 0; page < pages; page++)
+		memcpy(page_at(start, page), code, sizeof(code));
+	evict(start, pages);
+	CHECK_CALL(mprotect(start, pages * PAGE_BYTES, PROT_READ | PROT_EXEC));
+	__builtin___clear_cache(start, start + pages * PAGE_BYTES);
+	for (size_t page = 0; page < pages; page++) {
+		int (*function)(void) = (int (*)(void))(uintptr_t)page_at(start, page);
+
+		CHECK(function() == 42, "function in page %zu", page);
+	}
+	press();
+	CHECK(((int (*)(void))(uintptr_t)start)() == 42, "function after pressure");
+}
+
+/* Neighbours that cannot be merged: more mappings than a careless pager can register. */
+static void check_many_mappings(void)
+{
+	size_t count = 2000;
+	char *start = map_pages(2 * count);
+
+	for (size_t page = 0; page < 2 * count; page += 2)
+		CHECK_CALL(mprotect(page_at(start, page), PAGE_BYTES, PROT_READ));
+	for (size_t page = 1; page < 2 * count; page += 2)
+		fill(page_at(start, page), 1, seed, page);
+	press();
+	press();
+	for (size_t page = 0; page < 2 * count; page++) {
+		if (page % 2)
+			verify(page_at(start, page), 1, seed, page, "small mapping");
+		else
+			verify_zero(page_at(start, page), 1, "read-only neighbour");
+	}
+}
+
+/* Holes read first give zeros, and a write afterwards stays. */
+static void check_holes(void)
+{
+	char *start = evicted_pages(PAGES, seed);
+	char *sparse = map_pages(4 * PAGES);
+
+	for (size_t page = 0; page < 4 * PAGES; page += 4)
+		fill(page_at(sparse, page), 1, seed, page);
+	evict(sparse, 4 * PAGES);
+	for (size_t page = 0; page < 4 * PAGES; page++) {
+		if (page % 4 == 0)
+			verify(page_at(sparse, page), 1, seed, page, "written page");
+		else
+			verify_zero(page_at(sparse, page), 1, "hole");
+	}
+	fill(sparse, 4 * PAGES, seed + 1, 0);
+	verify(sparse, 4 * PAGES, seed + 1, 0, "filled holes");
+	verify(start, PAGES, seed, 0, "neighbour");
+}
+
+static const struct check checks[] = {
+	{"munmap", check_munmap},
+	{"dontneed", check_dontneed},
+	{"dontneed_present", check_dontneed_present},
+	{"free", check_free},
+	{"brk", check_brk},
+	{"mremap_grow", check_mremap_grow},
+	{"mremap_shrink", check_mremap_shrink},
+	{"mremap_move", check_mremap_move},
+	{"mremap_middle", check_mremap_middle},
+	{"mremap_dontunmap", check_mremap_dontunmap},
+	{"mremap_over", check_mremap_over},
+	{"mprotect_readonly", check_mprotect_readonly},
+	{"mprotect_none", check_mprotect_none},
+	{"mlock", check_mlock},
+	{"populate", check_populate},
+	{"cold", check_cold},
+	{"map_fixed", check_map_fixed},
+	{"foreign_mappings", check_foreign_mappings},
+	{"growsdown", check_growsdown},
+	{"hugepage", check_hugepage},
+	{"executable", check_executable},
+	{"many_mappings", check_many_mappings},
+	{"holes", check_holes},
+};
+
+int main(int argc, char **argv)
+{
+	return run_checks(checks, ARRAY_COUNT(checks), argc, argv);
+}
