@@ -4,20 +4,35 @@
  * @file
  * What is done to the bytes of one page: classify, hash, compress, decompress.
  *
- * Pure functions without state, callable from any thread. Compression is LZ4 (liblz4) on single
- * pages, hashes are XXH3 64 (libxxhash) with a seed drawn once per agent, so that no program can
+ * Functions without state of their own, callable from any thread. Compression is LZ4 (liblz4) on
+ * single pages after one of a few filters (filter.h). Trying every filter on every page would cost
+ * several compressions, so the caller keeps a hint of what its neighbours took, one for each stream
+ * of pages and used by one thread at a time. Hashes are XXH3 64 (libxxhash) with a seed drawn once per agent, so that no program can
  * prepare two pages of equal hash.
  */
 
 #ifndef USW_CODEC_H
 #define USW_CODEC_H
 
-#include "base.h"
+#include "filter.h"
 
-/** How the bytes of an object are to be read. Stored in two bits of an object entry. */
+/** How the bytes of an object are to be read. Stored in three bits of an object entry. */
 enum usw_codec {
 	USW_CODEC_STORED = 0, /* as they are: the page did not compress */
-	USW_CODEC_LZ4 = 1,
+	USW_CODEC_LZ4 = 1,    /* from here on LZ4, after filter number codec - USW_CODEC_LZ4 */
+	USW_CODEC_LZ4_SHUFFLE8 = USW_CODEC_LZ4 + USW_FILTER_SHUFFLE8,
+	USW_CODEC_LZ4_SHUFFLE4 = USW_CODEC_LZ4 + USW_FILTER_SHUFFLE4,
+	USW_CODEC_LZ4_LANES16 = USW_CODEC_LZ4 + USW_FILTER_LANES16,
+	USW_CODEC_LZ4_XOR_SHUFFLE8 = USW_CODEC_LZ4 + USW_FILTER_XOR_SHUFFLE8,
+	USW_CODEC_RESERVED = 7, /* for a denser codec of lower tiers; not readable here */
+};
+
+/** What a stream of neighbouring pages took last. All zero is how it begins. */
+struct usw_codec_hint {
+	uint16_t last_bytes; /* length of the last object, 0 before the first */
+	uint8_t filter;      /* enum usw_filter that was best at the last trial */
+	uint8_t until_trial; /* pages until all filters are tried again */
+	uint8_t interval;    /* between trials; doubles while they confirm the filter */
 };
 
 /** Pages whose compressed form is longer than this are stored as they are. */
@@ -33,9 +48,10 @@ uint64_t usw_codec_hash(const void *page, uint64_t seed);
 
 /**
  * Compress one page into buffer (at least USW_PAGE_BYTES long). Returns the object's length in
- * bytes and its codec; an incompressible page is copied.
+ * bytes and its codec; an incompressible page is copied. The hint is updated.
  */
-uint32_t usw_codec_compress(const void *page, void *buffer, enum usw_codec *ret_codec);
+uint32_t usw_codec_compress(struct usw_codec_hint *hint, const void *page, void *buffer,
+			    enum usw_codec *ret_codec);
 
 /**
  * Decompress an object into a page. Safe for any input: returns 0 or -EBADMSG and never reads or

@@ -590,13 +590,14 @@ void usw_evict_random(struct usw_target *target, uint64_t random, uint32_t wante
 // --- What happens to evicted pages later --------------------------------------------------------
 
 /** Compress one standby page into an object. */
-static int compress_slot(struct usw_session *session, uint32_t number, uint32_t slot, uint32_t id)
+static int compress_slot(struct usw_session *session, struct usw_codec_hint *hint, uint32_t number,
+			 uint32_t slot, uint32_t id)
 {
 	char object[USW_PAGE_BYTES];
 	enum usw_codec codec;
 	uint64_t place;
 	const char *page = usw_standby_page(&session->standbys, number, slot);
-	uint32_t length = usw_codec_compress(page, object, &codec);
+	uint32_t length = usw_codec_compress(hint, page, object, &codec);
 
 	int ret = usw_segments_append(&session->segments, id, object, length, codec, &place);
 	if (ret)
@@ -634,7 +635,8 @@ int usw_standby_drain(struct usw_target *target, uint32_t keep, uint32_t max_pag
 		uint32_t id = standby->owner[slot];
 
 		if (id && is_slot_of(session, id, standby->number, slot)) {
-			int ret = compress_slot(session, standby->number, slot, id);
+			int ret = compress_slot(session, &target->codec_hint, standby->number, slot,
+						id);
 
 			if (ret)
 				return ret;

@@ -17,7 +17,7 @@ static uint64_t make_entry(uint32_t owner_id, uint32_t offset_bytes, uint32_t le
 			   enum usw_codec codec)
 {
 	return (uint64_t)owner_id << 32 | (uint64_t)(offset_bytes / USW_OBJECT_ALIGN) << 15 |
-	       (uint64_t)(length_bytes - 1) << 3 | (uint64_t)codec << 1;
+	       (uint64_t)(length_bytes - 1) << 3 | (uint64_t)codec;
 }
 
 static uint32_t entry_owner(uint64_t entry)
@@ -37,7 +37,7 @@ static uint32_t entry_length_bytes(uint64_t entry)
 
 static enum usw_codec entry_codec(uint64_t entry)
 {
-	return (enum usw_codec)((entry >> 1) & 3);
+	return (enum usw_codec)(entry & 7);
 }
 
 static uint32_t stored_bytes(uint32_t length_bytes)

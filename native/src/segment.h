@@ -9,7 +9,7 @@
  * tier without a descriptor changing; only emptying one segment into another repoints descriptors,
  * one compare-and-swap each.
  *
- * An entry:   owner ID 32 | offset / 8, 17 | length - 1, 12 | codec 2 | unused 1
+ * An entry:   owner ID 32 | offset / 8, 17 | length - 1, 12 | codec 3
  * An entry whose owner is 0 is dead: garbage until its segment is emptied.
  *
  * Threads: one owner (the reclaim thread) appends, empties and frees. Any thread releases objects.

@@ -119,6 +119,7 @@ struct usw_target {
 
 	/* Reclaim thread only. */
 	struct usw_standby standby;
+	struct usw_codec_hint codec_hint; /* what its pages took last; the compressing thread */
 	struct usw_maps eligible;
 	struct usw_ranges refused; /* the kernel would not register it */
 	uint64_t refused_ns;       /* when `refused` was last emptied */

@@ -152,7 +152,8 @@ static bool compress_slot(struct target *target, uint32_t slot, uint32_t id)
 
 	if (usw_word_backend(word) != USW_BACKEND_MEMORY || usw_word_place(word) != place)
 		return true; // nobody refers to it any more
-	uint32_t length = usw_codec_compress(target->slots + slot * USW_PAGE_BYTES, object, &codec);
+	uint32_t length = usw_codec_compress(&(struct usw_codec_hint){0},
+					     target->slots + slot * USW_PAGE_BYTES, object, &codec);
 	if (usw_segments_append(&segments, id, object, length, codec, &new_place))
 		return false;
 	CHECK(usw_vswap_repoint(&vswap, id, USW_BACKEND_MEMORY, place, USW_BACKEND_OBJECT,
@@ -431,7 +432,7 @@ static bool add_ballast(struct ballast *entry, enum check_kind kind, uint64_t se
 	uint64_t hash = usw_codec_hash(page, CHECK_SEED);
 	if (usw_vswap_alloc(&vswap, USW_BACKEND_MEMORY, usw_place(USW_STANDBY_MAX, 0), hash, &id))
 		return false;
-	uint32_t length = usw_codec_compress(page, object, &codec);
+	uint32_t length = usw_codec_compress(&(struct usw_codec_hint){0}, page, object, &codec);
 	if (usw_segments_append(&segments, id, object, length, codec, &place)) {
 		usw_vswap_put(&vswap, id);
 		return false;

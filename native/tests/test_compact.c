@@ -46,7 +46,7 @@ static uint32_t store(struct world *world, enum check_kind kind, uint64_t seed)
 	CHECK_EQ(usw_vswap_alloc(&world->vswap, USW_BACKEND_MEMORY, 0,
 				 usw_codec_hash(page, CHECK_SEED), &id),
 		 0);
-	uint32_t length = usw_codec_compress(page, object, &codec);
+	uint32_t length = usw_codec_compress(&(struct usw_codec_hint){0}, page, object, &codec);
 	if (usw_segments_append(&world->segments, id, object, length, codec, &place)) {
 		usw_vswap_put(&world->vswap, id);
 		return USW_VSWAP_NONE;
@@ -290,7 +290,8 @@ static bool drain_one(struct storm *storm)
 	if (usw_word_backend(word) == USW_BACKEND_MEMORY &&
 	    usw_word_place(word) == usw_place(0, slot)) {
 		check_copy_racing(page, storm->standby + slot * USW_PAGE_BYTES);
-		uint32_t length = usw_codec_compress(page, object, &codec);
+		uint32_t length =
+			usw_codec_compress(&(struct usw_codec_hint){0}, page, object, &codec);
 
 		if (usw_segments_append(&world->segments, id, object, length, codec, &place))
 			return false;

@@ -58,7 +58,7 @@ static uint32_t store(struct world *world, enum check_kind kind, uint64_t seed)
 	CHECK_EQ(usw_vswap_alloc(&world->vswap, USW_BACKEND_MEMORY, 0,
 				 usw_codec_hash(page, CHECK_SEED), &id),
 		 0);
-	uint32_t length = usw_codec_compress(page, object, &codec);
+	uint32_t length = usw_codec_compress(&(struct usw_codec_hint){0}, page, object, &codec);
 	CHECK_EQ(usw_segments_append(&world->segments, id, object, length, codec, &place), 0);
 	CHECK(usw_vswap_repoint(&world->vswap, id, USW_BACKEND_MEMORY, 0, USW_BACKEND_OBJECT,
 				place));
