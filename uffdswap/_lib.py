@@ -87,6 +87,7 @@ class Statistics(Record):
     faults_present: int
     faults_deferred: int
     prefetched_pages: int
+    prefetch_proven: int
     latency_p50_ns: int
     latency_p90_ns: int
     latency_p99_ns: int

@@ -93,6 +93,7 @@ def _faults(counters: Mapping[str, int]) -> dict[str, Any]:
     return {
         **{name: counters[f"faults_{name}"] for name in names},
         "prefetched_pages": counters["prefetched_pages"],
+        "prefetch_proven_pages": counters["prefetch_proven"],
         "latency_us": latency,
         "present": counters["faults_present"],
         "deferred": counters["faults_deferred"],

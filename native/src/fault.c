@@ -26,6 +26,9 @@
 /* How often to look where the threads run that fault: 5 us each time. */
 #define USW_FOLLOW_NS 1000000u
 #define USW_MESSAGES_MAX 16
+/* What a fault thread's buffers take: one page, zeros, a window. */
+#define USW_BUFFERS_BYTES \
+	((uint64_t)(1 + USW_HOLE_PAGES_MAX + USW_STREAM_WINDOW_MAX) * USW_PAGE_BYTES)
 #define USW_EPOLL_EVENTS 16
 /* Number of the field in /proc/PID/stat, counted from 1 (proc_pid_stat(5)). */
 #define USW_STAT_PROCESSOR 39
@@ -148,6 +151,102 @@ static bool has_room(struct usw_fault_thread *thread, struct usw_target *target,
 	       fault->thread_id == __atomic_load_n(&target->ring->hands_pid, __ATOMIC_RELAXED);
 }
 
+/** Where a page's content goes, by what the page map knows of it; NULL if it is not evicted. */
+static usw_page_word *find_evicted(const struct usw_target *target, uint64_t page, uint64_t *ret)
+{
+	usw_page_word *word = usw_pagemap_find(&target->pagemap, page);
+
+	*ret = word ? atomic_load_explicit(word, memory_order_acquire) : 0;
+	return usw_page_state(*ret) == USW_PAGE_EVICTED ? word : NULL;
+}
+
+/** Evicted pages in a row, their content side by side in the thread's window. */
+struct run {
+	uint64_t start;
+	uint32_t count;
+	usw_page_word *word[USW_STREAM_WINDOW_MAX];
+	uint64_t now[USW_STREAM_WINDOW_MAX];
+	enum usw_backend backend[USW_STREAM_WINDOW_MAX];
+};
+
+/** The page is there: its word says so. Heat is what the sweep will count down. */
+static void settle(struct usw_fault_thread *thread, usw_page_word *word, uint64_t now,
+		   enum usw_backend backend, uint32_t heat)
+{
+	struct usw_session *session = thread->session;
+	// A page in standby is compressed only when it grows old there: coming back it has no copy
+	// worth keeping.
+	bool keep = backend != USW_BACKEND_MEMORY &&
+		    atomic_load_explicit(&session->keep_copies, memory_order_relaxed);
+
+	usw_page_transition(word, now,
+			    usw_page_make(USW_PAGE_RESIDENT, heat,
+					  keep ? usw_page_id(now) : USW_VSWAP_NONE, 0));
+	if (!keep)
+		usw_vswap_put(&session->vswap, usw_page_id(now));
+	usw_count(&thread->counters, verified_pages, 1);
+}
+
+/** Bring a run in with one call. What does not go in stays evicted: nobody has asked for it yet. */
+static bool bring_in(struct usw_fault_thread *thread, struct usw_target *target, struct run *run)
+{
+	uint64_t done = 0;
+	uint32_t count = run->count;
+
+	run->count = 0;
+	if (!count)
+		return true;
+	usw_uffd_copy(target->uffd, run->start, thread->window, (uint64_t)count * USW_PAGE_BYTES,
+		      &done);
+	uint32_t brought = (uint32_t)(done / USW_PAGE_BYTES);
+	// One sweep passes over it: it is there to be used soon.
+	for (uint32_t i = 0; i < brought; i++)
+		settle(thread, run->word[i], run->now[i], run->backend[i], 1);
+	usw_session_charge(thread->session, brought);
+	usw_count(&thread->counters, prefetched_pages, brought);
+	return brought == count;
+}
+
+/**
+ * Bring in what the stream of this fault will ask for, in address order and in runs, whatever
+ * backends hold it. Never at the expense of the last room, and given up at the first trouble: the
+ * pages that are missing will be asked for.
+ */
+static void prefetch(struct usw_fault_thread *thread, struct usw_target *target, uint64_t page,
+		     const struct usw_forecast *forecast)
+{
+	struct usw_session *session = thread->session;
+	uint64_t step = (uint64_t)forecast->stride * USW_PAGE_BYTES;
+	int64_t room = usw_session_room(session) / 4;
+	uint32_t window = forecast->window;
+	struct run run = {0};
+
+	if (room < (int64_t)window)
+		window = room > 0 ? (uint32_t)room : 0;
+	bool down = forecast->stride < 0;
+	for (uint32_t i = 0; i < window; i++) {
+		uint64_t address = page + step * (down ? window - i : i + 1);
+		uint64_t now;
+		usw_page_word *word = find_evicted(target, address, &now);
+		bool follows = run.count &&
+			       address == run.start + (uint64_t)run.count * USW_PAGE_BYTES;
+
+		if ((!word || !follows) && !bring_in(thread, target, &run))
+			return;
+		if (!word || address == target->token_page)
+			continue;
+		if (usw_content_load(session, usw_page_id(now),
+				     thread->window + (uint64_t)run.count * USW_PAGE_BYTES,
+				     &run.backend[run.count]))
+			break; // damaged: the fault that asks for it will say so
+		if (!run.count)
+			run.start = address;
+		run.word[run.count] = word;
+		run.now[run.count++] = now;
+	}
+	bring_in(thread, target, &run);
+}
+
 /** The content of an evicted page comes back. */
 static enum verdict fault_in(struct usw_fault_thread *thread, struct usw_target *target,
 			     const struct fault *fault, usw_page_word *word, uint64_t now)
@@ -159,26 +258,25 @@ static enum verdict fault_in(struct usw_fault_thread *thread, struct usw_target 
 
 	if (!has_room(thread, target, fault))
 		return DEFER;
+	struct usw_forecast forecast =
+		usw_streams_note(&target->streams, fault->thread_id, fault->page / USW_PAGE_BYTES);
+	usw_count(&thread->counters, prefetch_proven, forecast.proven);
+	if (forecast.window)
+		prefetch(thread, target, fault->page, &forecast);
 	if (usw_content_load(session, id, thread->page, &backend))
 		return poison(thread, target, fault->page, word, now, backend);
 	int ret = usw_uffd_copy(target->uffd, fault->page, thread->page, USW_PAGE_BYTES, &done);
 	if (ret && ret != -EEXIST)
 		return copy_failed(target, fault->page, ret);
 
-	// A page in standby is compressed only when it grows old there: coming back it has no copy
-	// worth keeping. Present already (EEXIST): what is there is newer than what we have.
-	bool keep = !ret && backend != USW_BACKEND_MEMORY &&
-		    atomic_load_explicit(&session->keep_copies, memory_order_relaxed);
 	atomic_fetch_add_explicit(&session->fault_clock, 1, memory_order_relaxed);
-	usw_page_transition(word, now,
-			    usw_page_make(USW_PAGE_RESIDENT, heat_of(session, usw_page_stamp(now)),
-					  keep ? id : USW_VSWAP_NONE, 0));
-	if (!keep)
+	if (ret) { // present already: what is there is newer than what we have
+		usw_page_transition(word, now, usw_page_make(USW_PAGE_RESIDENT, 0, 0, 0));
 		usw_vswap_put(&session->vswap, id);
-	if (ret)
 		return copy_failed(target, fault->page, ret);
+	}
+	settle(thread, word, now, backend, heat_of(session, usw_page_stamp(now)));
 	usw_session_charge(session, 1);
-	usw_count(&thread->counters, verified_pages, 1);
 	count_source(thread, backend);
 	return ANSWERED;
 }
@@ -572,18 +670,17 @@ static void retire_asked(struct usw_fault_thread *thread)
 
 int usw_fault_thread_init(struct usw_fault_thread *thread, struct usw_session *session)
 {
-	size_t buffer_bytes = (1 + USW_HOLE_PAGES_MAX) * USW_PAGE_BYTES;
 	struct epoll_event event = {.events = EPOLLIN, .data.u64 = 0};
 
 	*thread = (struct usw_fault_thread){
 		.session = session, .epoll_fd = -1, .kick_fd = -1, .processor = -1};
-	void *buffers = mmap(NULL, buffer_bytes, PROT_READ | PROT_WRITE,
+	void *buffers = mmap(NULL, USW_BUFFERS_BYTES, PROT_READ | PROT_WRITE,
 			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 	if (buffers == MAP_FAILED)
 		return -errno;
 	thread->page = buffers;
 	thread->zeros = thread->page + USW_PAGE_BYTES;
-	memset(thread->zeros, 0, USW_HOLE_PAGES_MAX * USW_PAGE_BYTES);
+	thread->window = thread->zeros + USW_HOLE_PAGES_MAX * USW_PAGE_BYTES;
 	thread->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	thread->kick_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (thread->epoll_fd < 0 || thread->kick_fd < 0 ||
@@ -595,7 +692,7 @@ int usw_fault_thread_init(struct usw_fault_thread *thread, struct usw_session *s
 void usw_fault_thread_deinit(struct usw_fault_thread *thread)
 {
 	if (thread->page)
-		munmap(thread->page, (1 + USW_HOLE_PAGES_MAX) * USW_PAGE_BYTES);
+		munmap(thread->page, USW_BUFFERS_BYTES);
 	usw_cleanup_close(&thread->epoll_fd);
 	usw_cleanup_close(&thread->kick_fd);
 	thread->page = NULL;

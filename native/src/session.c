@@ -576,6 +576,7 @@ void usw_session_statistics(struct usw_session *session, struct usw_statistics *
 		.faults_present = sum.faults_present,
 		.faults_deferred = sum.faults_deferred,
 		.prefetched_pages = sum.prefetched_pages,
+		.prefetch_proven = sum.prefetch_proven,
 		.evicted_pages = sum.evicted_pages,
 		.evicted_unshared = sum.evicted_unshared,
 		.evicted_clean = sum.evicted_clean,

@@ -42,8 +42,9 @@ struct usw_fault_thread {
 	uint64_t followed_ns; /* when it last looked where it should be */
 	struct usw_counters counters __attribute__((aligned(64)));
 	struct usw_histogram latency;
-	char *page;  /* content on its way in */
-	char *zeros; /* USW_HOLE_PAGES_MAX pages */
+	char *page;   /* content on its way in */
+	char *zeros;  /* USW_HOLE_PAGES_MAX pages */
+	char *window; /* USW_STREAM_WINDOW_MAX pages: content on its way in ahead of its fault */
 };
 
 struct usw_reclaim {

@@ -35,6 +35,7 @@
 #include "maps.h"
 #include "pagemap.h"
 #include "standby.h"
+#include "stream.h"
 #include "uffdswap.h"
 
 struct usw_session;
@@ -107,9 +108,10 @@ struct usw_target {
 	struct usw_target *next_deferred; /* thread's list of targets with waiting faults */
 	bool on_deferred_list;
 	_Atomic uint32_t filling; /* a hole may be being filled: see usw_evict_batch() */
-	uint64_t hole_next;       /* a hole fault here goes on with a stream of them */
-	int hands_processor;      /* where it has been moved to */
-	uint32_t hole_window;     /* pages to fill at the next hole of the stream */
+	struct usw_streams streams;
+	uint64_t hole_next;   /* a hole fault here goes on with a stream of them */
+	int hands_processor;  /* where it has been moved to */
+	uint32_t hole_window; /* pages to fill at the next hole of the stream */
 
 	/* Watch thread; the reclaim thread reads data_pages. */
 	uint64_t anon_pages;         /* resident, as last measured */

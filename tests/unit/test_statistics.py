@@ -33,6 +33,7 @@ CONTRACT: dict[str, Any] = {
     "faults": {
         **dict.fromkeys(("total", "hole", "standby", "zero", "same", "ram", "disk"), 0),
         "prefetched_pages": 0,
+        "prefetch_proven_pages": 0,
         "latency_us": dict.fromkeys(("p50", "p90", "p99", "p999", "max"), 0),
     },
     "evictions": dict.fromkeys(
