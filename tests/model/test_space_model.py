@@ -35,7 +35,7 @@ from hypothesis.stateful import (
 )
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SOURCES = ("base", "space", "codec", "vswap", "segment", "pagemap", "compact", "standby")
+SOURCES = ("base", "space", "codec", "filter", "vswap", "segment", "pagemap", "compact", "standby")
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 EXIT_SECONDS = 60.0
 
