@@ -31,6 +31,7 @@ __all__ = (
     "NativeSession",
     "Probe",
     "Statistics",
+    "Tier",
     "probe",
     "shim_path",
 )
@@ -39,6 +40,7 @@ NO_LIMIT = 2**64 - 1
 """A limit that is none, as the C interface spells it."""
 
 _FDS_MAX = 64
+_TIERS_MAX = 16
 
 
 class NativeError(OSError):
@@ -112,6 +114,31 @@ class Statistics(Record):
     poisoned_pages: int
     out_of_memory: int
 
+    disk_pages: int
+    disk_original_bytes: int
+    disk_stored_bytes: int
+    disk_segments: int
+    disk_peak_bytes: int
+    demoted_segments: int
+    promoted_segments: int
+    disk_is_encrypted: int
+    disk_uses_uring: int
+
+
+class Tier(Record):
+    """One tier, as it is now; `cap_bytes` is NO_LIMIT for none, `path` empty for RAM."""
+
+    name: str
+    path: str
+    priority: int
+    is_leaving: bool
+    is_encrypted: bool
+    cap_bytes: int
+    segments: int
+    pages: int
+    original_bytes: int
+    stored_bytes: int
+
 
 class EventKind(enum.IntEnum):
     """What an event is about; see ``enum usw_event_kind``."""
@@ -122,6 +149,7 @@ class EventKind(enum.IntEnum):
     OUT_OF_MEMORY = lib.USW_EVENT_OUT_OF_MEMORY
     POISONED = lib.USW_EVENT_POISONED
     WARNING = lib.USW_EVENT_WARNING
+    TIER_REMOVED = lib.USW_EVENT_TIER_REMOVED
 
 
 class Event(Record):
@@ -186,6 +214,7 @@ class NativeSession:
         resident_limit_bytes: int = NO_LIMIT,
         stress_pages_per_second: int = 0,
         fault_threads: int = 0,
+        disk_is_encrypted: bool = True,
     ) -> None:
         self._session: Any = None
         config: Any = ffi.new("struct usw_config *")
@@ -193,6 +222,7 @@ class NativeSession:
         config.resident_limit_bytes = resident_limit_bytes
         config.stress_pages_per_second = stress_pages_per_second
         config.fault_threads = fault_threads
+        config.disk_plain = not disk_is_encrypted
         session: Any = ffi.new("struct usw_session **")
         error: Any = ffi.new("struct usw_error *")
         _check(lib.usw_session_create(config, session, error), error)
@@ -267,6 +297,46 @@ class NativeSession:
     def set_limits(self, *, memory_limit_bytes: int, resident_limit_bytes: int) -> None:
         """Change the limits while the session runs; ``NO_LIMIT`` for none."""
         lib.usw_session_set_limits(self._open(), memory_limit_bytes, resident_limit_bytes)
+
+    def add_tier(self, path: str, *, cap_bytes: int = NO_LIMIT, priority: int = 0) -> None:
+        """Add a disk tier: a folder, a file or a block device. Higher priorities are filled first.
+
+        Raises `NativeError` with a sentence for the user if the place cannot be used.
+        """
+        error: Any = ffi.new("struct usw_error *")
+        result = lib.usw_session_tier_add(
+            self._open(), os.fsencode(path), cap_bytes, priority, error
+        )
+        _check(result, error)
+
+    def remove_tier(self, name: str) -> None:
+        """Begin to remove a disk tier, by name or path; a TIER_REMOVED event tells the end.
+
+        Raises `NativeError`, nothing having happened: ENOENT, EALREADY, or ENOSPC if what is left
+        cannot hold what is in it.
+        """
+        error: Any = ffi.new("struct usw_error *")
+        _check(lib.usw_session_tier_remove(self._open(), os.fsencode(name), error), error)
+
+    def tiers(self) -> list[Tier]:
+        """Describe every tier, RAM first."""
+        raw: Any = ffi.new("struct usw_tier_info[]", _TIERS_MAX)
+        count = lib.usw_session_tier_list(self._open(), raw, _TIERS_MAX)
+        return [
+            Tier(
+                name=_text(raw[i].name),
+                path=os.fsdecode(bytes(ffi.string(raw[i].path))),
+                priority=raw[i].priority,
+                is_leaving=bool(raw[i].is_leaving),
+                is_encrypted=bool(raw[i].is_encrypted),
+                cap_bytes=raw[i].cap_bytes,
+                segments=raw[i].segments,
+                pages=raw[i].pages,
+                original_bytes=raw[i].original_bytes,
+                stored_bytes=raw[i].stored_bytes,
+            )
+            for i in range(count)
+        ]
 
     def statistics(self) -> Statistics:
         """Read every counter and gauge."""

@@ -211,9 +211,25 @@ class Agent:
             self._send(protocol.Refused(pid=0, text=error.strerror or str(error)))
             return
         self._session = session
+        if message.disk_path is not None and not self._add_disk(session, message):
+            return
         self._selector.register(session.event_fd(), selectors.EVENT_READ, self._on_event)
         self._resume_accepting()
         self._send(protocol.Ready(), [os.dup(fd) for fd in session.fds()])
+
+    def _add_disk(self, session: NativeSession, message: protocol.Configure) -> bool:
+        """Add the disk tier of the start. One that nobody asked for may fail; then tell why."""
+        assert message.disk_path is not None
+        cap = {} if message.disk_cap_bytes is None else {"cap_bytes": message.disk_cap_bytes}
+        try:
+            session.add_tier(message.disk_path, **cap)
+        except OSError as error:
+            text = error.strerror or str(error)
+            if message.disk_is_required:
+                self._send(protocol.Refused(pid=0, text=text))
+                return False
+            self._send(protocol.Warn(text=f"going without a disk tier: {text}", serious=False))
+        return True
 
     def _launcher_gone(self) -> None:
         self._selector.unregister(self._control)
@@ -428,6 +444,7 @@ def _limits(message: protocol.Configure) -> dict[str, int]:
         "memory_limit_bytes": message.memory_bytes,
         "resident_limit_bytes": message.resident_bytes,
         "stress_pages_per_second": message.stress_pages_per_second,
+        "disk_is_encrypted": message.disk_is_encrypted,
     }
     return {name: value for name, value in limits.items() if value is not None}
 

@@ -23,10 +23,17 @@ __all__ = ("POLICIES", "RunConfig", "resolve")
 POLICIES = ("clock",)
 """Replacement policies there are, the default first."""
 
+DISK_DEFAULT = "/var/tmp"
+"""Where the disk tier is if nobody says so: a place on a disk, as file systems go."""
+
 STRESS_MAX_PAGES_PER_SECOND = 2**32 - 1
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-_NAMES = ("memory", "resident", "policy", "stats", "stress", "quiet", "verbose")
+_DISK_SMALLEST_BYTES = 2 * 2**20
+_NAMES = (
+    *("memory", "resident", "disk", "no_disk", "no_disk_encryption"),
+    *("policy", "stats", "stress", "quiet", "verbose"),
+)
 _FLAG_VALUES = {"1": 1, "true": 1, "yes": 1, "on": 1, "0": 0, "false": 0, "no": 0, "off": 0}
 
 
@@ -42,6 +49,9 @@ class RunConfig(Record):
 
     memory_bytes: int | None
     resident_bytes: int | None
+    disk_path: str | None
+    disk_cap_bytes: int | None
+    disk_is_encrypted: bool
     policy: str
     stats_path: str | None
     stress_pages_per_second: int
@@ -61,9 +71,14 @@ def resolve(
     """
     settings = _collect(options, environment)
     whole_bytes = whole_bytes or _available_memory_bytes
+    memory_bytes = _limit(settings.get("memory"), whole_bytes)
+    disk_path, disk_cap_bytes = _disk(settings, is_useful=memory_bytes is not None)
     config = RunConfig(
-        memory_bytes=_limit(settings.get("memory"), whole_bytes),
+        memory_bytes=memory_bytes,
         resident_bytes=_limit(settings.get("resident"), whole_bytes),
+        disk_path=disk_path,
+        disk_cap_bytes=disk_cap_bytes,
+        disk_is_encrypted=not _flag(settings.get("no_disk_encryption")),
         policy=_policy(settings.get("policy")),
         stats_path=settings["stats"].text if "stats" in settings else None,
         stress_pages_per_second=_stress(settings.get("stress")),
@@ -82,7 +97,7 @@ def _collect(options: Mapping[str, str], environment: Mapping[str, str]) -> dict
     for name in _NAMES:
         variable = f"UFFDSWAP_{name.upper()}"
         if name in options:
-            settings[name] = Setting(text=options[name], source=f"--{name}")
+            settings[name] = Setting(text=options[name], source=f"--{name.replace('_', '-')}")
         elif environment.get(variable):
             settings[name] = Setting(text=environment[variable], source=variable)
     return settings
@@ -109,6 +124,32 @@ def _limit(setting: Setting | None, whole_bytes: Callable[[], int]) -> int | Non
             remedy="give a size, or max for no limit",
         )
     return limit_bytes
+
+
+def _disk(settings: Mapping[str, Setting], *, is_useful: bool) -> tuple[str | None, int | None]:
+    """Return the place of the disk tier and its cap. Only a budget makes anything go to a disk."""
+    setting = settings.get("disk")
+    if _flag(settings.get("no_disk")):
+        if setting is not None and setting.source == "--disk":
+            raise UsageError("--disk and --no-disk exclude each other", remedy="give one of them")
+        return None, None
+    if setting is None:
+        return (DISK_DEFAULT, None) if is_useful else (None, None)
+    path, colon, size = setting.text.rpartition(":")
+    if not colon or "/" in size or not size[:1].isdecimal():
+        return os.path.abspath(setting.text), None
+    try:
+        cap_bytes = parse_size(size, lambda: 0)
+    except UsageError as error:
+        what = f"{setting.source}: {error.what}"
+        raise UsageError(what, cause=error.cause, remedy=error.remedy) from error
+    if not path or (cap_bytes is not None and cap_bytes < _DISK_SMALLEST_BYTES):
+        raise UsageError(
+            f'{setting.source}: "{setting.text}" is not a place and a size',
+            cause="a disk tier has a path and, if it has a cap, at least 2 MiB",
+            remedy="give for example /var/tmp:4G",
+        )
+    return os.path.abspath(path), cap_bytes
 
 
 def _policy(setting: Setting | None) -> str:

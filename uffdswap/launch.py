@@ -181,6 +181,10 @@ class Launcher:
             resident_bytes=self._config.resident_bytes,
             stress_pages_per_second=self._config.stress_pages_per_second,
             folder=self._folder.path,
+            disk_path=self._config.disk_path,
+            disk_cap_bytes=self._config.disk_cap_bytes,
+            disk_is_required="disk" in self._config.sources,
+            disk_is_encrypted=self._config.disk_is_encrypted,
         )
         with contextlib.suppress(OSError):  # its end is noticed below
             protocol.send(self._control, configure, [self._folder.listener.fileno()])

@@ -66,6 +66,10 @@ class Configure(Message):
     resident_bytes: int | None
     stress_pages_per_second: int
     folder: str
+    disk_path: str | None  # a disk tier from the start
+    disk_cap_bytes: int | None
+    disk_is_required: bool  # without it the session is refused; else it goes without
+    disk_is_encrypted: bool
 
 
 class Started(Message):

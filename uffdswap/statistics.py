@@ -27,8 +27,6 @@ __all__ = ("SCHEMA", "Ending", "StatsFile", "document", "summary")
 
 SCHEMA = "uffdswap.stats/1"
 
-_NO_DISK = {"pages": 0, "original_bytes": 0, "stored_bytes": 0, "segments": 0}
-
 
 class Ending(Record):
     """How a launch was and how it ended. One of status and signal is None, or both are set.
@@ -60,17 +58,17 @@ def document(ending: Ending, statistics: Statistics) -> dict[str, Any]:
         "peak": {
             "resident_bytes": counters["resident_peak_bytes"],
             "ram_bytes": counters["ram_peak_bytes"],
-            "disk_bytes": 0,
+            "disk_bytes": counters["disk_peak_bytes"],
         },
         "targets": counters["targets_total"],
         "faults": _faults(counters),
         "evictions": _evictions(counters),
-        "tiers": {"ram": _ram_tier(counters), "disk": dict(_NO_DISK)},
+        "tiers": {"ram": _tier("ram", counters), "disk": _tier("disk", counters)},
         "swap": {
             "descriptors": counters["descriptors"],
             "metadata_bytes": counters["metadata_bytes"],
-            "demoted_segments": 0,
-            "promoted_segments": 0,
+            "demoted_segments": counters["demoted_segments"],
+            "promoted_segments": counters["promoted_segments"],
             "compacted_segments": counters["compacted_segments"],
         },
         "cpu_seconds": {
@@ -82,6 +80,10 @@ def document(ending: Ending, statistics: Statistics) -> dict[str, Any]:
             "poisoned_pages": counters["poisoned_pages"],
         },
         "handshakes": {"refused": statistics.handshakes_refused},
+        "disk": {
+            "encrypted": bool(counters["disk_is_encrypted"]),
+            "engine": "io_uring" if counters["disk_uses_uring"] else "threads",
+        },
     }
 
 
@@ -105,9 +107,9 @@ def _evictions(counters: Mapping[str, int]) -> dict[str, int]:
     return {name: counters[f"evicted_{name}"] for name in names}
 
 
-def _ram_tier(counters: Mapping[str, int]) -> dict[str, int]:
+def _tier(tier: str, counters: Mapping[str, int]) -> dict[str, int]:
     names = ("pages", "original_bytes", "stored_bytes", "segments")
-    return {name: counters[f"ram_{name}"] for name in names}
+    return {name: counters[f"{tier}_{name}"] for name in names}
 
 
 class StatsFile:

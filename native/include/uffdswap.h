@@ -46,6 +46,7 @@ struct usw_config {
 	uint64_t resident_limit_bytes; /* limit on resident anonymous memory; UINT64_MAX: none */
 	uint32_t stress_pages_per_second;
 	uint32_t fault_threads; /* 0: choose by the number of CPUs */
+	uint32_t disk_plain;    /* do not encrypt what is written to disk tiers */
 };
 
 enum usw_event_kind {
@@ -56,6 +57,7 @@ enum usw_event_kind {
 	USW_EVENT_OUT_OF_MEMORY, /* nothing is left to give; every target has been killed; text */
 	USW_EVENT_POISONED, /* a page could not be proved right; text says which, tier, reason */
 	USW_EVENT_WARNING,
+	USW_EVENT_TIER_REMOVED, /* text names it */
 };
 
 struct usw_event {
@@ -116,6 +118,30 @@ struct usw_statistics {
 	uint64_t verified_pages;
 	uint64_t poisoned_pages;
 	uint64_t out_of_memory; /* 1 once the budget could not be met */
+
+	uint64_t disk_pages;          /* g */
+	uint64_t disk_original_bytes; /* g */
+	uint64_t disk_stored_bytes;   /* g: space taken on disks */
+	uint64_t disk_segments;       /* g */
+	uint64_t disk_peak_bytes;
+	uint64_t demoted_segments;
+	uint64_t promoted_segments;
+	uint64_t disk_is_encrypted; /* g: 1 if what is written to disk tiers is encrypted */
+	uint64_t disk_uses_uring;   /* g: 1 if disk tiers are read and written through io_uring */
+};
+
+/* One tier. The first of usw_session_tier_list() is RAM. */
+struct usw_tier_info {
+	char name[32];
+	char path[256]; /* empty for RAM */
+	int priority;
+	int is_leaving; /* it is being removed */
+	int is_encrypted;
+	uint64_t cap_bytes; /* UINT64_MAX: none */
+	uint64_t segments;
+	uint64_t pages;
+	uint64_t original_bytes;
+	uint64_t stored_bytes;
 };
 
 /*
@@ -143,6 +169,22 @@ int usw_session_next_event(struct usw_session *session, struct usw_event *ret);
 /* Change the limits while the session runs; UINT64_MAX for none. */
 void usw_session_set_limits(struct usw_session *session, uint64_t memory_limit_bytes,
 			    uint64_t resident_limit_bytes);
+
+/*
+ * Add a disk tier: a folder, a file or a block device; `cap_bytes` UINT64_MAX for no cap. The tier
+ * with the highest priority is filled first. Refused: -ENOENT, -EACCES, ... with a text that says why
+ * and what would help; -EEXIST: it is one already.
+ */
+int usw_session_tier_add(struct usw_session *session, const char *path, uint64_t cap_bytes,
+			 int priority, struct usw_error *error);
+/*
+ * Begin to remove a disk tier, by its name or path, while everything runs. Returns at once; a
+ * TIER_REMOVED event tells the end, and usw_session_tier_list() how far it is. Nothing has happened
+ * on -ENOENT (no such tier), -EALREADY (on its way out) or -ENOSPC (what is left cannot hold it).
+ */
+int usw_session_tier_remove(struct usw_session *session, const char *name, struct usw_error *error);
+/* Store what there is of every tier; returns how many were stored. */
+int usw_session_tier_list(struct usw_session *session, struct usw_tier_info *ret, int capacity);
 
 void usw_session_statistics(struct usw_session *session, struct usw_statistics *ret);
 

@@ -10,6 +10,28 @@
 
 #include "content.h"
 
+/** Where the segment is that a word names; 0 for other backends. */
+static uint64_t where_of(const struct usw_session *session, uint64_t word)
+{
+	uint32_t segment = usw_place_group(usw_word_place(word));
+
+	if (usw_word_backend(word) != USW_BACKEND_OBJECT || segment == 0 ||
+	    segment >= session->segments.capacity)
+		return 0;
+	return atomic_load_explicit(&usw_segments_header(&session->segments, segment)->where,
+				    memory_order_acquire);
+}
+
+bool usw_content_is_unmoved(const struct usw_session *session, uint32_t id, uint64_t word,
+			    uint64_t where)
+{
+	// What was read must not be newer than what is looked at now.
+	atomic_thread_fence(memory_order_seq_cst);
+	uint64_t again = usw_vswap_word(&session->vswap, id);
+
+	return usw_word_is_unmoved(word, again) && where_of(session, again) == where;
+}
+
 /** One try, from the place a word names. False: nothing sensible is there. */
 USW_OPTIMISTIC
 static bool read_place(const struct usw_session *session, uint64_t word, void *page)
@@ -28,14 +50,34 @@ static bool read_place(const struct usw_session *session, uint64_t word, void *p
 	       usw_codec_decompress(object.codec, object.bytes, object.length_bytes, page) == 0;
 }
 
+static bool find_on_disk(const struct usw_session *session, uint64_t word,
+			 struct usw_disk_place *ret)
+{
+	ret->word = word;
+	ret->segment = usw_place_group(usw_word_place(word));
+	ret->index = usw_place_index(usw_word_place(word));
+	return usw_segments_find(&session->segments, ret->segment, ret->index, &ret->object) &&
+	       usw_where_tier(ret->object.where) != USW_TIER_RAM;
+}
+
+/** What is read is warm: it goes to a disk after what is not. */
+static void touch(const struct usw_session *session, uint64_t word)
+{
+	struct usw_segment *h =
+		usw_segments_header(&session->segments, usw_place_group(usw_word_place(word)));
+	uint32_t clock = atomic_load_explicit(&session->fault_clock, memory_order_relaxed);
+
+	atomic_store_explicit(&h->touched, clock, memory_order_relaxed);
+}
+
 int usw_content_load(const struct usw_session *session, uint32_t id, void *page,
-		     enum usw_backend *ret)
+		     enum usw_backend *ret, struct usw_disk_place *ret_place)
 {
 	uint64_t hash = usw_vswap_hash(&session->vswap, id);
 
 	for (;;) {
 		uint64_t word = usw_vswap_word(&session->vswap, id);
-		uint64_t again;
+		uint64_t where = where_of(session, word);
 
 		*ret = usw_word_backend(word);
 		switch (*ret) {
@@ -45,8 +87,15 @@ int usw_content_load(const struct usw_session *session, uint32_t id, void *page,
 		case USW_BACKEND_SAME:
 			usw_codec_repeat(page, hash);
 			return 0;
-		case USW_BACKEND_MEMORY:
 		case USW_BACKEND_OBJECT:
+			if (usw_where_tier(where) != USW_TIER_RAM) {
+				if (find_on_disk(session, word, ret_place))
+					return -EREMOTE;
+				break;
+			}
+			touch(session, word);
+			__attribute__((fallthrough));
+		case USW_BACKEND_MEMORY:
 			if (read_place(session, word, page) &&
 			    usw_codec_hash(page, session->hash_seed) == hash)
 				return 0;
@@ -55,9 +104,7 @@ int usw_content_load(const struct usw_session *session, uint32_t id, void *page,
 			usw_assert(!"a page map refers to a free descriptor");
 		}
 
-		atomic_thread_fence(memory_order_seq_cst);
-		again = usw_vswap_word(&session->vswap, id);
-		if (usw_word_is_unmoved(word, again))
+		if (usw_content_is_unmoved(session, id, word, where))
 			return -EBADMSG;
 	}
 }

@@ -13,12 +13,25 @@
 
 #include "session.h"
 
+/** An object that is on a disk: what it takes to read it, and to tell later whether it moved. */
+struct usw_disk_place {
+	uint64_t word; /* of the descriptor */
+	uint32_t segment;
+	uint32_t index;
+	struct usw_object object;
+};
+
 /**
  * Bring the content of an ID into a page of memory. Returns 0 and the backend it came from, or
  * -EBADMSG: the content is where it should be and is not what was stored; `ret` names where.
+ * -EREMOTE: it is on a disk, at `ret_place`; nothing was read.
  */
 int usw_content_load(const struct usw_session *session, uint32_t id, void *page,
-		     enum usw_backend *ret);
+		     enum usw_backend *ret, struct usw_disk_place *ret_place);
+
+/** True if a word of an ID, and the place of the segment it names, are still the same. */
+bool usw_content_is_unmoved(const struct usw_session *session, uint32_t id, uint64_t word,
+			    uint64_t where);
 
 /** True if the page has exactly the content of the ID: a kept copy is still good. */
 bool usw_content_is(const struct usw_session *session, uint32_t id, const void *page,

@@ -19,6 +19,8 @@
 
 /* Since Linux 6.1; older headers do not have it. */
 #define USW_STATX_DIOALIGN 0x2000u
+/* A file system is left this much, or a 64th of it: others write to it too. */
+#define USW_DISK_MARGIN_BYTES (16u << 20)
 
 static int refuse(struct usw_error *error, int code, const char *path, const char *why,
 		  const char *remedy)
@@ -229,7 +231,12 @@ uint64_t usw_disk_free_bytes(struct usw_disk *disk)
 	uint64_t bytes = usw_min(disk->cap_bytes - disk->held_bytes,
 				 (uint64_t)(disk->slot_limit - disk->used_slots) * USW_SLOT_BYTES);
 	pthread_mutex_unlock(&disk->lock);
-	if (!disk->is_device && fstatvfs(disk->fd, &status) == 0)
-		bytes = usw_min(bytes, (uint64_t)status.f_bavail * status.f_frsize);
+	if (!disk->is_device && fstatvfs(disk->fd, &status) == 0) {
+		uint64_t all = (uint64_t)status.f_blocks * status.f_frsize;
+		uint64_t available = (uint64_t)status.f_bavail * status.f_frsize;
+		uint64_t margin = usw_min(USW_DISK_MARGIN_BYTES, all / 64);
+
+		bytes = usw_min(bytes, available > margin ? available - margin : 0);
+	}
 	return bytes;
 }

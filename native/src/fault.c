@@ -18,6 +18,7 @@
 #include <sys/mman.h>
 
 #include "content.h"
+#include "diskfault.h"
 #include "event.h"
 #include "fault.h"
 #include "ring.h"
@@ -39,6 +40,7 @@ enum verdict {
 	ANSWERED,
 	DEFER,   /* try again soon */
 	DROPPED, /* nobody waits for it any more */
+	READING, /* its content is on a disk and was asked for */
 };
 
 struct fault {
@@ -49,7 +51,7 @@ struct fault {
 };
 
 /* epoll data: a target with one of these in its low bits, or NULL for the kick. */
-enum { SOURCE_UFFD = 0, SOURCE_PIDFD = 1 };
+enum { SOURCE_UFFD = 0, SOURCE_PIDFD = 1, SOURCE_DISK = 2 };
 
 // --- Answers ------------------------------------------------------------------------------------
 
@@ -77,8 +79,8 @@ static enum verdict copy_failed(struct usw_target *target, uint64_t page, int er
 
 /** Never zeros, never a guess: an access to this page ends in SIGBUS. */
 static enum verdict poison(struct usw_fault_thread *thread, struct usw_target *target,
-			   uint64_t page, usw_page_word *word, uint64_t now,
-			   enum usw_backend backend)
+			   uint64_t page, usw_page_word *word, uint64_t now, const char *where,
+			   const char *why)
 {
 	int ret = usw_uffd_poison(target->uffd, page, USW_PAGE_BYTES);
 
@@ -89,10 +91,9 @@ static enum verdict poison(struct usw_fault_thread *thread, struct usw_target *t
 		usw_vswap_put(&thread->session->vswap, usw_page_id(now));
 		usw_count(&thread->counters, poisoned_pages, 1);
 		usw_session_report(thread->session, USW_EVENT_POISONED, target->id, target->pid,
-				   "page %#llx: its content in the %s was damaged (hash mismatch); "
+				   "page %#llx: its content in the %s was damaged (%s); "
 				   "the program gets SIGBUS when it touches the page",
-				   (unsigned long long)page,
-				   backend == USW_BACKEND_MEMORY ? "standby" : "ram tier");
+				   (unsigned long long)page, where, why);
 	}
 	if (ret == -EOPNOTSUPP || (ret && ret != -EEXIST))
 		usw_target_kill(target, "a damaged page cannot be poisoned on this kernel");
@@ -171,13 +172,13 @@ struct run {
 
 /** The page is there: its word says so. Heat is what the sweep will count down. */
 static void settle(struct usw_fault_thread *thread, usw_page_word *word, uint64_t now,
-		   enum usw_backend backend, uint32_t heat)
+		   enum usw_backend backend, bool on_disk, uint32_t heat)
 {
 	struct usw_session *session = thread->session;
 	// A page in standby is compressed only when it grows old there: coming back it has no copy
-	// worth keeping.
+	// worth keeping. A copy on a disk costs no RAM: that one always is.
 	bool keep = backend != USW_BACKEND_MEMORY &&
-		    atomic_load_explicit(&session->keep_copies, memory_order_relaxed);
+		    (on_disk || atomic_load_explicit(&session->keep_copies, memory_order_relaxed));
 
 	usw_page_transition(word, now,
 			    usw_page_make(USW_PAGE_RESIDENT, heat,
@@ -201,11 +202,101 @@ static bool bring_in(struct usw_fault_thread *thread, struct usw_target *target,
 	uint32_t brought = (uint32_t)(done / USW_PAGE_BYTES);
 	// One sweep passes over it: it is there to be used soon.
 	for (uint32_t i = 0; i < brought; i++)
-		settle(thread, run->word[i], run->now[i], run->backend[i], 1);
+		settle(thread, run->word[i], run->now[i], run->backend[i], false, 1);
 	usw_session_charge(thread->session, brought);
 	usw_count(&thread->counters, prefetched_pages, brought);
 	return brought == count;
 }
+
+// --- Content on a disk --------------------------------------------------------------------------
+
+/** What a thread needs for disk faults, at its first one. */
+static struct usw_disk_faults *disk_faults(struct usw_fault_thread *thread)
+{
+	struct epoll_event event = {.events = EPOLLIN, .data.u64 = SOURCE_DISK};
+
+	if (thread->disk)
+		return thread->disk;
+	struct usw_disk_faults *disk = usw_diskfault_create(thread->session);
+	if (disk && epoll_ctl(thread->epoll_fd, EPOLL_CTL_ADD, usw_aio_fd(disk->aio), &event) < 0) {
+		usw_diskfault_destroy(disk);
+		return NULL;
+	}
+	return thread->disk = disk;
+}
+
+/** Ask for a page ahead of its fault. False: as many as may be are under way. */
+static bool read_ahead(struct usw_fault_thread *thread, struct usw_target *target, uint64_t page,
+		       uint32_t id, const struct usw_disk_place *place)
+{
+	struct usw_disk_faults *disk = disk_faults(thread);
+	struct usw_deferred ahead = {.address = page};
+
+	if (!disk)
+		return false;
+	return usw_diskfault_find(disk, target, page) ||
+	       usw_diskfault_begin(disk, thread->session, target, &ahead, true, id, place) == 0;
+}
+
+/** Ask for the content, and go on with other faults until it is there. */
+static enum verdict fault_in_from_disk(struct usw_fault_thread *thread, struct usw_target *target,
+				       const struct fault *fault, uint32_t id,
+				       const struct usw_disk_place *place)
+{
+	struct usw_disk_faults *disk = disk_faults(thread);
+	struct usw_deferred waiting = {
+		.address = fault->page,
+		.since_ns = fault->since_ns,
+		.flags = fault->flags,
+		.thread_id = fault->thread_id,
+	};
+
+	if (!disk)
+		return DEFER;
+	struct usw_disk_read *read = usw_diskfault_find(disk, target, fault->page);
+	if (read) {
+		// On its way already: the copy wakes everybody who waits for the page.
+		if (read->is_ahead) {
+			read->is_ahead = false;
+			read->fault = waiting;
+		}
+		return READING;
+	}
+	if (usw_diskfault_begin(disk, thread->session, target, &waiting, false, id, place))
+		return DEFER;
+	usw_aio_flush(disk->aio); // with what was asked for ahead
+	return READING;
+}
+
+/** Hand in what was read, and is known to be right. The page map names its ID. */
+static enum verdict hand_in(struct usw_fault_thread *thread, struct usw_target *target,
+			    uint64_t page, usw_page_word *word, uint64_t now, const void *content)
+{
+	struct usw_session *session = thread->session;
+	uint64_t done;
+	int ret = usw_uffd_copy(target->uffd, page, content, USW_PAGE_BYTES, &done);
+
+	if (ret && ret != -EEXIST)
+		return copy_failed(target, page, ret);
+
+	atomic_fetch_add_explicit(&session->fault_clock, 1, memory_order_relaxed);
+	if (ret) { // present already: what is there is newer than what we have
+		usw_page_transition(word, now, usw_page_make(USW_PAGE_RESIDENT, 0, 0, 0));
+		usw_vswap_put(&session->vswap, usw_page_id(now));
+		return copy_failed(target, page, ret);
+	}
+	settle(thread, word, now, USW_BACKEND_OBJECT, true, heat_of(session, usw_page_stamp(now)));
+	usw_session_charge(session, 1);
+	return ANSWERED;
+}
+
+/** Where damage is, for the user: "disk tier disk1". */
+static void name_tier(struct usw_session *session, uint64_t where, char *text, size_t bytes)
+{
+	snprintf(text, bytes, "disk tier %s", session->tiers.at[usw_where_tier(where)].name);
+}
+
+// --- Content in memory ---------------------------------------------------------------------------
 
 /**
  * Bring in what the stream of this fault will ask for, in address order and in runs, whatever
@@ -220,6 +311,7 @@ static void prefetch(struct usw_fault_thread *thread, struct usw_target *target,
 	int64_t room = usw_session_room(session) / 4;
 	uint32_t window = forecast->window;
 	struct run run = {0};
+	struct usw_disk_place place;
 
 	if (room < (int64_t)window)
 		window = room > 0 ? (uint32_t)room : 0;
@@ -235,9 +327,17 @@ static void prefetch(struct usw_fault_thread *thread, struct usw_target *target,
 			return;
 		if (!word || address == target->token_page)
 			continue;
-		if (usw_content_load(session, usw_page_id(now),
-				     thread->window + (uint64_t)run.count * USW_PAGE_BYTES,
-				     &run.backend[run.count]))
+		int ret = usw_content_load(session, usw_page_id(now),
+					   thread->window + (uint64_t)run.count * USW_PAGE_BYTES,
+					   &run.backend[run.count], &place);
+		if (ret == -EREMOTE) {
+			// Asked for now, all together; it comes in by itself when it is there.
+			if (!bring_in(thread, target, &run) ||
+			    !read_ahead(thread, target, address, usw_page_id(now), &place))
+				break;
+			continue;
+		}
+		if (ret)
 			break; // damaged: the fault that asks for it will say so
 		if (!run.count)
 			run.start = address;
@@ -245,6 +345,8 @@ static void prefetch(struct usw_fault_thread *thread, struct usw_target *target,
 		run.now[run.count++] = now;
 	}
 	bring_in(thread, target, &run);
+	if (thread->disk)
+		usw_aio_flush(thread->disk->aio);
 }
 
 /** The content of an evicted page comes back. */
@@ -252,6 +354,7 @@ static enum verdict fault_in(struct usw_fault_thread *thread, struct usw_target 
 			     const struct fault *fault, usw_page_word *word, uint64_t now)
 {
 	struct usw_session *session = thread->session;
+	struct usw_disk_place place;
 	uint32_t id = usw_page_id(now);
 	enum usw_backend backend;
 	uint64_t done;
@@ -263,9 +366,14 @@ static enum verdict fault_in(struct usw_fault_thread *thread, struct usw_target 
 	usw_count(&thread->counters, prefetch_proven, forecast.proven);
 	if (forecast.window)
 		prefetch(thread, target, fault->page, &forecast);
-	if (usw_content_load(session, id, thread->page, &backend))
-		return poison(thread, target, fault->page, word, now, backend);
-	int ret = usw_uffd_copy(target->uffd, fault->page, thread->page, USW_PAGE_BYTES, &done);
+	int ret = usw_content_load(session, id, thread->page, &backend, &place);
+	if (ret == -EREMOTE)
+		return fault_in_from_disk(thread, target, fault, id, &place);
+	if (ret)
+		return poison(thread, target, fault->page, word, now,
+			      backend == USW_BACKEND_MEMORY ? "standby" : "ram tier",
+			      "hash mismatch");
+	ret = usw_uffd_copy(target->uffd, fault->page, thread->page, USW_PAGE_BYTES, &done);
 	if (ret && ret != -EEXIST)
 		return copy_failed(target, fault->page, ret);
 
@@ -275,7 +383,7 @@ static enum verdict fault_in(struct usw_fault_thread *thread, struct usw_target 
 		usw_vswap_put(&session->vswap, id);
 		return copy_failed(target, fault->page, ret);
 	}
-	settle(thread, word, now, backend, heat_of(session, usw_page_stamp(now)));
+	settle(thread, word, now, backend, false, heat_of(session, usw_page_stamp(now)));
 	usw_session_charge(session, 1);
 	count_source(thread, backend);
 	return ANSWERED;
@@ -380,7 +488,7 @@ static enum verdict answer(struct usw_fault_thread *thread, struct usw_target *t
 	case USW_PAGE_EVICTING:
 		return DEFER;
 	case USW_PAGE_POISONED:
-		return poison(thread, target, fault->page, word, now, USW_BACKEND_FREE);
+		return poison(thread, target, fault->page, word, now, "", "");
 	}
 	return DROPPED;
 }
@@ -504,6 +612,94 @@ static void retry_target(struct usw_fault_thread *thread, struct usw_target *tar
 }
 
 static void pump(struct usw_fault_thread *thread, struct usw_target *target);
+
+/** A page that was read has been looked at: is it still what the page map names? */
+static enum verdict settle_read(struct usw_fault_thread *thread, struct usw_disk_read *read)
+{
+	struct usw_session *session = thread->session;
+	struct usw_target *target = read->target;
+	struct fault fault = {
+		.page = read->fault.address,
+		.since_ns = read->fault.since_ns,
+		.flags = read->fault.flags,
+		.thread_id = read->fault.thread_id,
+	};
+	const char *why = NULL;
+	int opened = read->stage == USW_READ_READY
+			     ? 0
+			     : usw_diskfault_open(thread->disk, session, read, &why);
+	usw_page_word *word = usw_pagemap_find(&target->pagemap, fault.page);
+	uint64_t now = word ? atomic_load_explicit(word, memory_order_acquire) : 0;
+	enum verdict verdict;
+
+	if (usw_page_state(now) != USW_PAGE_EVICTED || usw_page_id(now) != read->id ||
+	    usw_vswap_hash(&session->vswap, read->id) != read->hash || opened == -EAGAIN) {
+		bool is_ahead = read->is_ahead;
+
+		usw_diskfault_done(thread->disk, read);
+		if (is_ahead)
+			return DROPPED;
+		verdict = answer(thread, target, &fault);
+		if (verdict == DEFER)
+			defer(thread, target, &fault);
+		else
+			finish(thread, &fault, verdict);
+		return verdict;
+	}
+	if (opened) {
+		char where[64];
+
+		name_tier(session, read->place.object.where, where, sizeof(where));
+		verdict = read->is_ahead
+				  ? DROPPED
+				  : poison(thread, target, fault.page, word, now, where, why);
+	} else if (!has_room(thread, target, &fault)) {
+		verdict = read->is_ahead ? DROPPED : DEFER;
+	} else {
+		verdict = hand_in(thread, target, fault.page, word, now, usw_diskfault_page(read));
+		if (verdict == ANSWERED && read->is_ahead)
+			usw_count(&thread->counters, prefetched_pages, 1);
+		if (verdict == ANSWERED && !read->is_ahead)
+			usw_count(&thread->counters, faults_disk, 1);
+	}
+	if (verdict == DEFER)
+		return DEFER; // it stays ready, or is opened again
+	if (!read->is_ahead)
+		finish(thread, &fault, verdict);
+	struct usw_segment *h = usw_segments_header(&session->segments, read->place.segment);
+	atomic_fetch_add_explicit(&h->refaults, 1, memory_order_relaxed);
+	usw_diskfault_done(thread->disk, read);
+	return verdict;
+}
+
+/** Look at all that was read. Returns whether something must be looked at again soon. */
+static bool settle_reads(struct usw_fault_thread *thread)
+{
+	struct usw_disk_faults *disk = thread->disk;
+	bool waiting = false;
+
+	if (!disk || !disk->busy)
+		return false;
+	usw_diskfault_collect(disk);
+	for (uint32_t i = 0; i < USW_DISK_READS_MAX; i++) {
+		struct usw_disk_read *read = &disk->at[i];
+
+		if (read->stage == USW_READ_IDLE || read->stage == USW_READ_RUNNING)
+			continue;
+		if (!read->target) {
+			usw_diskfault_done(disk, read);
+			continue;
+		}
+		// What stands in the way of a page may be an event that nobody has read.
+		if (read->stage == USW_READ_READY)
+			pump(thread, read->target);
+		if (read->stage != USW_READ_IDLE && settle_read(thread, read) == DEFER) {
+			usw_reclaim_kick(thread->session);
+			waiting = true;
+		}
+	}
+	return waiting;
+}
 
 /** Try all waiting faults again: first read what their targets have to say. */
 static void retry_deferred(struct usw_fault_thread *thread)
@@ -629,6 +825,9 @@ static void retire(struct usw_fault_thread *thread, struct usw_target *target)
 		atomic_store(&target->deferred_waiting, 0);
 	}
 
+	if (thread->disk)
+		usw_diskfault_forget(thread->disk, target);
+
 	// The lock keeps a late handshake from adding a pidfd behind our back. The descriptors must
 	// leave the epoll set by name: others hold duplicates, so closing ours would not do it.
 	pthread_mutex_lock(&target->map_lock);
@@ -691,6 +890,8 @@ int usw_fault_thread_init(struct usw_fault_thread *thread, struct usw_session *s
 
 void usw_fault_thread_deinit(struct usw_fault_thread *thread)
 {
+	usw_diskfault_destroy(thread->disk);
+	thread->disk = NULL;
 	if (thread->page)
 		munmap(thread->page, USW_BUFFERS_BYTES);
 	usw_cleanup_close(&thread->epoll_fd);
@@ -723,7 +924,9 @@ static void wait_and_settle(struct usw_fault_thread *thread, int timeout_ms)
 			(struct usw_target *)(uintptr_t)(events[i].data.u64 & ~(uint64_t)7);
 		uint64_t kicks;
 
-		if (!target) {
+		if (events[i].data.u64 == SOURCE_DISK) {
+			continue; // settle_reads() looks at all of them
+		} else if (!target) {
 			kicked = read(thread->kick_fd, &kicks, sizeof(kicks)) > 0;
 		} else if ((events[i].data.u64 & 7) == SOURCE_UFFD) {
 			pump(thread, target);
@@ -742,9 +945,13 @@ void *usw_fault_main(void *argument)
 {
 	struct usw_fault_thread *thread = argument;
 
+	bool waiting = false;
+
 	usw_session_hurry(0);
 	while (!atomic_load_explicit(&thread->session->stopping, memory_order_relaxed)) {
-		wait_and_settle(thread, thread->deferred_list ? USW_DEFERRED_POLL_MS : -1);
+		wait_and_settle(thread,
+				thread->deferred_list || waiting ? USW_DEFERRED_POLL_MS : -1);
+		waiting = settle_reads(thread);
 		if (thread->deferred_list)
 			retry_deferred(thread);
 	}

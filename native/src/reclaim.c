@@ -17,6 +17,7 @@
 #include <sys/syscall.h>
 
 #include "compact.h"
+#include "demote.h"
 #include "evict.h"
 #include "session.h"
 #include "uffd.h"
@@ -134,6 +135,7 @@ static bool account_if_due(struct usw_session *session)
 		return false;
 	session->reclaim.accounted_ns = now_ns;
 	set_limit(session, account_ram(session));
+	usw_demote_step(session, false);
 	return true;
 }
 
@@ -329,6 +331,7 @@ static void housekeep(struct usw_session *session)
 
 	usw_vswap_collect(&session->vswap);
 	compact_if_worth(session, 5);
+	usw_demote_step(session, false);
 	if (tight && !atomic_load(&session->keep_copies) &&
 	    usw_session_room(session) <= reserve_pages(session)) {
 		drain_all(session, USW_BATCH_PAGES);
@@ -399,6 +402,10 @@ static void nothing_to_give(struct usw_session *session, bool gave)
 	drop_copies(session);
 	usw_vswap_collect(&session->vswap);
 	compact_if_worth(session, 20);
+	if (usw_demote_step(session, true)) {
+		reclaim->stuck_since_ns = 0;
+		return; // what is on its way to a disk makes room
+	}
 	if (!reclaim->stuck_since_ns)
 		reclaim->stuck_since_ns = usw_now_ns();
 	else if (usw_now_ns() - reclaim->stuck_since_ns > USW_STUCK_NS)

@@ -47,8 +47,19 @@ static uint32_t stored_bytes(uint32_t length_bytes)
 
 static struct usw_segment *header(const struct usw_segments *segments, uint32_t segment)
 {
-	usw_assert(segment > 0 && segment < segments->capacity);
-	return (struct usw_segment *)segments->headers.base + segment;
+	return usw_segments_header(segments, segment);
+}
+
+static uint64_t where_is(const struct usw_segment *h)
+{
+	return atomic_load_explicit(&h->where, memory_order_relaxed);
+}
+
+/** Closed, in this tier, and nobody is at work on it. */
+static bool is_settled(const struct usw_segment *h, uint32_t tier)
+{
+	return atomic_load_explicit(&h->state, memory_order_relaxed) == USW_SEGMENT_CLOSED &&
+	       !h->is_moving && usw_where_tier(where_is(h)) == tier;
 }
 
 static _Atomic uint64_t *table(const struct usw_segments *segments, uint32_t segment)
@@ -98,9 +109,11 @@ static int open_segment(struct usw_segments *segments)
 
 	struct usw_segment *h = header(segments, segment);
 	usw_assert(atomic_load_explicit(&h->state, memory_order_relaxed) == USW_SEGMENT_FREE);
-	h->tier = USW_TIER_RAM;
+	usw_assert(usw_where_tier(where_is(h)) == USW_TIER_RAM && !h->is_moving);
 	h->append_bytes = 0;
 	h->object_count = 0;
+	atomic_store_explicit(&h->touched, segments->clock, memory_order_relaxed);
+	atomic_store_explicit(&h->refaults, 0, memory_order_relaxed);
 	atomic_store_explicit(&h->live_bytes, 0, memory_order_relaxed);
 	atomic_store_explicit(&h->live_count, 0, memory_order_relaxed);
 	atomic_store_explicit(&h->state, USW_SEGMENT_OPEN, memory_order_release);
@@ -129,12 +142,21 @@ static void free_segment(struct usw_segments *segments, uint32_t segment)
 	usw_assert(atomic_load_explicit(&h->live_count, memory_order_relaxed) == 0);
 	usw_assert(atomic_load_explicit(&h->live_bytes, memory_order_relaxed) == 0);
 	atomic_store_explicit(&h->state, USW_SEGMENT_FREE, memory_order_release);
-	usw_space_punch(&segments->data, (uint64_t)segment * USW_SEGMENT_BYTES, data_bytes);
+	uint64_t where = where_is(h);
+	if (usw_where_tier(where) == USW_TIER_RAM) {
+		usw_space_punch(&segments->data, (uint64_t)segment * USW_SEGMENT_BYTES, data_bytes);
+		segments->used_bytes -= data_bytes;
+		segments->used_segments--;
+	} else {
+		atomic_store_explicit(&h->where,
+				      usw_where(usw_where_generation(where), USW_TIER_RAM, 0),
+				      memory_order_release);
+		segments->disk_segments--;
+		segments->slot_is_free(segments->slot_context, where, h);
+	}
 	usw_space_punch(&segments->tables, (uint64_t)segment * USW_SEGMENT_TABLE_BYTES,
 			table_bytes);
-	segments->used_bytes -= data_bytes;
 	segments->table_bytes -= table_bytes;
-	segments->used_segments--;
 	h->next_free = segments->free_head;
 	segments->free_head = segment;
 }
@@ -212,6 +234,10 @@ bool usw_segments_find(const struct usw_segments *segments, uint32_t segment, ui
 	if (entry_owner(entry) == 0 || offset + length > USW_SEGMENT_BYTES)
 		return false;
 	*ret = (struct usw_object){
+		.where = atomic_load_explicit(&header(segments, segment)->where,
+					      memory_order_acquire),
+		.owner_id = entry_owner(entry),
+		.offset_bytes = offset,
 		.bytes = segments->data.base + (uint64_t)segment * USW_SEGMENT_BYTES + offset,
 		.length_bytes = length,
 		.codec = entry_codec(entry),
@@ -223,6 +249,7 @@ uint64_t usw_segments_garbage_bytes(const struct usw_segments *segments)
 {
 	uint64_t live = atomic_load_explicit(&segments->live_bytes, memory_order_relaxed);
 
+	live -= usw_min(live, segments->disk_live_bytes);
 	return segments->used_bytes > live ? segments->used_bytes - live : 0;
 }
 
@@ -235,8 +262,9 @@ void usw_segments_reap(struct usw_segments *segments)
 	for (uint32_t segment = 1; segment < segments->high_water; segment++) {
 		struct usw_segment *h = header(segments, segment);
 
+		// One on its way is asked about again when it has arrived.
 		if (atomic_load_explicit(&h->state, memory_order_relaxed) == USW_SEGMENT_CLOSED &&
-		    atomic_load(&h->live_count) == 0)
+		    !h->is_moving && atomic_load(&h->live_count) == 0)
 			free_segment(segments, segment);
 	}
 }
@@ -250,14 +278,60 @@ uint32_t usw_segments_emptiest(const struct usw_segments *segments)
 		struct usw_segment *h = header(segments, segment);
 		uint32_t live = atomic_load_explicit(&h->live_bytes, memory_order_relaxed);
 
-		// Of what was appended: small objects end a segment long before it is full.
-		if (atomic_load_explicit(&h->state, memory_order_relaxed) == USW_SEGMENT_CLOSED &&
-		    live < h->append_bytes - h->append_bytes / 4 && live < best_live_bytes) {
+		if (is_settled(h, USW_TIER_RAM) && usw_segment_has_garbage(h) &&
+		    live < best_live_bytes) {
 			best = segment;
 			best_live_bytes = live;
 		}
 	}
 	return best;
+}
+
+uint32_t usw_segments_coldest(const struct usw_segments *segments, uint32_t tier)
+{
+	uint32_t best = 0;
+	int32_t best_age = 0;
+
+	for (uint32_t segment = 1; segment < segments->high_water; segment++) {
+		struct usw_segment *h = header(segments, segment);
+		// Signed: a reader's clock may be ahead of ours.
+		int32_t age = (int32_t)(segments->clock -
+					atomic_load_explicit(&h->touched, memory_order_relaxed));
+
+		if (is_settled(h, tier) && (!best || age > best_age) &&
+		    !usw_segment_has_garbage(h) &&
+		    atomic_load_explicit(&h->live_count, memory_order_relaxed) > 0) {
+			best = segment;
+			best_age = age;
+		}
+	}
+	return best;
+}
+
+void usw_segments_publish(struct usw_segments *segments, uint32_t segment, uint64_t where)
+{
+	struct usw_segment *h = header(segments, segment);
+	uint64_t data_bytes = whole_pages(h->append_bytes);
+	bool was_in_ram = usw_where_tier(where_is(h)) == USW_TIER_RAM;
+	bool is_in_ram = usw_where_tier(where) == USW_TIER_RAM;
+
+	usw_assert(usw_where_generation(where) > usw_where_generation(where_is(h)));
+	usw_assert(atomic_load_explicit(&h->state, memory_order_relaxed) == USW_SEGMENT_CLOSED);
+	atomic_store_explicit(&h->refaults, 0, memory_order_relaxed);
+	// Everything written before is seen by whoever sees this; whoever sees what comes after must
+	// see this.
+	atomic_store(&h->where, where);
+	atomic_thread_fence(memory_order_seq_cst);
+	if (was_in_ram && !is_in_ram) {
+		usw_space_punch(&segments->data, (uint64_t)segment * USW_SEGMENT_BYTES, data_bytes);
+		segments->used_bytes -= data_bytes;
+		segments->used_segments--;
+		segments->disk_segments++;
+	} else if (!was_in_ram && is_in_ram) {
+		segments->used_bytes += data_bytes;
+		segments->used_segments++;
+		segments->disk_segments--;
+	}
 }
 
 uint32_t usw_segments_owner(const struct usw_segments *segments, uint32_t segment, uint32_t index)
@@ -277,6 +351,7 @@ uint64_t usw_segments_held_bytes(const struct usw_segments *segments)
 void usw_segments_check(const struct usw_segments *segments)
 {
 	uint64_t used = 0;
+	uint64_t elsewhere = 0;
 	uint64_t live_total = 0;
 
 	for (uint32_t segment = 1; segment < segments->high_water; segment++) {
@@ -286,7 +361,10 @@ void usw_segments_check(const struct usw_segments *segments)
 
 		if (h->state == USW_SEGMENT_FREE)
 			continue;
-		used++;
+		if (usw_where_tier(h->where) == USW_TIER_RAM)
+			used++;
+		else
+			elsewhere++;
 		for (uint32_t index = 0; index < h->object_count; index++) {
 			uint64_t entry = table(segments, segment)[index];
 
@@ -301,6 +379,6 @@ void usw_segments_check(const struct usw_segments *segments)
 		usw_assert((h->state == USW_SEGMENT_OPEN) == (segment == segments->open));
 		live_total += live_bytes;
 	}
-	usw_assert(used == segments->used_segments);
+	usw_assert(used == segments->used_segments && elsewhere == segments->disk_segments);
 	usw_assert(live_total == segments->live_bytes);
 }

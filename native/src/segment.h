@@ -34,21 +34,58 @@ enum usw_segment_state {
 	USW_SEGMENT_CLOSED = 2,
 };
 
-enum usw_tier {
-	USW_TIER_RAM = 0,
-};
+/** The number of the RAM tier. Disk tiers are numbered from 1 by tier.h. */
+#define USW_TIER_RAM 0u
 
 /** One line of the table of segments. */
 struct usw_segment {
+	_Atomic uint64_t where;      /* tier and slot, see usw_where(); written by the owner */
 	_Atomic uint32_t state;      /* enum usw_segment_state; written by the owner */
-	uint32_t tier;               /* enum usw_tier */
+	_Atomic uint32_t touched;    /* fault clock when an object was last read; a hint */
+	_Atomic uint32_t refaults;   /* objects read one by one since it was last moved; a hint */
+	bool is_moving;              /* on its way to another tier; owner */
 	uint32_t append_bytes;       /* where the next object goes; owner */
 	uint32_t object_count;       /* entries used in its table; owner */
 	_Atomic uint32_t live_bytes; /* of objects that are not dead, in units as stored */
 	_Atomic uint32_t live_count;
 	uint32_t next_free; /* free segments are linked; owner */
-	uint32_t unused;
 };
+
+/**
+ * True if at least a quarter of it is garbage, so that emptying it pays. Of what was appended: small
+ * objects end a segment long before it is full.
+ */
+static inline bool usw_segment_has_garbage(const struct usw_segment *segment)
+{
+	return atomic_load_explicit(&segment->live_bytes, memory_order_relaxed) <
+	       segment->append_bytes - segment->append_bytes / 4;
+}
+
+/**
+ * Where a segment's bytes are: generation 40 | tier 4 | slot 20. The generation goes up at each
+ * move and never repeats in a session, so a reader knows that nothing has moved behind it, and
+ * what is written to a disk can be told from what lay there before.
+ */
+static inline uint64_t usw_where(uint64_t generation, uint32_t tier, uint32_t slot)
+{
+	usw_assert(generation < (uint64_t)1 << 40 && tier < 16 && slot < 1u << 20);
+	return generation << 24 | (uint64_t)tier << 20 | slot;
+}
+
+static inline uint64_t usw_where_generation(uint64_t where)
+{
+	return where >> 24;
+}
+
+static inline uint32_t usw_where_tier(uint64_t where)
+{
+	return (uint32_t)(where >> 20) & 0xf;
+}
+
+static inline uint32_t usw_where_slot(uint64_t where)
+{
+	return (uint32_t)where & 0xfffff;
+}
 
 struct usw_segments {
 	struct usw_space data;    /* segment s at s << 20 */
@@ -63,16 +100,26 @@ struct usw_segments {
 	/* Owner only. */
 	uint32_t open; /* the open segment, 0 if none */
 	uint32_t free_head;
-	uint32_t high_water;    /* segments ever used are below */
-	uint64_t used_segments; /* open or closed */
-	uint64_t used_bytes;    /* appended, dead or not, whole pages */
-	uint64_t table_bytes;   /* entries appended, whole pages */
+	uint32_t high_water;      /* segments ever used are below */
+	uint64_t used_segments;   /* open or closed, in RAM */
+	uint64_t used_bytes;      /* appended, dead or not, whole pages, in RAM */
+	uint64_t disk_segments;   /* in any other tier */
+	uint64_t disk_live_bytes; /* of live objects there, when they were last counted */
+	uint64_t table_bytes;     /* entries appended, whole pages */
 	uint64_t compacted_segments;
+	uint32_t clock; /* fault clock, as the owner last saw it */
+
+	/** Told by the owner that nothing lives in a slot any more; NULL without disk tiers. */
+	void (*slot_is_free)(void *context, uint64_t where, const struct usw_segment *segment);
+	void *slot_context;
 };
 
 /** What a reader needs to find an object's bytes. */
 struct usw_object {
-	const void *bytes;
+	const void *bytes; /* in RAM; there only if `where` says so */
+	uint64_t where;
+	uint32_t owner_id;
+	uint32_t offset_bytes; /* in its segment */
 	uint32_t length_bytes;
 	enum usw_codec codec;
 };
@@ -105,6 +152,25 @@ void usw_segments_reap(struct usw_segments *segments);
  * Owner only.
  */
 uint32_t usw_segments_emptiest(const struct usw_segments *segments);
+
+/**
+ * The closed segment of a tier that has not been read for the longest time and is not being moved;
+ * 0 if there is none. One that is to be emptied does not count. Owner only.
+ */
+uint32_t usw_segments_coldest(const struct usw_segments *segments, uint32_t tier);
+
+static inline struct usw_segment *usw_segments_header(const struct usw_segments *segments,
+						      uint32_t segment)
+{
+	usw_assert(segment > 0 && segment < segments->capacity);
+	return (struct usw_segment *)segments->headers.base + segment;
+}
+
+/**
+ * Say where a segment is now, and account for it. One store is the whole move: no descriptor and
+ * no entry changes. What was in RAM is given back only after it. Owner only.
+ */
+void usw_segments_publish(struct usw_segments *segments, uint32_t segment, uint64_t where);
 
 /** Walk the live entries of a segment: the owner ID of entry `index`, 0 if dead. Owner only. */
 uint32_t usw_segments_owner(const struct usw_segments *segments, uint32_t segment, uint32_t index);

@@ -16,6 +16,7 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 
+#include "demote.h"
 #include "evict.h"
 #include "fault.h"
 #include "ring.h"
@@ -79,8 +80,21 @@ static int fail(struct usw_error *error, int code, const char *what)
 	return code;
 }
 
+static void on_moved(void *context)
+{
+	usw_reclaim_kick(context);
+}
+
+static void on_tier_report(void *context, bool removed, const char *text)
+{
+	usw_session_report(context, removed ? USW_EVENT_TIER_REMOVED : USW_EVENT_WARNING, 0, 0,
+			   "%s", text);
+}
+
 static int create_spaces(struct usw_session *session)
 {
+	const struct usw_tiers_hooks hooks = {
+		.moved = on_moved, .report = on_tier_report, .context = session};
 	int ret = usw_segments_create(&session->segments, USW_SEGMENTS_CAPACITY);
 
 	if (!ret)
@@ -89,6 +103,9 @@ static int create_spaces(struct usw_session *session)
 		ret = usw_nodes_create(&session->nodes, USW_NODES_CAPACITY);
 	if (!ret)
 		ret = usw_standby_space_create(&session->standbys);
+	if (!ret)
+		ret = usw_tiers_init(&session->tiers, &session->segments,
+				     !session->config.disk_plain, &hooks);
 	return ret;
 }
 
@@ -214,6 +231,7 @@ void usw_session_destroy(struct usw_session *session)
 		usw_ring_quit(target);
 		usw_target_destroy(target);
 	}
+	usw_tiers_deinit(&session->tiers);
 	usw_standby_space_destroy(&session->standbys);
 	usw_nodes_destroy(&session->nodes);
 	usw_vswap_destroy(&session->vswap);
@@ -246,6 +264,42 @@ void usw_session_set_limits(struct usw_session *session, uint64_t memory_limit_b
 	atomic_store(&session->resident_limit_bytes, resident_limit_bytes);
 	usw_reclaim_kick(session);
 	usw_watch_kick(session);
+}
+
+// --- Tiers --------------------------------------------------------------------------------------
+
+int usw_session_tier_add(struct usw_session *session, const char *path, uint64_t cap_bytes,
+			 int priority, struct usw_error *error)
+{
+	int ret = usw_tiers_add(&session->tiers, path, cap_bytes, priority, error);
+
+	usw_reclaim_kick(session);
+	return ret;
+}
+
+int usw_session_tier_remove(struct usw_session *session, const char *name, struct usw_error *error)
+{
+	return usw_tiers_remove(&session->tiers, name, usw_demote_ram_free_bytes(session), error);
+}
+
+int usw_session_tier_list(struct usw_session *session, struct usw_tier_info *ret, int capacity)
+{
+	struct usw_statistics now;
+	int count = 0;
+
+	usw_session_statistics(session, &now);
+	if (capacity > 0)
+		ret[count++] = (struct usw_tier_info){
+			.name = "ram",
+			.cap_bytes = UINT64_MAX,
+			.segments = now.ram_segments,
+			.pages = now.ram_pages,
+			.original_bytes = now.ram_original_bytes,
+			.stored_bytes = now.ram_stored_bytes,
+		};
+	for (uint32_t i = 1; i < USW_TIERS_MAX && count < capacity; i++)
+		count += usw_tiers_describe(&session->tiers, i, &ret[count]);
+	return count;
 }
 
 // --- Targets ------------------------------------------------------------------------------------
@@ -542,6 +596,16 @@ void usw_session_statistics(struct usw_session *session, struct usw_statistics *
 	sum_counters(session, &sum, &latency);
 	int64_t resident_pages = session->resident_base + session->resident_delta;
 	uint64_t live_objects = session->segments.live_count;
+	uint64_t disk_objects = 0, disk_bytes = 0, disk_segments = 0;
+
+	for (uint32_t i = 1; i < USW_TIERS_MAX; i++) {
+		disk_objects += session->tiers.at[i].pages;
+		disk_bytes += session->tiers.at[i].held_bytes;
+		disk_segments += session->tiers.at[i].segments;
+	}
+	// They were counted a moment ago, and pages die all the time.
+	disk_objects = usw_min(disk_objects, live_objects);
+	live_objects -= disk_objects;
 
 	*ret = (struct usw_statistics){
 		.targets_total = session->targets_total,
@@ -566,6 +630,16 @@ void usw_session_statistics(struct usw_session *session, struct usw_statistics *
 		.ram_segments = session->ram_segments,
 		.compacted_segments = session->compacted_segments,
 		.out_of_memory = session->out_of_memory,
+		.disk_pages = disk_objects,
+		.disk_original_bytes = disk_objects * USW_PAGE_BYTES,
+		.disk_stored_bytes = disk_bytes,
+		.disk_segments = disk_segments,
+		.disk_peak_bytes = session->tiers.peak_bytes,
+		.demoted_segments = session->tiers.demoted_segments,
+		.promoted_segments = session->tiers.promoted_segments,
+		.disk_is_encrypted = session->tiers.count && session->tiers.is_sealed,
+		.disk_uses_uring = session->tiers.count &&
+				   session->tiers.aio_engine == USW_AIO_URING,
 		.faults_total = sum.faults_total,
 		.faults_hole = sum.faults_hole,
 		.faults_standby = sum.faults_standby,

@@ -15,6 +15,7 @@
 
 #include "stats.h"
 #include "target.h"
+#include "tier.h"
 
 #define USW_FAULT_THREADS_MAX 8u
 #define USW_EVENTS_MAX 256u
@@ -45,6 +46,7 @@ struct usw_fault_thread {
 	char *page;   /* content on its way in */
 	char *zeros;  /* USW_HOLE_PAGES_MAX pages */
 	char *window; /* USW_STREAM_WINDOW_MAX pages: content on its way in ahead of its fault */
+	struct usw_disk_faults *disk; /* NULL before its first disk fault */
 };
 
 struct usw_reclaim {
@@ -85,6 +87,7 @@ struct usw_session {
 	struct usw_vswap vswap;
 	struct usw_nodes nodes;
 	struct usw_standby_space standbys;
+	struct usw_tiers tiers;
 
 	_Atomic uint64_t memory_limit_bytes;
 	_Atomic uint64_t resident_limit_bytes;
@@ -111,6 +114,7 @@ struct usw_session {
 	struct usw_watch watch;
 	struct usw_event_queue events;
 
+	bool is_demoting;   /* between the watermarks on the way down; reclaim thread */
 	uint64_t own_bytes; /* the agent's own anonymous memory; reclaim thread */
 	_Atomic uint64_t resident_peak_bytes;
 	_Atomic uint64_t ram_bytes;

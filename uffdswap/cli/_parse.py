@@ -14,11 +14,19 @@ _VALUES = {
     "-m": "memory",
     "--memory": "memory",
     "--resident": "resident",
+    "--disk": "disk",
     "--policy": "policy",
     "--stats": "stats",
     "--stress": "stress",
 }
-_SWITCHES = {"-q": "quiet", "--quiet": "quiet", "-v": "verbose", "--verbose": "verbose"}
+_SWITCHES = {
+    "-q": "quiet",
+    "--quiet": "quiet",
+    "-v": "verbose",
+    "--verbose": "verbose",
+    "--no-disk": "no_disk",
+    "--no-disk-encryption": "no_disk_encryption",
+}
 
 
 def parse_run(arguments: list[str]) -> tuple[dict[str, str], tuple[str, ...]] | None:

@@ -44,6 +44,26 @@ def command(  # noqa: PLR0913, PLR0917 # one parameter an option, for typer
             metavar="SIZE", show_default=False, help="Limit on resident anonymous memory alone."
         ),
     ] = None,
+    disk: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH[:SIZE]",
+            show_default=False,
+            help="Disk tier: a folder, file or block device. [default: /var/tmp, no cap]",
+        ),
+    ] = None,
+    no_disk: Annotated[
+        int, typer.Option("--no-disk", count=True, show_default=False, help="No disk tier.")
+    ] = 0,
+    no_disk_encryption: Annotated[
+        int,
+        typer.Option(
+            "--no-disk-encryption",
+            count=True,
+            show_default=False,
+            help="Write to the disk tier as it is.",
+        ),
+    ] = 0,
     policy: Annotated[
         str | None,
         typer.Option(metavar="NAME", show_default=False, help="Replacement policy: clock."),
@@ -73,6 +93,9 @@ def command(  # noqa: PLR0913, PLR0917 # one parameter an option, for typer
     given = {
         "memory": memory,
         "resident": resident,
+        "disk": disk,
+        "no_disk": str(no_disk) if no_disk else None,
+        "no_disk_encryption": str(no_disk_encryption) if no_disk_encryption else None,
         "policy": policy,
         "stats": stats,
         "stress": stress,

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: MIT
+
+/**
+ * @file
+ * Watermarks. See demote.h.
+ */
+
+#include "demote.h"
+#include "compact.h"
+
+#define USW_WATERMARK_GAP_BYTES (4u << 20)
+
+/** What is held in RAM outside the targets, by now: segments change between two accounts. */
+static uint64_t ram_bytes_now(const struct usw_session *session)
+{
+	uint64_t other = atomic_load(&session->ram_bytes) - atomic_load(&session->ram_stored_bytes);
+
+	return other + session->segments.used_bytes;
+}
+
+static struct usw_tiers_plan make_plan(struct usw_session *session, bool in_need)
+{
+	uint64_t memory = atomic_load(&session->memory_limit_bytes);
+	uint64_t used = session->segments.used_bytes;
+	uint64_t ram = ram_bytes_now(session);
+
+	if (memory == UINT64_MAX)
+		return (struct usw_tiers_plan){.promote_bytes = UINT64_MAX};
+
+	uint64_t high = memory / 2;
+	uint64_t low = high - usw_min(high / 4, usw_max(USW_WATERMARK_GAP_BYTES, memory / 32));
+	// Where the agent itself is most of it, sending the last segments away would help little.
+	uint64_t kept = in_need ? 0 : usw_min(used, memory / 8);
+	if (ram > high)
+		session->is_demoting = true;
+	else if (ram <= low)
+		session->is_demoting = false;
+	return (struct usw_tiers_plan){
+		.demote_bytes = in_need                ? used
+				: session->is_demoting ? usw_min(ram - low, used - kept)
+						       : 0,
+		.promote_bytes = ram < low ? low - ram : 0,
+	};
+}
+
+bool usw_demote_step(struct usw_session *session, bool in_need)
+{
+	struct usw_tiers *tiers = &session->tiers;
+
+	if (!atomic_load(&tiers->count))
+		return false;
+	session->segments.clock = atomic_load_explicit(&session->fault_clock, memory_order_relaxed);
+	struct usw_tiers_plan plan = make_plan(session, in_need);
+	bool is_busy = usw_tiers_step(tiers, &plan);
+	if (tiers->to_empty) {
+		tiers->to_empty--;
+		usw_compact_one(&session->vswap);
+	}
+	return is_busy;
+}
+
+uint64_t usw_demote_ram_free_bytes(const struct usw_session *session)
+{
+	uint64_t memory = atomic_load(&session->memory_limit_bytes);
+	uint64_t ram = atomic_load(&session->ram_bytes);
+
+	if (memory == UINT64_MAX)
+		return UINT64_MAX;
+	// A quarter is left for what must be resident.
+	return memory > ram ? (memory - ram) / 4 * 3 : 0;
+}

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: MIT
+
+/**
+ * @file
+ * Faults whose content is on a disk: single objects are read while the fault thread goes on.
+ *
+ * A fault thread never waits for a disk. It asks for the object, sets the fault aside here and
+ * answers others; the completion arrives through its epoll set. What was read is opened (seal,
+ * codec, hash) and belongs to the ID it was read for, wherever that is by then: so it is handed in
+ * if the page map still names this ID with this hash, and otherwise the fault begins anew. What
+ * cannot be opened is damaged only if it has not moved meanwhile.
+ *
+ * All of this belongs to one fault thread. It is made at the thread's first disk fault, since most
+ * sessions have none; nothing is allocated after that.
+ */
+
+#ifndef USW_DISKFAULT_H
+#define USW_DISKFAULT_H
+
+#include "aio.h"
+#include "content.h"
+#include "seal.h"
+
+#define USW_DISK_READS_MAX 64u
+/** The longest object and its tag, and what alignment adds at both ends. */
+#define USW_DISK_READ_BYTES (4 * USW_PAGE_BYTES)
+
+enum usw_disk_read_stage {
+	USW_READ_IDLE,
+	USW_READ_RUNNING,
+	USW_READ_DONE,  /* not looked at yet */
+	USW_READ_READY, /* opened: its page waits for room or for an event */
+};
+
+/** One page on its way in. */
+struct usw_disk_read {
+	enum usw_disk_read_stage stage;
+	struct usw_aio_request request;
+	struct usw_target *target; /* NULL: gone meanwhile */
+	struct usw_deferred fault; /* what waits for it */
+	bool is_ahead;             /* nothing waits: it was asked for ahead of its fault */
+	uint32_t id;
+	uint64_t hash;
+	uint32_t skip_bytes; /* in the buffer, before the object */
+	struct usw_disk_place place;
+	char *buffer; /* USW_DISK_READ_BYTES, then the page */
+};
+
+struct usw_disk_faults {
+	struct usw_aio *aio;
+	struct usw_sealer sealer;
+	bool is_sealed;
+	uint32_t busy; /* reads that are not idle */
+	struct usw_disk_read at[USW_DISK_READS_MAX];
+	char *buffers;
+};
+
+/** Make what a thread needs. NULL: no memory or no descriptors for it. */
+struct usw_disk_faults *usw_diskfault_create(struct usw_session *session);
+/** Waits for reads under way. NULL is fine. */
+void usw_diskfault_destroy(struct usw_disk_faults *faults);
+
+/** The read under way or ready for a page, NULL if there is none. */
+struct usw_disk_read *usw_diskfault_find(struct usw_disk_faults *faults,
+					 const struct usw_target *target, uint64_t page);
+
+/**
+ * Ask for the object at a place. usw_aio_flush() starts it. -EAGAIN: as many as may be are under
+ * way.
+ */
+int usw_diskfault_begin(struct usw_disk_faults *faults, struct usw_session *session,
+			struct usw_target *target, const struct usw_deferred *fault, bool is_ahead,
+			uint32_t id, const struct usw_disk_place *place);
+
+/** Take note of the reads that are done. */
+void usw_diskfault_collect(struct usw_disk_faults *faults);
+
+/**
+ * Open what was read. 0: the page is in usw_diskfault_page(). -EAGAIN: it has moved meanwhile.
+ * -EBADMSG: it is damaged; `ret_why` says how.
+ */
+int usw_diskfault_open(struct usw_disk_faults *faults, struct usw_session *session,
+		       struct usw_disk_read *read, const char **ret_why);
+
+static inline const char *usw_diskfault_page(const struct usw_disk_read *read)
+{
+	return read->buffer + USW_DISK_READ_BYTES;
+}
+
+void usw_diskfault_done(struct usw_disk_faults *faults, struct usw_disk_read *read);
+
+/** Nobody waits for the reads of a target any more. */
+void usw_diskfault_forget(struct usw_disk_faults *faults, const struct usw_target *target);
+
+#endif /* USW_DISKFAULT_H */

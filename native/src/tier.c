@@ -1,0 +1,724 @@
+// SPDX-License-Identifier: MIT
+
+/**
+ * @file
+ * Moves and tiers. See tier.h.
+ */
+
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+
+#include "tier.h"
+
+/* How often the segments are counted, and what is free on disks is asked for. */
+#define USW_SWEEP_NS 20000000u
+/* After a failed write a tier is left alone for a while. */
+#define USW_RETRY_NS 500000000u
+/* A segment of which this share was read one by one is wanted as a whole. */
+#define USW_PROMOTE_SHARE 4u
+
+static void wake(struct usw_tiers *tiers)
+{
+	uint64_t one = 1;
+
+	if (write(tiers->wake_fd, &one, sizeof(one)) < 0)
+		return; // EAGAIN: it will wake anyway
+}
+
+// --- The mover ----------------------------------------------------------------------------------
+
+/** What a segment's objects are in a slot: sealed, each with its tag, holes where nothing lives. */
+static int fill_slot(struct usw_tiers *tiers, struct usw_move *move)
+{
+	struct usw_segments *segments = tiers->segments;
+	uint32_t count = usw_segments_header(segments, move->segment)->object_count;
+	struct usw_object object;
+
+	for (uint32_t index = 0; index < count; index++) {
+		if (!usw_segments_find(segments, move->segment, index, &object))
+			continue;
+		char *out = move->buffer + usw_disk_object_offset(object.offset_bytes, index);
+
+		if (!tiers->is_sealed) {
+			memcpy(out, object.bytes, object.length_bytes);
+			continue;
+		}
+		object.where = move->to;
+		struct usw_seal_bond bond = usw_tier_bond(move->segment, index, &object);
+		int ret = usw_seal(&tiers->sealer, &bond, object.bytes, out);
+		if (ret)
+			return ret;
+	}
+	return 0;
+}
+
+/**
+ * The reverse, into the segment's place in RAM, which nobody reads before it is published. What
+ * cannot be opened is left as zeros, which the page's hash refuses when it is asked for.
+ */
+static void empty_slot(struct usw_tiers *tiers, struct usw_move *move)
+{
+	struct usw_segments *segments = tiers->segments;
+	const struct usw_segment *h = usw_segments_header(segments, move->segment);
+	char *ram = segments->data.base + (uint64_t)move->segment * USW_SEGMENT_BYTES;
+	struct usw_object object;
+
+	memset(ram, 0, h->append_bytes);
+	for (uint32_t index = 0; index < h->object_count; index++) {
+		if (!usw_segments_find(segments, move->segment, index, &object))
+			continue;
+		const char *in = move->buffer + usw_disk_object_offset(object.offset_bytes, index);
+		char *out = ram + object.offset_bytes;
+
+		object.where = move->from;
+		struct usw_seal_bond bond = usw_tier_bond(move->segment, index, &object);
+		if (!tiers->is_sealed) {
+			memcpy(out, in, object.length_bytes);
+		} else if (usw_unseal(&tiers->sealer, &bond, in, out)) {
+			memset(out, 0, object.length_bytes);
+			move->damaged++;
+		}
+	}
+}
+
+static void finish_move(struct usw_tiers *tiers, struct usw_move *move)
+{
+	if (!move->is_write && move->request.result == 0)
+		empty_slot(tiers, move);
+	atomic_store_explicit(&move->stage, USW_MOVE_DONE, memory_order_release);
+	tiers->hooks.moved(tiers->hooks.context);
+}
+
+static void begin_move(struct usw_tiers *tiers, struct usw_move *move)
+{
+	uint64_t place = move->is_write ? move->to : move->from;
+	struct usw_tier *tier = &tiers->at[usw_where_tier(place)];
+	int ret = 0;
+
+	if (!move->buffer) {
+		void *buffer = mmap(NULL, USW_SLOT_BYTES, PROT_READ | PROT_WRITE,
+				    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+		ret = buffer == MAP_FAILED ? -errno : 0;
+		move->buffer = ret ? NULL : buffer;
+	}
+	if (!ret && move->is_write)
+		ret = fill_slot(tiers, move);
+	move->request = (struct usw_aio_request){
+		.fd = atomic_load(&tier->fd),
+		.is_write = move->is_write,
+		.length_bytes = move->length_bytes,
+		.buffer = move->buffer,
+		.offset_bytes = usw_disk_offset(usw_where_slot(place)),
+	};
+	atomic_store_explicit(&move->stage, USW_MOVE_RUNNING, memory_order_relaxed);
+	if (!ret)
+		ret = usw_aio_submit(tiers->aio, &move->request);
+	if (ret) {
+		move->request.result = ret;
+		finish_move(tiers, move);
+	}
+}
+
+/** Give space back on disks, one slot at a time. True if there was one. */
+static bool give_dead_slot(struct usw_tiers *tiers)
+{
+	struct usw_dead_slot dead = {0};
+
+	pthread_mutex_lock(&tiers->lock);
+	if (tiers->dead_tail != tiers->dead_head)
+		dead = tiers->dead[tiers->dead_tail++ % USW_DEAD_SLOTS_MAX];
+	pthread_mutex_unlock(&tiers->lock);
+	if (!dead.length_bytes)
+		return false;
+	usw_disk_give(tiers->at[dead.tier].disk, dead.slot, dead.length_bytes);
+	return true;
+}
+
+static void *mover_main(void *argument)
+{
+	struct usw_tiers *tiers = argument;
+	struct pollfd ready[] = {{.fd = tiers->wake_fd, .events = POLLIN},
+				 {.fd = usw_aio_fd(tiers->aio), .events = POLLIN}};
+	uint64_t wakes;
+
+	while (!atomic_load(&tiers->stopping) || usw_aio_under_way(tiers->aio)) {
+		struct usw_aio_request *request;
+		bool busy = false;
+
+		for (uint32_t i = 0; i < USW_MOVES_MAX; i++) {
+			struct usw_move *move = &tiers->moves[i];
+
+			if (atomic_load_explicit(&move->stage, memory_order_acquire) ==
+			    USW_MOVE_ASKED) {
+				begin_move(tiers, move);
+				usw_aio_flush(tiers->aio);
+			}
+		}
+		while ((request = usw_aio_reap(tiers->aio))) {
+			finish_move(tiers, (struct usw_move *)((char *)request -
+							       offsetof(struct usw_move, request)));
+			busy = true;
+		}
+		busy |= give_dead_slot(tiers);
+		if (busy || poll(ready, 2, -1) <= 0)
+			continue;
+		if (ready[0].revents && read(tiers->wake_fd, &wakes, sizeof(wakes)) < 0)
+			continue; // somebody's wake was taken together with an earlier one
+	}
+	return NULL;
+}
+
+// --- The owner's steps --------------------------------------------------------------------------
+
+static uint32_t slot_length(const struct usw_segment *h)
+{
+	return usw_disk_length(h->append_bytes, h->object_count);
+}
+
+/** The owner says that a slot holds nothing any more: the mover gives it back. */
+static void slot_is_free(void *context, uint64_t where, const struct usw_segment *segment)
+{
+	struct usw_tiers *tiers = context;
+	struct usw_dead_slot dead = {
+		.tier = usw_where_tier(where),
+		.slot = usw_where_slot(where),
+		.length_bytes = slot_length(segment),
+	};
+
+	pthread_mutex_lock(&tiers->lock);
+	bool is_full = tiers->dead_head - tiers->dead_tail == USW_DEAD_SLOTS_MAX;
+	if (!is_full)
+		tiers->dead[tiers->dead_head++ % USW_DEAD_SLOTS_MAX] = dead;
+	pthread_mutex_unlock(&tiers->lock);
+	if (is_full)
+		usw_disk_give(tiers->at[dead.tier].disk, dead.slot, dead.length_bytes);
+	else
+		wake(tiers);
+}
+
+static struct usw_move *idle_move(struct usw_tiers *tiers)
+{
+	for (uint32_t i = 0; i < USW_MOVES_MAX; i++)
+		if (atomic_load_explicit(&tiers->moves[i].stage, memory_order_relaxed) ==
+		    USW_MOVE_IDLE)
+			return &tiers->moves[i];
+	return NULL;
+}
+
+static void ask(struct usw_tiers *tiers, struct usw_move *move, uint32_t segment, uint64_t to)
+{
+	struct usw_segment *h = usw_segments_header(tiers->segments, segment);
+
+	move->segment = segment;
+	move->from = atomic_load_explicit(&h->where, memory_order_relaxed);
+	move->to = to;
+	move->is_write = usw_where_tier(to) != USW_TIER_RAM;
+	move->length_bytes = slot_length(h);
+	move->damaged = 0;
+	h->is_moving = true;
+	atomic_store_explicit(&move->stage, USW_MOVE_ASKED, memory_order_release);
+	wake(tiers);
+}
+
+static bool may_write(const struct usw_tier *tier, uint64_t now_ns)
+{
+	return atomic_load(&tier->state) == USW_TIER_ACTIVE && now_ns >= tier->retry_ns &&
+	       tier->free_bytes >= USW_SLOT_BYTES;
+}
+
+/** The tier to write to: the highest priority with room, then the oldest; 0: none. */
+static uint32_t choose_tier(struct usw_tiers *tiers)
+{
+	uint64_t now_ns = usw_now_ns();
+	uint32_t best = 0;
+
+	for (uint32_t i = 1; i < USW_TIERS_MAX; i++)
+		if (may_write(&tiers->at[i], now_ns) &&
+		    (!best || tiers->at[i].priority > tiers->at[best].priority))
+			best = i;
+	return best;
+}
+
+bool usw_tiers_have_room(struct usw_tiers *tiers)
+{
+	return choose_tier(tiers) != 0;
+}
+
+static bool begin_demotion(struct usw_tiers *tiers, uint32_t segment)
+{
+	uint32_t length = slot_length(usw_segments_header(tiers->segments, segment));
+	struct usw_move *move = idle_move(tiers);
+	uint32_t number, slot;
+
+	while (move && (number = choose_tier(tiers))) {
+		struct usw_tier *tier = &tiers->at[number];
+
+		if (usw_disk_take(tier->disk, length, &slot) == 0) {
+			tier->free_bytes -= usw_min(tier->free_bytes, length);
+			ask(tiers, move, segment, usw_where(++tiers->generation, number, slot));
+			return true;
+		}
+		tier->free_bytes = 0; // full until the next count
+	}
+	return false;
+}
+
+static bool begin_promotion(struct usw_tiers *tiers, uint32_t segment)
+{
+	struct usw_move *move = idle_move(tiers);
+
+	if (!move)
+		return false;
+	ask(tiers, move, segment, usw_where(++tiers->generation, USW_TIER_RAM, 0));
+	return true;
+}
+
+static void report_failure(struct usw_tiers *tiers, struct usw_tier *tier, int error)
+{
+	char text[200];
+
+	tier->retry_ns = usw_now_ns() + USW_RETRY_NS;
+	if (tier->has_failed)
+		return;
+	tier->has_failed = true;
+	snprintf(text, sizeof(text),
+		 "disk tier %s: a write failed (%s); its pages stay in RAM, and it is tried again",
+		 tier->name, strerror(-error));
+	tiers->hooks.report(tiers->hooks.context, false, text);
+}
+
+static void settle_demotion(struct usw_tiers *tiers, struct usw_move *move, struct usw_segment *h)
+{
+	uint32_t number = usw_where_tier(move->to);
+	struct usw_tier *tier = &tiers->at[number];
+	uint32_t live = atomic_load_explicit(&h->live_count, memory_order_relaxed);
+
+	if (move->request.result)
+		report_failure(tiers, tier, move->request.result);
+	else
+		tier->has_failed = false;
+	if (move->request.result || !live) {
+		slot_is_free(tiers, move->to, h);
+		return;
+	}
+	usw_segments_publish(tiers->segments, move->segment, move->to);
+	atomic_fetch_add(&tiers->demoted_segments, 1);
+	atomic_fetch_add(&tiers->demoted_objects, live);
+}
+
+static void settle_promotion(struct usw_tiers *tiers, struct usw_move *move, struct usw_segment *h)
+{
+	struct usw_tier *tier = &tiers->at[usw_where_tier(move->from)];
+	char text[200];
+
+	if (move->request.result) {
+		// Each object is still asked for by itself, and poisoned by itself, when it faults.
+		report_failure(tiers, tier, move->request.result);
+		atomic_store_explicit(&h->refaults, 0, memory_order_relaxed);
+		return;
+	}
+	if (move->damaged) {
+		atomic_fetch_add(&tiers->damaged_objects, move->damaged);
+		snprintf(
+			text, sizeof(text),
+			"disk tier %s: %u pages were damaged on the disk; a program that touches one "
+			"gets SIGBUS",
+			tier->name, move->damaged);
+		tiers->hooks.report(tiers->hooks.context, false, text);
+	}
+	usw_segments_publish(tiers->segments, move->segment, move->to);
+	atomic_store_explicit(&h->touched, tiers->segments->clock, memory_order_relaxed);
+	slot_is_free(tiers, move->from, h);
+	atomic_fetch_add(&tiers->promoted_segments, 1);
+	if (usw_segment_has_garbage(h))
+		tiers->to_empty++;
+}
+
+/** Publish what the mover has done. */
+static void settle(struct usw_tiers *tiers)
+{
+	for (uint32_t i = 0; i < USW_MOVES_MAX; i++) {
+		struct usw_move *move = &tiers->moves[i];
+		struct usw_segment *h;
+
+		if (atomic_load_explicit(&move->stage, memory_order_acquire) != USW_MOVE_DONE)
+			continue;
+		h = usw_segments_header(tiers->segments, move->segment);
+		h->is_moving = false;
+		if (move->is_write)
+			settle_demotion(tiers, move, h);
+		else
+			settle_promotion(tiers, move, h);
+		// It was passed over while it moved.
+		if (atomic_load(&h->live_count) == 0)
+			atomic_store(&tiers->segments->some_empty, true);
+		atomic_store_explicit(&move->stage, USW_MOVE_IDLE, memory_order_relaxed);
+	}
+}
+
+/** Bytes of RAM that moves under way will give or take. */
+static void under_way(struct usw_tiers *tiers, uint64_t *ret_given, uint64_t *ret_taken)
+{
+	*ret_given = *ret_taken = 0;
+	for (uint32_t i = 0; i < USW_MOVES_MAX; i++) {
+		struct usw_move *move = &tiers->moves[i];
+
+		if (atomic_load_explicit(&move->stage, memory_order_relaxed) == USW_MOVE_IDLE)
+			continue;
+		*(move->is_write ? ret_given : ret_taken) += move->length_bytes;
+	}
+}
+
+/** Count what lives in each tier. */
+static void count_tiers(struct usw_tiers *tiers)
+{
+	uint64_t segments[16] = {0}, pages[16] = {0}, live_bytes = 0, held_bytes = 0;
+
+	for (uint32_t i = 1; i < tiers->segments->high_water; i++) {
+		struct usw_segment *h = usw_segments_header(tiers->segments, i);
+		uint32_t number = usw_where_tier(atomic_load(&h->where));
+
+		if (atomic_load_explicit(&h->state, memory_order_relaxed) == USW_SEGMENT_FREE ||
+		    number == USW_TIER_RAM)
+			continue;
+		segments[number]++;
+		pages[number] += atomic_load_explicit(&h->live_count, memory_order_relaxed);
+		live_bytes += atomic_load_explicit(&h->live_bytes, memory_order_relaxed);
+	}
+	tiers->segments->disk_live_bytes = live_bytes;
+	for (uint32_t i = 1; i < USW_TIERS_MAX; i++) {
+		struct usw_tier *tier = &tiers->at[i];
+
+		if (atomic_load(&tier->state) == USW_TIER_NONE)
+			continue;
+		tier->free_bytes = usw_disk_free_bytes(tier->disk);
+		atomic_store(&tier->segments, segments[i]);
+		atomic_store(&tier->pages, pages[i]);
+		pthread_mutex_lock(&tier->disk->lock);
+		atomic_store(&tier->held_bytes, tier->disk->held_bytes);
+		held_bytes += tier->disk->held_bytes;
+		pthread_mutex_unlock(&tier->disk->lock);
+	}
+	if (held_bytes > atomic_load(&tiers->peak_bytes))
+		atomic_store(&tiers->peak_bytes, held_bytes);
+}
+
+enum wish { STAYS, WANTED, NEEDED };
+
+/**
+ * A segment should come back if it is read again and again, one object at a time; it must if its
+ * tier is to go, or if so much of it is garbage that it is to be emptied into another.
+ */
+static enum wish wish_of(struct usw_tiers *tiers, const struct usw_segment *h)
+{
+	uint32_t number = usw_where_tier(atomic_load_explicit(&h->where, memory_order_relaxed));
+
+	if (atomic_load_explicit(&h->state, memory_order_relaxed) != USW_SEGMENT_CLOSED ||
+	    number == USW_TIER_RAM || h->is_moving)
+		return STAYS;
+	if (atomic_load(&tiers->at[number].state) == USW_TIER_LEAVING || usw_segment_has_garbage(h))
+		return NEEDED;
+	return atomic_load_explicit(&h->refaults, memory_order_relaxed) >
+			       h->object_count / USW_PROMOTE_SHARE
+		       ? WANTED
+		       : STAYS;
+}
+
+/**
+ * Bring segments back, in the order in which they lie in the table. One that is needed comes even
+ * without room, alone: it makes room by being emptied, or makes another go down elsewhere.
+ */
+static void promote_some(struct usw_tiers *tiers, uint64_t room_bytes, uint64_t taken_bytes)
+{
+	uint32_t end = tiers->segments->high_water;
+
+	for (uint32_t looked = 1; looked < end; looked++) {
+		if (tiers->waiting_segment < 1 || tiers->waiting_segment >= end)
+			tiers->waiting_segment = 1;
+		uint32_t segment = tiers->waiting_segment;
+		struct usw_segment *h = usw_segments_header(tiers->segments, segment);
+
+		enum wish wish = wish_of(tiers, h);
+		bool has_room = taken_bytes + USW_SEGMENT_BYTES <= room_bytes;
+
+		if (wish != STAYS && (has_room || (wish == NEEDED && !taken_bytes))) {
+			if (!begin_promotion(tiers, segment))
+				return;
+			taken_bytes += USW_SEGMENT_BYTES;
+		}
+		tiers->waiting_segment++;
+	}
+}
+
+/** A tier that is empty and leaves is gone. */
+static void close_leaving(struct usw_tiers *tiers)
+{
+	char text[100];
+
+	for (uint32_t i = 1; i < USW_TIERS_MAX; i++) {
+		struct usw_tier *tier = &tiers->at[i];
+
+		if (atomic_load(&tier->state) != USW_TIER_LEAVING)
+			continue;
+		pthread_mutex_lock(&tier->disk->lock);
+		bool is_empty = tier->disk->used_slots == 0;
+		pthread_mutex_unlock(&tier->disk->lock);
+		if (!is_empty)
+			continue;
+		snprintf(text, sizeof(text), "disk tier %s is removed", tier->name);
+		atomic_store(&tier->fd, -1);
+		pthread_mutex_lock(&tiers->lock); // the control thread may be looking at it
+		usw_disk_close(tier->disk);
+		atomic_store(&tier->segments, 0);
+		atomic_store(&tier->pages, 0);
+		atomic_store(&tier->held_bytes, 0);
+		atomic_store(&tier->state, USW_TIER_NONE);
+		pthread_mutex_unlock(&tiers->lock);
+		atomic_fetch_sub(&tiers->count, 1);
+		tiers->hooks.report(tiers->hooks.context, true, text);
+	}
+}
+
+bool usw_tiers_step(struct usw_tiers *tiers, const struct usw_tiers_plan *plan)
+{
+	uint64_t given, taken;
+
+	if (!atomic_load(&tiers->count))
+		return false;
+	settle(tiers);
+	if (usw_now_ns() - tiers->swept_ns > USW_SWEEP_NS) {
+		tiers->swept_ns = usw_now_ns();
+		count_tiers(tiers);
+		close_leaving(tiers);
+	}
+	under_way(tiers, &given, &taken);
+	while (plan->demote_bytes > given) {
+		uint32_t segment = usw_segments_coldest(tiers->segments, USW_TIER_RAM);
+
+		if (!segment || !begin_demotion(tiers, segment))
+			break;
+		under_way(tiers, &given, &taken);
+	}
+	if (tiers->segments->disk_segments)
+		promote_some(tiers, plan->promote_bytes, taken);
+	under_way(tiers, &given, &taken);
+	return given + taken > 0;
+}
+
+// --- Adding and removing ------------------------------------------------------------------------
+
+static int fail(struct usw_error *error, int code, const char *format, const char *name)
+{
+	error->code = code;
+	snprintf(error->text, sizeof(error->text), format, name);
+	return -code;
+}
+
+/** Key, queue and mover: with the first tier, since most sessions never need them. */
+static int make_ready(struct usw_tiers *tiers)
+{
+	if (tiers->is_ready)
+		return 0;
+	int ret = tiers->is_sealed ? usw_seal_key_create(&tiers->key, usw_seal_choose_cipher()) : 0;
+	if (!ret && tiers->is_sealed)
+		ret = usw_sealer_init(&tiers->sealer, &tiers->key);
+	if (!ret)
+		ret = usw_aio_create(USW_MOVES_MAX, USW_AIO_URING, &tiers->aio);
+	if (ret)
+		goto undo;
+	usw_aio_inject(tiers->aio, tiers->injection);
+	atomic_store(&tiers->aio_engine, usw_aio_engine(tiers->aio));
+	ret = -pthread_create(&tiers->mover, NULL, mover_main, tiers);
+	if (ret)
+		goto undo;
+	pthread_setname_np(tiers->mover, "uffdswap-mover");
+	tiers->is_ready = true;
+	return 0;
+undo:
+	usw_aio_destroy(tiers->aio);
+	tiers->aio = NULL;
+	usw_sealer_deinit(&tiers->sealer);
+	usw_seal_key_destroy(&tiers->key);
+	return ret;
+}
+
+static int find_number(struct usw_tiers *tiers, const char *path, uint32_t *ret_number)
+{
+	for (uint32_t i = USW_TIERS_MAX - 1; i > 0; i--) {
+		if (atomic_load(&tiers->at[i].state) == USW_TIER_NONE)
+			*ret_number = i;
+		else if (strcmp(tiers->at[i].disk->path, path) == 0)
+			return -EEXIST;
+	}
+	return *ret_number ? 0 : -ENOSPC;
+}
+
+int usw_tiers_add(struct usw_tiers *tiers, const char *path, uint64_t cap_bytes, int priority,
+		  struct usw_error *error)
+{
+	uint32_t number = 0;
+	int ret = find_number(tiers, path, &number);
+
+	if (ret == -EEXIST)
+		return fail(error, EEXIST, "%.120s is a disk tier already; `tier list` names them",
+			    path);
+	if (ret)
+		return fail(error, ENOSPC,
+			    "cannot add %.80s: there are as many tiers as there may be", path);
+	struct usw_tier *tier = &tiers->at[number];
+	if (!tier->disk)
+		tier->disk = calloc(1, sizeof(*tier->disk));
+	ret = tier->disk ? make_ready(tiers) : -ENOMEM;
+	if (ret)
+		return fail(error, -ret, "cannot start the disk tier: %s", strerror(-ret));
+	ret = usw_disk_open(tier->disk, path, cap_bytes, error);
+	if (ret)
+		return ret;
+	tier->free_bytes = usw_disk_free_bytes(tier->disk);
+	tier->priority = priority;
+	tier->retry_ns = 0;
+	tier->has_failed = false;
+	atomic_store(&tier->align_bytes, tier->disk->align_bytes);
+	atomic_store(&tier->fd, tier->disk->fd);
+	pthread_mutex_lock(&tiers->lock);
+	snprintf(tier->name, sizeof(tier->name), "disk%u", number);
+	atomic_store(&tier->state, USW_TIER_ACTIVE);
+	pthread_mutex_unlock(&tiers->lock);
+	atomic_fetch_add(&tiers->count, 1);
+	return 0;
+}
+
+/** What the other disks could take. */
+static uint64_t free_elsewhere(struct usw_tiers *tiers, const struct usw_tier *leaving)
+{
+	uint64_t bytes = 0;
+
+	for (uint32_t i = 1; i < USW_TIERS_MAX; i++)
+		if (&tiers->at[i] != leaving && atomic_load(&tiers->at[i].state) == USW_TIER_ACTIVE)
+			bytes += usw_disk_free_bytes(tiers->at[i].disk);
+	return bytes;
+}
+
+static struct usw_tier *find_tier(struct usw_tiers *tiers, const char *name)
+{
+	for (uint32_t i = 1; i < USW_TIERS_MAX; i++)
+		if (atomic_load(&tiers->at[i].state) != USW_TIER_NONE &&
+		    (strcmp(tiers->at[i].name, name) == 0 ||
+		     strcmp(tiers->at[i].disk->path, name) == 0))
+			return &tiers->at[i];
+	return NULL;
+}
+
+/** Caller holds tiers->lock, so that no tier is closed meanwhile. */
+static int begin_removal(struct usw_tiers *tiers, const char *name, uint64_t ram_free_bytes,
+			 struct usw_error *error)
+{
+	struct usw_tier *tier = find_tier(tiers, name);
+
+	if (!tier)
+		return fail(error, ENOENT, "there is no disk tier %.80s; `tier list` names them",
+			    name);
+	if (atomic_load(&tier->state) == USW_TIER_LEAVING)
+		return fail(error, EALREADY, "disk tier %s is being removed already", tier->name);
+	pthread_mutex_lock(&tier->disk->lock);
+	uint64_t held = tier->disk->held_bytes;
+	pthread_mutex_unlock(&tier->disk->lock);
+	uint64_t left = free_elsewhere(tiers, tier);
+	if (ram_free_bytes < held && left < held - ram_free_bytes) {
+		error->code = ENOSPC;
+		snprintf(
+			error->text, sizeof(error->text),
+			"disk tier %s holds %llu MiB, and what is left has room for %llu; nothing was "
+			"moved. Raise --memory or add a tier first",
+			tier->name, (unsigned long long)(held >> 20),
+			(unsigned long long)((ram_free_bytes + left) >> 20));
+		return -ENOSPC;
+	}
+	atomic_store(&tier->state, USW_TIER_LEAVING);
+	return 0;
+}
+
+int usw_tiers_remove(struct usw_tiers *tiers, const char *name, uint64_t ram_free_bytes,
+		     struct usw_error *error)
+{
+	pthread_mutex_lock(&tiers->lock);
+	int ret = begin_removal(tiers, name, ram_free_bytes, error);
+	pthread_mutex_unlock(&tiers->lock);
+	if (!ret)
+		tiers->hooks.moved(tiers->hooks.context);
+	return ret;
+}
+
+int usw_tiers_describe(struct usw_tiers *tiers, uint32_t number, struct usw_tier_info *ret)
+{
+	struct usw_tier *tier = &tiers->at[number];
+	int found = 0;
+
+	// Under the lock a tier that leaves cannot be closed.
+	pthread_mutex_lock(&tiers->lock);
+	uint32_t state = atomic_load(&tier->state);
+	if (state != USW_TIER_NONE) {
+		*ret = (struct usw_tier_info){
+			.priority = tier->priority,
+			.is_leaving = state == USW_TIER_LEAVING,
+			.is_encrypted = tiers->is_sealed,
+			.cap_bytes = tier->disk->cap_bytes,
+			.segments = atomic_load(&tier->segments),
+			.pages = atomic_load(&tier->pages),
+			.original_bytes = atomic_load(&tier->pages) * USW_PAGE_BYTES,
+			.stored_bytes = atomic_load(&tier->held_bytes),
+		};
+		strcpy(ret->name, tier->name);
+		strcpy(ret->path, tier->disk->path);
+		found = 1;
+	}
+	pthread_mutex_unlock(&tiers->lock);
+	return found;
+}
+
+// --- Beginning and end --------------------------------------------------------------------------
+
+int usw_tiers_init(struct usw_tiers *tiers, struct usw_segments *segments, bool is_sealed,
+		   const struct usw_tiers_hooks *hooks)
+{
+	tiers->segments = segments;
+	tiers->is_sealed = is_sealed;
+	tiers->hooks = *hooks;
+	for (uint32_t i = 0; i < USW_TIERS_MAX; i++)
+		atomic_store(&tiers->at[i].fd, -1);
+	pthread_mutex_init(&tiers->lock, NULL);
+	segments->slot_is_free = slot_is_free;
+	segments->slot_context = tiers;
+	tiers->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	return tiers->wake_fd < 0 ? -errno : 0;
+}
+
+void usw_tiers_deinit(struct usw_tiers *tiers)
+{
+	if (!tiers->segments)
+		return;
+	if (tiers->is_ready) {
+		atomic_store(&tiers->stopping, true);
+		wake(tiers);
+		pthread_join(tiers->mover, NULL);
+		usw_aio_destroy(tiers->aio);
+		usw_sealer_deinit(&tiers->sealer);
+		usw_seal_key_destroy(&tiers->key);
+	}
+	for (uint32_t i = 0; i < USW_MOVES_MAX; i++)
+		if (tiers->moves[i].buffer)
+			munmap(tiers->moves[i].buffer, USW_SLOT_BYTES);
+	for (uint32_t i = 1; i < USW_TIERS_MAX; i++) {
+		if (atomic_load(&tiers->at[i].state) != USW_TIER_NONE)
+			usw_disk_close(tiers->at[i].disk);
+		free(tiers->at[i].disk);
+	}
+	usw_cleanup_close(&tiers->wake_fd);
+	pthread_mutex_destroy(&tiers->lock);
+	tiers->segments = NULL;
+}

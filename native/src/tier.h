@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: MIT
+
+/**
+ * @file
+ * Disk tiers: which there are, and moving whole segments between them and RAM.
+ *
+ * A move is one sequential read or write of a megabyte and one store in the table of segments; no
+ * descriptor and no page map is touched, so demotion, promotion and the removal of a tier cost the
+ * same whatever the segments hold. The old place is given back only after the new one is published,
+ * and a move that fails leaves the segment where it was.
+ *
+ * Threads: the owner of the segments (the reclaim thread) decides, begins moves and publishes their
+ * results, in usw_tiers_step(). The mover, a thread of its own that is started with the first tier,
+ * seals and unseals, reads and writes, and gives space on disks back; it never changes the table of
+ * segments. Fault threads read single objects by themselves (diskfault.h); the control thread adds
+ * and removes tiers. `lock` is over what mover, owner and control thread share; nothing is done
+ * under it that waits.
+ *
+ * Readers never keep a tier from going: they open what they find by its number, and a tier that is
+ * gone meanwhile fails their read, whereupon they find that the segment has moved.
+ */
+
+#ifndef USW_TIER_H
+#define USW_TIER_H
+
+#include "aio.h"
+#include "disk.h"
+#include "seal.h"
+#include "segment.h"
+
+/** Tiers, RAM among them: disk tiers are numbered 1 .. USW_TIERS_MAX - 1. */
+#define USW_TIERS_MAX 9u
+/** Moves under way at a time: enough for the disk to be busy while the next is sealed. */
+#define USW_MOVES_MAX 3u
+#define USW_DEAD_SLOTS_MAX 256u
+
+enum usw_tier_state {
+	USW_TIER_NONE,
+	USW_TIER_ACTIVE,
+	USW_TIER_LEAVING, /* its segments are on their way out; nothing new goes there */
+};
+
+struct usw_tier {
+	_Atomic uint32_t state; /* enum usw_tier_state */
+	_Atomic int fd;         /* of the disk, for fault threads; -1: none */
+	_Atomic uint32_t align_bytes;
+	char name[32];               /* written before the state, with `lock` */
+	int priority;                /* higher is filled first */
+	struct usw_disk *disk;       /* kept for the next tier of this number */
+	uint64_t retry_ns;           /* nothing is written to it before; owner */
+	bool has_failed;             /* and it was reported; owner */
+	uint64_t free_bytes;         /* when last asked; owner */
+	_Atomic uint64_t segments;   /* g; owner */
+	_Atomic uint64_t pages;      /* g; owner */
+	_Atomic uint64_t held_bytes; /* g */
+};
+
+enum usw_move_stage { USW_MOVE_IDLE, USW_MOVE_ASKED, USW_MOVE_RUNNING, USW_MOVE_DONE };
+
+/** One segment on its way. The owner's when idle or done, the mover's in between. */
+struct usw_move {
+	_Atomic uint32_t stage;
+	uint32_t segment;
+	bool is_write;
+	uint64_t from, to; /* where */
+	uint32_t length_bytes;
+	uint32_t damaged; /* objects that could not be opened */
+	struct usw_aio_request request;
+	char *buffer; /* USW_SLOT_BYTES; the mover's */
+};
+
+struct usw_dead_slot {
+	uint32_t tier, slot, length_bytes;
+};
+
+/** Whom to tell. Called from the owner's or the mover's thread; must not wait. */
+struct usw_tiers_hooks {
+	void (*moved)(void *context); /* a move is done: step, please */
+	void (*report)(void *context, bool removed, const char *text);
+	void *context;
+};
+
+struct usw_tiers {
+	struct usw_segments *segments;
+	struct usw_tiers_hooks hooks;
+	bool is_sealed; /* encryption at rest; fixed before the first tier */
+	struct usw_seal_key key;
+	struct usw_tier at[USW_TIERS_MAX];
+	_Atomic uint32_t count; /* active or leaving */
+
+	uint64_t generation;      /* of the last move; owner */
+	uint64_t swept_ns;        /* when segments were last counted; owner */
+	uint32_t to_empty;        /* segments that came back in order to be compacted; owner */
+	uint32_t waiting_segment; /* read next by the search for segments to bring back; owner */
+	struct usw_move moves[USW_MOVES_MAX];
+
+	pthread_mutex_t lock;
+	struct usw_dead_slot dead[USW_DEAD_SLOTS_MAX];
+	uint32_t dead_head, dead_tail;
+	bool is_ready; /* key and mover are there; control thread */
+
+	pthread_t mover;
+	int wake_fd;
+	_Atomic bool stopping;
+	struct usw_aio *aio;
+	struct usw_sealer sealer;
+	const struct usw_aio_injection *injection; /* for tests; set before the first tier */
+
+	_Atomic uint64_t demoted_segments;
+	_Atomic uint64_t promoted_segments;
+	_Atomic uint64_t demoted_objects;
+	_Atomic uint64_t damaged_objects;
+	_Atomic uint64_t peak_bytes;
+	_Atomic uint32_t aio_engine;
+};
+
+int usw_tiers_init(struct usw_tiers *tiers, struct usw_segments *segments, bool is_sealed,
+		   const struct usw_tiers_hooks *hooks);
+void usw_tiers_deinit(struct usw_tiers *tiers);
+
+/** What usw_tiers_step() is to bring about. */
+struct usw_tiers_plan {
+	uint64_t demote_bytes;  /* this much RAM should be freed */
+	uint64_t promote_bytes; /* this much may be taken by segments that come back */
+};
+
+/**
+ * Publish moves that are done and begin others. Never waits. Owner only; to be called whenever
+ * `moved` was called, and when the plan has changed. True if moves are under way.
+ */
+bool usw_tiers_step(struct usw_tiers *tiers, const struct usw_tiers_plan *plan);
+
+/** True if there is a disk that could take something now. Owner only. */
+bool usw_tiers_have_room(struct usw_tiers *tiers);
+
+/** Add a tier. Control thread. -EEXIST: there is one of this path; -ENOSPC: there are too many. */
+int usw_tiers_add(struct usw_tiers *tiers, const char *path, uint64_t cap_bytes, int priority,
+		  struct usw_error *error);
+
+/**
+ * Begin to remove a tier: its segments are brought back, the rest is usw_tiers_step()'s. Control
+ * thread. `ram_free_bytes`: what RAM may take. -ENOENT: no such tier; -EALREADY: it is on its way
+ * out; -ENOSPC: what is left cannot hold it. Then nothing has happened.
+ */
+int usw_tiers_remove(struct usw_tiers *tiers, const char *name, uint64_t ram_free_bytes,
+		     struct usw_error *error);
+
+/** Describe a tier for the user. Control thread. 1, or 0 if there is none of this number. */
+int usw_tiers_describe(struct usw_tiers *tiers, uint32_t number, struct usw_tier_info *ret);
+
+/** The seal's bond of an object in a disk tier. */
+static inline struct usw_seal_bond usw_tier_bond(uint32_t segment, uint32_t index,
+						 const struct usw_object *object)
+{
+	return (struct usw_seal_bond){
+		.generation = usw_where_generation(object->where),
+		.index = index,
+		.id = object->owner_id,
+		.tier = usw_where_tier(object->where),
+		.slot = usw_where_slot(object->where),
+		.segment = segment,
+		.length_bytes = object->length_bytes,
+	};
+}
+
+#endif /* USW_TIER_H */

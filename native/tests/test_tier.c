@@ -1,0 +1,317 @@
+// SPDX-License-Identifier: MIT
+
+/**
+ * @file
+ * Moves between RAM and disks: content stays right and descriptors untouched, whatever the disk does.
+ */
+
+#include "check.h"
+#include "tier.h"
+
+#define SEGMENTS 12u
+#define PAGES 3600u /* about nine segments */
+
+static struct usw_segments segments;
+static struct usw_vswap vswap;
+static struct usw_tiers tiers;
+static struct usw_error error;
+static uint32_t ids[PAGES];
+static char page[USW_PAGE_BYTES];
+static char folder[] = "/var/tmp/uffdswap-test-XXXXXX";
+static char file[sizeof(folder) + 8];
+static _Atomic uint32_t reports, removals;
+
+static void on_moved(void *context)
+{
+	(void)context;
+}
+
+static void on_report(void *context, bool removed, const char *text)
+{
+	(void)context;
+	CHECK(strlen(text) > 10);
+	atomic_fetch_add(removed ? &removals : &reports, 1);
+}
+
+static void fill_object(uint32_t number)
+{
+	check_fill(page, CHECK_RANDOM, number);
+}
+
+static uint32_t length_of(uint32_t number)
+{
+	return number % 3 ? USW_PAGE_BYTES - number % 1000 : 100 + number % 700;
+}
+
+static void world_init(bool is_sealed, const struct usw_aio_injection *injection)
+{
+	const struct usw_tiers_hooks hooks = {.moved = on_moved, .report = on_report};
+	uint64_t place;
+
+	memset(&tiers, 0, sizeof(tiers));
+	atomic_store(&reports, 0);
+	atomic_store(&removals, 0);
+	CHECK_EQ(usw_segments_create(&segments, SEGMENTS + 1), 0);
+	CHECK_EQ(usw_vswap_create(&vswap, &segments, 4096), 0);
+	CHECK_EQ(usw_tiers_init(&tiers, &segments, is_sealed, &hooks), 0);
+	tiers.injection = injection;
+	for (uint32_t i = 0; i < PAGES; i++) {
+		CHECK_EQ(usw_vswap_alloc(&vswap, USW_BACKEND_MEMORY, 1, i, &ids[i]), 0);
+		fill_object(i);
+		CHECK_EQ(usw_segments_append(&segments, ids[i], page, length_of(i),
+					     USW_CODEC_STORED, &place),
+			 0);
+		CHECK(usw_vswap_repoint(&vswap, ids[i], USW_BACKEND_MEMORY, 1, USW_BACKEND_OBJECT,
+					place));
+	}
+}
+
+static void world_deinit(void)
+{
+	usw_tiers_deinit(&tiers);
+	usw_vswap_destroy(&vswap);
+	usw_segments_destroy(&segments);
+}
+
+/** Step until nothing is under way any more and `enough` is true. */
+static void run(uint64_t demote_bytes, bool (*enough)(void))
+{
+	for (;;) {
+		struct usw_tiers_plan plan = {.demote_bytes = demote_bytes,
+					      .promote_bytes = demote_bytes ? 0 : UINT64_MAX};
+
+		tiers.swept_ns = 0;
+		if (!usw_tiers_step(&tiers, &plan) && enough())
+			return;
+		usw_segments_reap(&segments);
+		usleep(200);
+	}
+}
+
+static bool all_are_down(void)
+{
+	return segments.disk_segments >= 8;
+}
+
+static bool all_are_up(void)
+{
+	return segments.disk_segments == 0;
+}
+
+static bool one_has_failed(void)
+{
+	return atomic_load(&reports) > 0;
+}
+
+static bool is_removed(void)
+{
+	return atomic_load(&removals) > 0;
+}
+
+static bool is_given_back(void)
+{
+	return tiers.at[1].disk->used_slots == segments.disk_segments;
+}
+
+static bool both_are_full(void)
+{
+	return segments.disk_segments == 5;
+}
+
+/** Objects whose bytes in RAM are not what was stored; all must be in RAM. */
+static uint32_t count_wrong(void)
+{
+	uint32_t wrong = 0;
+
+	for (uint32_t i = 0; i < PAGES; i++) {
+		uint64_t place = usw_word_place(usw_vswap_word(&vswap, ids[i]));
+		struct usw_object object;
+
+		CHECK(usw_segments_find(&segments, usw_place_group(place), usw_place_index(place),
+					&object));
+		CHECK_EQ(usw_where_tier(object.where), USW_TIER_RAM);
+		CHECK_EQ(object.owner_id, ids[i]);
+		CHECK_EQ(object.length_bytes, length_of(i));
+		fill_object(i);
+		wrong += memcmp(object.bytes, page, object.length_bytes) != 0;
+	}
+	return wrong;
+}
+
+static uint64_t words_digest(void)
+{
+	uint64_t digest = 0;
+
+	for (uint32_t i = 0; i < PAGES; i++)
+		digest = digest * 31 + usw_vswap_word(&vswap, ids[i]);
+	return digest;
+}
+
+/** Down, and up again because the tier is removed: no descriptor changes, RAM follows. */
+static void test_down_and_up(bool is_sealed, const struct usw_aio_injection *injection)
+{
+	world_init(is_sealed, injection);
+	uint64_t digest = words_digest();
+	uint64_t used = segments.used_bytes;
+	CHECK_EQ(usw_tiers_add(&tiers, folder, UINT64_MAX, 0, &error), 0);
+	CHECK_EQ(usw_tiers_add(&tiers, folder, UINT64_MAX, 0, &error), -EEXIST);
+	run(UINT64_MAX, all_are_down);
+	usw_segments_check(&segments);
+	CHECK_EQ(segments.used_bytes, usw_space_held_bytes(&segments.data));
+	CHECK_THAT(segments.used_bytes, <=, USW_SEGMENT_BYTES); // the open one
+	CHECK_THAT(tiers.demoted_segments, >=, 8);
+	CHECK_EQ(words_digest(), digest);
+
+	CHECK_EQ(usw_tiers_remove(&tiers, "disk1", UINT64_MAX, &error), 0);
+	CHECK_EQ(usw_tiers_remove(&tiers, "disk1", UINT64_MAX, &error), -EALREADY);
+	run(0, is_removed);
+	CHECK_EQ(usw_tiers_remove(&tiers, "disk1", UINT64_MAX, &error), -ENOENT);
+	CHECK_EQ(count_wrong(), 0);
+	CHECK_EQ(segments.used_bytes, used);
+	CHECK_EQ(segments.used_bytes, usw_space_held_bytes(&segments.data));
+	CHECK_EQ(words_digest(), digest);
+	CHECK_EQ(reports, 0);
+	usw_segments_check(&segments);
+	world_deinit();
+}
+
+static int fails_while_set(void *context, const struct usw_aio_request *request)
+{
+	return request->is_write && *(bool *)context ? -EIO : 0;
+}
+
+static void test_a_failed_write_leaves_all_where_it_was(void)
+{
+	bool failing = true;
+	const struct usw_aio_injection injection = {.before = fails_while_set, .context = &failing};
+
+	world_init(true, &injection);
+	CHECK_EQ(usw_tiers_add(&tiers, folder, UINT64_MAX, 0, &error), 0);
+	uint64_t used = segments.used_bytes;
+	run(UINT64_MAX, one_has_failed);
+	CHECK_EQ(reports, 1);
+	CHECK_EQ(segments.disk_segments, 0);
+	CHECK_EQ(segments.used_bytes, used);
+	CHECK_EQ(count_wrong(), 0);
+	run(UINT64_MAX, is_given_back);
+	failing = false;
+	run(UINT64_MAX, all_are_down);
+	CHECK_EQ(reports, 1);
+	world_deinit();
+}
+
+static void test_a_full_disk_takes_what_it_can(void)
+{
+	world_init(true, NULL);
+	CHECK_EQ(usw_tiers_add(&tiers, folder, 3 * USW_SLOT_BYTES, 0, &error), 0);
+	CHECK_EQ(usw_tiers_add(&tiers, file, 2 * USW_SLOT_BYTES, 5, &error), 0);
+	// The one with the higher priority first, then the other, then nothing more.
+	run(UINT64_MAX, both_are_full);
+	CHECK_EQ(tiers.at[2].disk->used_slots, 2);
+	CHECK_EQ(tiers.at[1].disk->used_slots, 3);
+	CHECK_EQ(segments.disk_segments, 5);
+	usw_segments_check(&segments);
+
+	// Nothing else can hold them; with RAM, all that can.
+	CHECK_EQ(usw_tiers_remove(&tiers, "disk1", 0, &error), -ENOSPC);
+	CHECK(strstr(error.text, "nothing was moved"));
+	CHECK_EQ(usw_tiers_remove(&tiers, "disk1", UINT64_MAX, &error), 0);
+	CHECK_EQ(usw_tiers_remove(&tiers, file, UINT64_MAX, &error), 0);
+	run(0, all_are_up);
+	run(0, is_removed);
+	CHECK_EQ(count_wrong(), 0);
+	world_deinit();
+}
+
+static int open_tier_file(void)
+{
+	int fd = open(file, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+
+	CHECK(fd >= 0);
+	CHECK_EQ(usw_tiers_add(&tiers, file, UINT64_MAX, 0, &error), 0);
+	return fd;
+}
+
+/** Change one byte, and put one segment's bytes into another's place. */
+static void test_damage_is_seen(void)
+{
+	static char slot[USW_SLOT_BYTES];
+	char byte;
+
+	world_init(true, NULL);
+	int fd = open_tier_file();
+	run(UINT64_MAX, all_are_down);
+	CHECK_EQ(pread(fd, &byte, 1, 5000), 1);
+	byte ^= 4;
+	CHECK_EQ(pwrite(fd, &byte, 1, 5000), 1);
+	CHECK_EQ(usw_tiers_remove(&tiers, "disk1", UINT64_MAX, &error), 0);
+	run(0, is_removed);
+	CHECK_EQ(count_wrong(), 1);
+	CHECK_EQ(tiers.damaged_objects, 1);
+	CHECK_EQ(reports, 1);
+	world_deinit();
+
+	world_init(true, NULL);
+	CHECK_EQ(usw_tiers_add(&tiers, file, UINT64_MAX, 0, &error), 0);
+	run(UINT64_MAX, all_are_down);
+	CHECK_EQ(pread(fd, slot, sizeof(slot), 0), sizeof(slot));
+	CHECK_EQ(pwrite(fd, slot, sizeof(slot), (off_t)usw_disk_offset(1)), sizeof(slot));
+	CHECK_EQ(usw_tiers_remove(&tiers, "disk1", UINT64_MAX, &error), 0);
+	run(0, is_removed);
+	CHECK_THAT(count_wrong(), >, 200);
+	CHECK_EQ(count_wrong(), tiers.damaged_objects);
+	world_deinit();
+	close(fd);
+	unlink(file);
+}
+
+/** What dies on a disk gives its space back; what is mostly garbage comes up to be emptied. */
+static void test_the_dead_leave(void)
+{
+	world_init(true, NULL);
+	CHECK_EQ(usw_tiers_add(&tiers, folder, UINT64_MAX, 0, &error), 0);
+	run(UINT64_MAX, all_are_down);
+	uint32_t slots = tiers.at[1].disk->used_slots;
+	for (uint32_t i = 0; i < PAGES / 2; i++)
+		usw_vswap_put(&vswap, ids[i]);
+	usw_segments_reap(&segments);
+	run(UINT64_MAX, is_given_back);
+	CHECK_THAT(tiers.at[1].disk->used_slots, <=, slots / 2 + 1);
+	uint64_t before = tiers.promoted_segments;
+	for (uint32_t i = PAGES / 2; i < PAGES; i++)
+		if (i % 2)
+			usw_vswap_put(&vswap, ids[i]);
+	run(0, all_are_up);
+	CHECK_THAT(tiers.promoted_segments, >, before);
+	CHECK_EQ(tiers.to_empty, tiers.promoted_segments);
+	usw_segments_check(&segments);
+	world_deinit();
+}
+
+int main(void)
+{
+	const struct usw_aio_injection short_transfers = {.longest_bytes = 65536};
+
+	check_start(100);
+	if (!mkdtemp(folder)) {
+		puts("no folder in /var/tmp can be made");
+		return 77;
+	}
+	snprintf(file, sizeof(file), "%s/tier", folder);
+	int fd = open(folder, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+	if (fd < 0) {
+		puts("the file system of /var/tmp has no O_TMPFILE");
+		rmdir(folder);
+		return 77;
+	}
+	close(fd);
+	test_down_and_up(true, NULL);
+	test_down_and_up(false, NULL);
+	test_down_and_up(true, &short_transfers);
+	test_a_failed_write_leaves_all_where_it_was();
+	test_a_full_disk_takes_what_it_can();
+	test_damage_is_seen();
+	test_the_dead_leave();
+	CHECK_EQ(rmdir(folder), 0);
+	return 0;
+}
