@@ -183,6 +183,7 @@ _CHECKS = {
     "int": _is_count,
     "int | None": lambda value: value is None or _is_count(value),
     "str": lambda value: isinstance(value, str),
+    "str | None": lambda value: value is None or isinstance(value, str),
     "bool": lambda value: isinstance(value, bool),
     "float": lambda value: type(value) in (int, float) and value >= 0,
     "dict[str, int]": _is_counters,
