@@ -108,9 +108,19 @@ static bool is_removed(void)
 	return atomic_load(&removals) > 0;
 }
 
+static uint32_t used_slots(uint32_t number)
+{
+	struct usw_disk *disk = tiers.at[number].disk;
+
+	pthread_mutex_lock(&disk->lock);
+	uint32_t used = disk->used_slots;
+	pthread_mutex_unlock(&disk->lock);
+	return used;
+}
+
 static bool is_given_back(void)
 {
-	return tiers.at[1].disk->used_slots == segments.disk_segments;
+	return used_slots(1) == segments.disk_segments;
 }
 
 static bool both_are_full(void)
@@ -207,8 +217,8 @@ static void test_a_full_disk_takes_what_it_can(void)
 	CHECK_EQ(usw_tiers_add(&tiers, file, 2 * USW_SLOT_BYTES, 5, &error), 0);
 	// The one with the higher priority first, then the other, then nothing more.
 	run(UINT64_MAX, both_are_full);
-	CHECK_EQ(tiers.at[2].disk->used_slots, 2);
-	CHECK_EQ(tiers.at[1].disk->used_slots, 3);
+	CHECK_EQ(used_slots(2), 2);
+	CHECK_EQ(used_slots(1), 3);
 	CHECK_EQ(segments.disk_segments, 5);
 	usw_segments_check(&segments);
 
@@ -271,12 +281,12 @@ static void test_the_dead_leave(void)
 	world_init(true, NULL);
 	CHECK_EQ(usw_tiers_add(&tiers, folder, UINT64_MAX, 0, &error), 0);
 	run(UINT64_MAX, all_are_down);
-	uint32_t slots = tiers.at[1].disk->used_slots;
+	uint32_t slots = used_slots(1);
 	for (uint32_t i = 0; i < PAGES / 2; i++)
 		usw_vswap_put(&vswap, ids[i]);
 	usw_segments_reap(&segments);
 	run(UINT64_MAX, is_given_back);
-	CHECK_THAT(tiers.at[1].disk->used_slots, <=, slots / 2 + 1);
+	CHECK_THAT(used_slots(1), <=, slots / 2 + 1);
 	uint64_t before = tiers.promoted_segments;
 	for (uint32_t i = PAGES / 2; i < PAGES; i++)
 		if (i % 2)

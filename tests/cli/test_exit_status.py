@@ -110,7 +110,18 @@ def test_help_is_on_stdout_with_status_0(arguments: list[str]) -> None:
 
 def test_help_of_run_names_every_option() -> None:
     text = uffdswap("run", "--help").stdout.decode()
-    for option in ("--memory", "-m", "--resident", "--policy", "--stats", "--stress", "-q", "-v"):
+    for option in (
+        "--memory",
+        "-m",
+        "--resident",
+        "--disk",
+        "--no-disk",
+        "--policy",
+        "--stats",
+        "--stress",
+        "-q",
+        "-v",
+    ):
         assert option in text
     for promise in ("125", "126", "127", "UFFDSWAP_MEMORY", "share its limit"):
         assert promise in text
@@ -118,9 +129,12 @@ def test_help_of_run_names_every_option() -> None:
 
 def test_every_option_is_in_the_reference() -> None:
     text = (Path(__file__).resolve().parents[2] / "docs/reference/cli.md").read_text()
-    for name in ("memory", "resident", "policy", "stats", "stress", "quiet", "verbose"):
+    for name in (
+        *("memory", "resident", "disk", "no-disk", "no-disk-encryption", "policy", "stats"),
+        *("stress", "quiet", "verbose"),
+    ):
         assert f"`--{name}`" in text
-        assert f"`UFFDSWAP_{name.upper()}`" in text
+        assert f"`UFFDSWAP_{name.upper().replace('-', '_')}`" in text
 
 
 def test_version_names_itself_and_python() -> None:

@@ -353,7 +353,8 @@ for line in sys.stdin:
 def test_statistics_of_a_program_that_was_killed_by_us_say_125(tmp_path: Path) -> None:
     stats = tmp_path / "stats.json"
     hog = "import os\nx = []\nwhile True: x.append(os.urandom(1 << 20))"
-    command = [*UFFDSWAP, "run", "-m", "64M", "--stats", str(stats), "--", *python(hog)]
+    options = ["-m", "64M", "--no-disk", "--stats", str(stats)]
+    command = [*UFFDSWAP, "run", *options, "--", *python(hog)]
     done = subprocess.run(command, capture_output=True, timeout=100, check=False)
     assert done.returncode == 125
     assert "out of memory" in error_lines(done.stderr)[0]

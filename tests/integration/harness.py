@@ -204,6 +204,7 @@ class Run:
     resident: str | None = None
     memory: str | None = None
     stress: int | None = None
+    options: tuple[str, ...] = ()
     bare: bool = False
     timeout: float = 90.0
     cwd: Path | None = None
@@ -221,6 +222,7 @@ class Run:
             options += ["--memory", self.memory]
         if self.stress:
             options += ["--stress", str(self.stress)]
+        options += self.options
         return [sys.executable, "-m", "uffdswap", "run", *options, "--", *self.args]
 
     def environment(self) -> dict[str, str]:

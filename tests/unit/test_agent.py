@@ -37,6 +37,7 @@ class FakeSession:
         self.targets = 0
         self.alive: set[int] = set()
         self.unnamed = 0
+        self.tiers: list[tuple[str, int | None]] = []
         self._readable, self._writable = os.pipe()
 
     def tell(self, kind: EventKind, target_id: int = 0, pid: int = 0, text: str = "") -> None:
@@ -46,6 +47,11 @@ class FakeSession:
             self.alive.discard(target_id)
         self.events.append(Event(kind=kind, target_id=target_id, pid=pid, text=text))
         os.write(self._writable, b"!")
+
+    def add_tier(self, path: str, cap_bytes: int | None = None) -> None:
+        if path.startswith("/nonexistent"):
+            raise OSError(2, f"cannot use {path}")
+        self.tiers.append((path, cap_bytes))
 
     def event_fd(self) -> int:
         return self._readable
@@ -125,6 +131,10 @@ class Harness:
             resident_bytes=None,
             stress_pages_per_second=0,
             folder=str(self.folder),
+            disk_path=None,
+            disk_cap_bytes=None,
+            disk_is_required=False,
+            disk_is_encrypted=True,
         )
         protocol.send(self.control, message.replaced(**changes), [self._listener.fileno()])
 
@@ -188,7 +198,32 @@ def sleeper() -> Iterator[int]:
 
 def test_limits_reach_the_data_plane_and_no_limit_is_left_out(harness: Harness) -> None:
     session = harness.start()
-    assert session.limits == {"memory_limit_bytes": 1 << 30, "stress_pages_per_second": 0}
+    assert session.limits == {
+        "memory_limit_bytes": 1 << 30,
+        "stress_pages_per_second": 0,
+        "disk_is_encrypted": True,
+    }
+    assert session.tiers == []
+
+
+def test_disk_tier_is_there_from_the_start(harness: Harness) -> None:
+    harness.configure(disk_path="/var/tmp", disk_cap_bytes=1 << 30, disk_is_encrypted=False)
+    assert harness.receive() == protocol.Ready()
+    assert harness.session is not None
+    assert harness.session.tiers == [("/var/tmp", 1 << 30)]
+    assert harness.session.limits["disk_is_encrypted"] is False
+
+
+def test_disk_tier_that_was_asked_for_is_needed(harness: Harness) -> None:
+    harness.configure(disk_path="/nonexistent", disk_is_required=True)
+    assert harness.receive() == protocol.Refused(pid=0, text="cannot use /nonexistent")
+
+
+def test_disk_tier_nobody_asked_for_may_be_missing(harness: Harness) -> None:
+    harness.configure(disk_path="/nonexistent", disk_is_required=False)
+    expected = "going without a disk tier: cannot use /nonexistent"
+    assert harness.receive() == protocol.Warn(text=expected, serious=False)
+    assert harness.receive() == protocol.Ready()
 
 
 def test_refusal_of_the_data_plane_is_passed_on(harness: Harness) -> None:

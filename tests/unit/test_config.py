@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +36,41 @@ def test_options_have_their_meaning() -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "place"),
+    [
+        ({"memory": "1G"}, ("/var/tmp", None)),
+        ({"resident": "1G"}, (None, None)),
+        ({"memory": "max"}, (None, None)),
+        ({"memory": "1G", "no_disk": "1"}, (None, None)),
+        ({"memory": "1G", "disk": "/srv/swap"}, ("/srv/swap", None)),
+        ({"memory": "1G", "disk": "/srv/swap:4G"}, ("/srv/swap", 4 << 30)),
+        ({"memory": "1G", "disk": "/srv/swap:max"}, ("/srv/swap:max", None)),
+        ({"memory": "1G", "disk": "/srv:1/swap"}, ("/srv:1/swap", None)),
+        ({"memory": "1G", "disk": "swap:2M"}, (str(Path.cwd() / "swap"), 2 << 20)),
+    ],
+)
+def test_disk_is_a_place_and_a_cap(
+    options: dict[str, str], place: tuple[str | None, int | None]
+) -> None:
+    found = config({}, **options)
+    assert (found.disk_path, found.disk_cap_bytes) == place
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"disk": "/srv:1M"}, "not a place and a size"),
+        ({"disk": ":1G"}, "not a place and a size"),
+        ({"disk": "/srv:12Q"}, "--disk: "),
+        ({"disk": "/srv", "no_disk": "1"}, "exclude each other"),
+    ],
+)
+def test_disks_that_make_no_sense(options: dict[str, str], text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        config({}, memory="1G", **options)
+
+
+@pytest.mark.parametrize(
     ("options", "verbosity"),
     [({}, 0), ({"verbose": "2"}, 2), ({"quiet": "1"}, -1), ({"quiet": "1", "verbose": "1"}, 0)],
 )
@@ -51,6 +87,9 @@ def test_every_option_has_its_variable() -> None:
     environment = {
         "UFFDSWAP_MEMORY": "1G",
         "UFFDSWAP_RESIDENT": "512M",
+        "UFFDSWAP_DISK": "/srv:4G",
+        "UFFDSWAP_NO_DISK": "0",
+        "UFFDSWAP_NO_DISK_ENCRYPTION": "1",
         "UFFDSWAP_POLICY": "clock",
         "UFFDSWAP_STATS": "s.json",
         "UFFDSWAP_STRESS": "7",
@@ -61,6 +100,9 @@ def test_every_option_has_its_variable() -> None:
     assert found == config(
         memory="1G",
         resident="512M",
+        disk="/srv:4G",
+        no_disk="0",
+        no_disk_encryption="1",
         policy="clock",
         stats="s.json",
         stress="7",

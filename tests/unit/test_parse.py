@@ -19,8 +19,8 @@ from uffdswap.cli._parse import parse_run
 
 Parsed = tuple[dict[str, str], tuple[str, ...]]
 
-VALUE_OPTIONS = ("-m", "--memory", "--resident", "--policy", "--stats", "--stress")
-SWITCHES = ("-q", "--quiet", "-v", "--verbose")
+VALUE_OPTIONS = ("-m", "--memory", "--resident", "--disk", "--policy", "--stats", "--stress")
+SWITCHES = ("-q", "--quiet", "-v", "--verbose", "--no-disk", "--no-disk-encryption")
 VALUES = st.sampled_from(["1G", "50%", "clock", "x.json", "a=b", "=", "-", "--", "-v", "-1", ""])
 WORDS = st.one_of(
     st.sampled_from(VALUE_OPTIONS),

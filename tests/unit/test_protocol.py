@@ -24,6 +24,7 @@ VALUES: dict[str, st.SearchStrategy[object]] = {
     "int": COUNTS,
     "int | None": st.none() | COUNTS,
     "str": TEXTS,
+    "str | None": st.none() | TEXTS,
     "bool": st.booleans(),
     "float": st.floats(0, 1e12),
     "list[int]": st.lists(COUNTS, max_size=5),
