@@ -193,6 +193,11 @@ def _text(raw: Any) -> str:
     return str(text, "utf-8", "replace")
 
 
+def _path(raw: Any) -> str:
+    path: Any = ffi.string(raw)
+    return os.fsdecode(path)
+
+
 def _check(result: int, error: Any) -> int:
     """Return a result that is not negative; raise the others with the text the C side filled in."""
     if result >= 0:
@@ -325,7 +330,7 @@ class NativeSession:
         return [
             Tier(
                 name=_text(raw[i].name),
-                path=os.fsdecode(bytes(ffi.string(raw[i].path))),
+                path=_path(raw[i].path),
                 priority=raw[i].priority,
                 is_leaving=bool(raw[i].is_leaving),
                 is_encrypted=bool(raw[i].is_encrypted),

@@ -32,6 +32,7 @@ from .runtime import remove_session
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from ._lib import Event, NativeSession, Probe
 
@@ -438,7 +439,7 @@ class Agent:
         self._on_event()
 
 
-def _limits(message: protocol.Configure) -> dict[str, int]:
+def _limits(message: protocol.Configure) -> dict[str, Any]:
     """Return the keyword arguments of a native session; no limit is not given at all."""
     limits = {
         "memory_limit_bytes": message.memory_bytes,
@@ -509,7 +510,7 @@ def _prepare() -> socket.socket:
     return socket.socket(fileno=protocol.CONTROL_FD)
 
 
-def _open_session(**limits: int) -> NativeSession:
+def _open_session(**limits: Any) -> NativeSession:
     """Create the data plane's session. Raises `OSError` with a sentence for the user."""
     from . import _lib  # noqa: PLC0415 # after the channel is there, over which a failure is told
 
