@@ -31,6 +31,7 @@ __all__ = (
     "NativeSession",
     "Probe",
     "Statistics",
+    "TargetFigures",
     "Tier",
     "probe",
     "shim_path",
@@ -140,6 +141,21 @@ class Tier(Record):
     stored_bytes: int
 
 
+class TargetFigures(Record):
+    """What one target holds and has done; see ``struct usw_target_figures``. No pid is 0."""
+
+    id: int
+    pid: int
+    resident_bytes: int
+    evicted_pages: int
+    zero_pages: int
+    same_pages: int
+    standby_pages: int
+    object_pages: int
+    faults: int
+    refaults: int
+
+
 class EventKind(enum.IntEnum):
     """What an event is about; see ``enum usw_event_kind``."""
 
@@ -150,6 +166,7 @@ class EventKind(enum.IntEnum):
     POISONED = lib.USW_EVENT_POISONED
     WARNING = lib.USW_EVENT_WARNING
     TIER_REMOVED = lib.USW_EVENT_TIER_REMOVED
+    REQUEST_DONE = lib.USW_EVENT_REQUEST_DONE
 
 
 class Event(Record):
@@ -203,6 +220,12 @@ def _check(result: int, error: Any) -> int:
     if result >= 0:
         return result
     raise NativeError(-result, _text(error.text) or os.strerror(-result))
+
+
+def _requested(result: int) -> int:
+    if result < 0:
+        raise NativeError(-result, os.strerror(-result))
+    return result
 
 
 class NativeSession:
@@ -348,6 +371,43 @@ class NativeSession:
         raw: Any = ffi.new("struct usw_statistics *")
         lib.usw_session_statistics(self._open(), raw)
         return Statistics(**{name: getattr(raw, name) for name in Statistics.field_names()})
+
+    def targets(self, after_id: int, count_max: int) -> list[TargetFigures]:
+        """Read the figures of the next targets by ID; none if there are no more."""
+        raw: Any = ffi.new("struct usw_target_figures[]", count_max)
+        count = lib.usw_session_targets(self._open(), after_id, raw, count_max)
+        names = TargetFigures.field_names()
+        return [
+            TargetFigures(**{name: getattr(raw[i], name) for name in names}) for i in range(count)
+        ]
+
+    def reclaim(self, target_id: int, pages: int) -> int:
+        """Ask for some pages to be evicted, from all targets for ID 0; return the request.
+
+        Like ``park`` and ``restore`` it raises ``NativeError``: ESRCH if there is no such target,
+        EBUSY if too much is asked for at once. ``result`` tells the end.
+        """
+        return _requested(lib.usw_session_reclaim(self._open(), target_id, pages))
+
+    def park(self, target_id: int) -> int:
+        """Ask for all of a target to be evicted; return the request."""
+        return _requested(lib.usw_session_park(self._open(), target_id))
+
+    def restore(self, target_id: int) -> int:
+        """Ask for all of a target to be brought back; return the request."""
+        return _requested(lib.usw_session_restore(self._open(), target_id))
+
+    def result(self, request: int) -> int | None:
+        """Return how many pages a request has moved, or None while it goes on.
+
+        Raises ``NativeError`` with ESRCH if its target was gone first. It is to be asked again
+        only after None.
+        """
+        pages: Any = ffi.new("uint64_t *")
+        code = lib.usw_session_result(self._open(), request, pages)
+        if code < 0:
+            raise NativeError(-code, os.strerror(-code))
+        return int(pages[0]) if code else None
 
     def kill_all(self, why: str) -> None:
         """SIGKILL every target, whatever state it is in; ``why`` becomes the text of its event."""

@@ -27,7 +27,7 @@ import time
 
 from . import protocol
 from .errors import ProtocolError
-from .runtime import remove_session
+from .runtime import listen_for_control, remove_session
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ._lib import Event, NativeSession, Probe
+    from .control_server import ControlServer
 
 __all__ = ("Agent", "main")
 
@@ -81,6 +82,8 @@ class Agent:
         self._folder = ""
         self._session: NativeSession | None = None
         self._listener: socket.socket | None = None
+        self._desk: ControlServer | None = None
+        self._launcher_pid = max(_credentials(control)[0], 0)
 
     def serve(self) -> None:
         """Run until the session is over."""
@@ -91,6 +94,8 @@ class Agent:
                 for key, _events in self._selector.select(self._timeout()):
                     key.data()
                 self._expire()
+                if self._desk is not None:
+                    self._desk.tick()
                 self._flush()
         except Exception as error:
             self._fail(f"{type(error).__name__}: {error}")
@@ -114,6 +119,8 @@ class Agent:
             deadlines.append(self._accept_again)
         if self._outgoing or self._expected:
             deadlines.append(time.monotonic() + _PAUSE_SECONDS)
+        if self._desk is not None and (deadline := self._desk.deadline()) is not None:
+            deadlines.append(deadline)
         return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
 
     def _expire(self) -> None:
@@ -145,6 +152,8 @@ class Agent:
             self._drop(fd)
         if self._listener is not None:
             self._listener.close()
+        if self._desk is not None:
+            self._desk.close()
         if self._session is not None:
             self._session.close()
         if self._finished and self._folder:
@@ -216,6 +225,7 @@ class Agent:
             return
         self._selector.register(session.event_fd(), selectors.EVENT_READ, self._on_event)
         self._resume_accepting()
+        self._open_desk(session, message)
         self._send(protocol.Ready(), [os.dup(fd) for fd in session.fds()])
 
     def _add_disk(self, session: NativeSession, message: protocol.Configure) -> bool:
@@ -231,6 +241,26 @@ class Agent:
                 return False
             self._send(protocol.Warn(text=f"going without a disk tier: {text}", serious=False))
         return True
+
+    def _open_desk(self, session: NativeSession, message: protocol.Configure) -> None:
+        """Let the session be controlled. It can do without."""
+        from .control_server import ControlServer, Roll  # noqa: PLC0415 # with what it needs
+
+        def roll() -> Roll:
+            return Roll(
+                targets=self._targets,
+                launcher_pid=self._launcher_pid,
+                program_pid=self._program_pid,
+            )
+
+        try:
+            listener = listen_for_control(message.folder)
+        except OSError as error:
+            text = f"this session cannot be controlled while it runs: {error}"
+            self._send(protocol.Warn(text=text, serious=False))
+            return
+        limits = (message.memory_bytes, message.resident_bytes)
+        self._desk = ControlServer(listener, self._selector, session, roll, limits)
 
     def _launcher_gone(self) -> None:
         self._selector.unregister(self._control)
@@ -328,6 +358,8 @@ class Agent:
             self._tell(protocol.Killed(pid=max(event.pid, 0), text=event.text), event.text)
         elif kind == "OUT_OF_MEMORY":
             self._tell(protocol.Fatal(kind="out_of_memory", text=event.text), event.text)
+        elif kind == "REQUEST_DONE":
+            pass  # the loop's turn ends with a look at what the desk waits for
         else:
             serious = kind == "POISONED"
             self._tell(protocol.Warn(text=event.text, serious=serious), event.text)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = (
     "BadProgram",
+    "NoSuchSession",
     "ProgramNotExecutable",
     "ProgramNotFound",
     "ProtocolError",
@@ -73,6 +74,12 @@ class ProgramNotExecutable(UffdswapError):
 
 class SessionFailed(UffdswapError):
     """The session broke after the program had started, and the program was killed."""
+
+
+class NoSuchSession(UffdswapError):
+    """The process that was named belongs to no session of this user."""
+
+    exit_status = 3
 
 
 class ProtocolError(UffdswapError):

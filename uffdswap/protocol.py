@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the launcher and the agent say to each other on the control channel.
+"""What the launcher and the agent say to each other on their channel.
 
 The channel is a SOCK_SEQPACKET socket pair: one datagram is one message, a JSON object with the
 protocol version, the type and exactly the fields of the class below, and any descriptors that go
@@ -13,13 +13,14 @@ import array
 import json
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from .errors import ProtocolError
 from .record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 __all__ = (
@@ -179,7 +180,7 @@ def _is_counters(value: object) -> bool:
     return isinstance(value, dict) and all(map(_is_count, value.values()))
 
 
-_CHECKS = {
+_CHECKS: dict[str, Callable[[Any], bool]] = {
     "int": _is_count,
     "int | None": lambda value: value is None or _is_count(value),
     "str": lambda value: isinstance(value, str),
@@ -188,6 +189,7 @@ _CHECKS = {
     "float": lambda value: type(value) in (int, float) and value >= 0,
     "dict[str, int]": _is_counters,
     "list[int]": _is_counts,
+    "list[dict[str, int]]": lambda value: isinstance(value, list) and all(map(_is_counters, value)),
 }
 
 
@@ -204,11 +206,12 @@ def encode(message: Message) -> bytes:
     return data
 
 
-def decode(data: bytes) -> Message:
+def decode(data: bytes, kinds: Mapping[str, type[Message]] = _TYPES) -> Message:
     """Return the message that a datagram holds.
 
-    Raises `ProtocolError` for anything else, be it bytes, JSON of another shape, another version
-    or a field with a value it cannot have.
+    `kinds` are the messages that are expected, by the names of their types. Raises `ProtocolError`
+    for anything else, be it bytes, JSON of another shape, another version or a field with a value
+    it cannot have.
 
     >>> decode(b'{"v":1,"type":"gone","id":7}')
     Gone(id=7)
@@ -222,7 +225,7 @@ def decode(data: bytes) -> Message:
     if body.pop("v", None) != VERSION:
         raise ProtocolError("a control message is of another version")
     name = body.pop("type", None)
-    kind = _TYPES.get(name) if isinstance(name, str) else None
+    kind: type[Message] | None = kinds.get(name) if isinstance(name, str) else None
     if kind is None:
         raise ProtocolError("a control message is of no known type")
     _check_fields(kind, body)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The files of a session at run time: the folder of its socket, the socket, the shim.
+"""The files of a session at run time: its folder, its two sockets, the shim.
 
 A session's folder is named after its agent (process and start time, so that a pid used again is
 not mistaken for it): the agent outlives the launcher when the program leaves children behind, and
@@ -21,9 +21,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ("SessionFolder", "remove_session", "shim_path")
+__all__ = (
+    "SessionFolder",
+    "listen_for_control",
+    "remove_session",
+    "session_folders",
+    "shim_path",
+)
 
 _SOCKET = "socket"
+_CONTROL = "ctrl"  # no longer than the other, whose path is known to fit
 _SHIM = "libuffdswap_shim.so"
 _SHIM_LINK = "shim.so"
 _BACKLOG = 128
@@ -64,6 +71,47 @@ class SessionFolder:
         remove_session(self.path)
 
 
+def listen_for_control(folder: str) -> socket.socket:
+    """Make a session's control socket in its folder. Raises `OSError`."""
+    return _listen(os.path.join(folder, _CONTROL))
+
+
+def session_folders(environment: Mapping[str, str]) -> list[tuple[int, str]]:
+    """Return agent and control socket of this user's living sessions, wherever they began.
+
+    What dead sessions have left is removed on the way.
+    """
+    found: dict[str, int] = {}
+    for base in _base_folders(environment):
+        _remove_stale(base)
+        with contextlib.suppress(OSError):
+            for name in os.listdir(base):
+                pid, _dash, start = name.partition("-")
+                if pid.isdecimal() and start.isdecimal():
+                    found[os.path.realpath(os.path.join(base, name, _CONTROL))] = int(pid)
+    return sorted((pid, path) for path, pid in found.items())
+
+
+def _base_folders(environment: Mapping[str, str]) -> list[str]:
+    """Return where sessions of this user may have their folders; not all need be there."""
+    runtime = environment.get("XDG_RUNTIME_DIR")
+    bases = [os.path.join(runtime, "uffdswap")] if runtime else []
+    bases += [f"/run/user/{os.geteuid()}/uffdswap", "/run/uffdswap"]
+    with contextlib.suppress(OSError):
+        bases += [
+            os.path.join(_TMP, name) for name in os.listdir(_TMP) if name.startswith(_tmp_prefix())
+        ]
+    return [base for base in bases if _is_own(base)]
+
+
+def _is_own(path: str) -> bool:
+    with contextlib.suppress(OSError):
+        status = os.lstat(path)
+        closed = not status.st_mode & 0o077
+        return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and closed
+    return False
+
+
 def shim_path() -> str:
     """Return where the shim is; an editable installation keeps it apart from the sources."""
     import uffdswap  # noqa: PLC0415 # the package's folders are known when it is complete
@@ -77,7 +125,7 @@ def shim_path() -> str:
 
 def remove_session(path: str) -> None:
     """Remove a session's folder and, if it was made for it alone, the folder around it."""
-    for name in (_SOCKET, _SHIM_LINK):
+    for name in (_SOCKET, _CONTROL, _SHIM_LINK):
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(path, name))
     with contextlib.suppress(OSError):

@@ -58,6 +58,7 @@ enum usw_event_kind {
 	USW_EVENT_POISONED, /* a page could not be proved right; text says which, tier, reason */
 	USW_EVENT_WARNING,
 	USW_EVENT_TIER_REMOVED, /* text names it */
+	USW_EVENT_REQUEST_DONE, /* target_id is the request's number: usw_session_result() has it */
 };
 
 struct usw_event {
@@ -208,6 +209,47 @@ int usw_target_fds(struct usw_session *session, uint32_t target_id, int *fds, in
 
 /* SIGKILL every target, in any state. The text becomes a TARGET_KILLED event each. */
 void usw_session_kill_all(struct usw_session *session, const char *why);
+
+/* What one target holds and has done. Gauges are marked (g). */
+struct usw_target_figures {
+	uint32_t id;
+	int pid;                 /* 0: a fork that has not handed itself in yet */
+	uint64_t resident_bytes; /* g: anonymous, as last measured */
+	uint64_t evicted_pages;  /* g: the four below together */
+	uint64_t zero_pages;     /* g: stored nowhere, as the next */
+	uint64_t same_pages;     /* g */
+	uint64_t standby_pages;  /* g: out, not yet compressed */
+	uint64_t object_pages;   /* g: in a tier */
+	uint64_t faults;         /* evicted pages that came back because they were touched */
+	uint64_t refaults;       /* of those, touched again soon after they had left */
+};
+
+/*
+ * The figures of the targets whose ID is above `after_id`, in the order of their IDs, at most
+ * `capacity` of them. Returns how many. Counts evicted pages one by one, 40 ns each.
+ */
+int usw_session_targets(struct usw_session *session, uint32_t after_id,
+			struct usw_target_figures *ret, int capacity);
+
+/*
+ * Requests. Each returns the number of a request, which the threads that own what it needs carry
+ * out while faults are served, or -ESRCH (no such target), -EBUSY (too many requests at once).
+ * USW_EVENT_REQUEST_DONE announces the end. A park ends the restore of the same target, and the
+ * other way round, with what they have done so far.
+ */
+
+/* Evict about so many pages, the coldest first, of one target or (target_id 0) of all. */
+int usw_session_reclaim(struct usw_session *session, uint32_t target_id, uint64_t pages);
+/* Evict all that can leave a target, and compress it. */
+int usw_session_park(struct usw_session *session, uint32_t target_id);
+/* Bring back what has left a target, as far as the limits allow without evicting for it. */
+int usw_session_restore(struct usw_session *session, uint32_t target_id);
+
+/*
+ * Ask for the end of a request: 1 and the pages that were moved, or 0 if it goes on, or -ESRCH if
+ * its target was gone first. Anything but 0 gives the number back for another request.
+ */
+int usw_session_result(struct usw_session *session, int request, uint64_t *ret_pages);
 
 /* CDEF end */
 

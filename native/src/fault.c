@@ -18,6 +18,7 @@
 #include <sys/mman.h>
 
 #include "content.h"
+#include "control.h"
 #include "diskfault.h"
 #include "event.h"
 #include "fault.h"
@@ -383,10 +384,51 @@ static enum verdict fault_in(struct usw_fault_thread *thread, struct usw_target 
 		usw_vswap_put(&session->vswap, id);
 		return copy_failed(target, fault->page, ret);
 	}
-	settle(thread, word, now, backend, false, heat_of(session, usw_page_stamp(now)));
+	uint32_t heat = heat_of(session, usw_page_stamp(now));
+	settle(thread, word, now, backend, false, heat);
 	usw_session_charge(session, 1);
 	count_source(thread, backend);
+	usw_count(target, faults, 1);
+	if (heat > 0)
+		usw_count(target, refaults, 1);
 	return ANSWERED;
+}
+
+/** Ask a disk for a page that is restored: it comes in by itself. -EAGAIN: too many are under way. */
+static int ask_for(struct usw_fault_thread *thread, struct usw_target *target, uint64_t page,
+		   uint32_t id, const struct usw_disk_place *place)
+{
+	bool asked = read_ahead(thread, target, page, id, place);
+
+	if (thread->disk)
+		usw_aio_flush(thread->disk->aio);
+	if (asked)
+		return 1;
+	return thread->disk && thread->disk->busy ? -EAGAIN : 0;
+}
+
+int usw_fault_bring_in(struct usw_fault_thread *thread, struct usw_target *target, uint64_t page)
+{
+	struct usw_disk_place place;
+	enum usw_backend backend;
+	uint64_t now;
+	uint64_t done;
+	usw_page_word *word = find_evicted(target, page, &now);
+
+	if (!word)
+		return 0;
+	int ret =
+		usw_content_load(thread->session, usw_page_id(now), thread->page, &backend, &place);
+	if (ret == -EREMOTE)
+		return ask_for(thread, target, page, usw_page_id(now), &place);
+	if (ret)
+		return 0; // damaged: the fault that asks for it will say so
+	ret = usw_uffd_copy(target->uffd, page, thread->page, USW_PAGE_BYTES, &done);
+	if (ret)
+		return ret == -EAGAIN || ret == -ENOMEM ? -EAGAIN : 0;
+	settle(thread, word, now, backend, false, 1);
+	usw_session_charge(thread->session, 1);
+	return 1;
 }
 
 /** How many pages from `page` on nothing is known of; at least 1, which the caller knows already. */
@@ -949,8 +991,11 @@ void *usw_fault_main(void *argument)
 
 	usw_session_hurry(0);
 	while (!atomic_load_explicit(&thread->session->stopping, memory_order_relaxed)) {
-		wait_and_settle(thread,
-				thread->deferred_list || waiting ? USW_DEFERRED_POLL_MS : -1);
+		bool restoring = usw_control_restore(thread);
+
+		wait_and_settle(thread, restoring                          ? 0
+					: thread->deferred_list || waiting ? USW_DEFERRED_POLL_MS
+									   : -1);
 		waiting = settle_reads(thread);
 		if (thread->deferred_list)
 			retry_deferred(thread);

@@ -25,4 +25,10 @@ int usw_fault_serve(struct usw_fault_thread *thread, struct usw_target *target);
 /** Watch the pidfd a forked child's handshake brought. Any thread. */
 int usw_fault_watch_exit(struct usw_target *target);
 
+/**
+ * Bring an evicted page back that nobody waits for. The target's fault thread only. 1, or 0 if
+ * there was nothing to bring or it cannot be brought; -EAGAIN: not now, an event is unread.
+ */
+int usw_fault_bring_in(struct usw_fault_thread *thread, struct usw_target *target, uint64_t page);
+
 #endif /* USW_FAULT_H */

@@ -17,6 +17,7 @@
 #include <sys/syscall.h>
 
 #include "compact.h"
+#include "control.h"
 #include "demote.h"
 #include "evict.h"
 #include "session.h"
@@ -517,7 +518,8 @@ void *usw_reclaim_main(void *argument)
 		if (session->config.stress_pages_per_second)
 			stress(session);
 		housekeep(session);
-		sleep_until_needed(session);
+		if (!usw_control_evict(session))
+			sleep_until_needed(session);
 	}
 	return NULL;
 }

@@ -13,6 +13,7 @@
 #ifndef USW_SESSION_H
 #define USW_SESSION_H
 
+#include "request.h"
 #include "stats.h"
 #include "target.h"
 #include "tier.h"
@@ -113,6 +114,7 @@ struct usw_session {
 	struct usw_reclaim reclaim;
 	struct usw_watch watch;
 	struct usw_event_queue events;
+	struct usw_requests requests;
 
 	bool is_demoting;   /* between the watermarks on the way down; reclaim thread */
 	uint64_t own_bytes; /* the agent's own anonymous memory; reclaim thread */

@@ -113,8 +113,12 @@ struct usw_target {
 	int hands_processor;  /* where it has been moved to */
 	uint32_t hole_window; /* pages to fill at the next hole of the stream */
 
-	/* Watch thread; the reclaim thread reads data_pages. */
-	uint64_t anon_pages;         /* resident, as last measured */
+	/* Written by the fault thread, read by the control thread. */
+	_Atomic uint64_t faults;   /* evicted pages that came back because they were touched */
+	_Atomic uint64_t refaults; /* of those, touched again soon after they had left */
+
+	/* Watch thread; the reclaim thread reads data_pages, the control thread anon_pages. */
+	_Atomic uint64_t anon_pages; /* resident, as last measured */
 	_Atomic uint64_t data_pages; /* size of writable private memory, as last measured */
 	uint64_t watched_data_pages; /* when the stretches were last registered */
 	uint32_t watched_epoch;

@@ -76,7 +76,9 @@ def app() -> typer.Typer:
     import typer  # noqa: PLC0415 # see above
 
     from .doctor import doctor  # noqa: PLC0415
+    from .live import park, reclaim, restore, set_limits  # noqa: PLC0415
     from .run import command  # noqa: PLC0415
+    from .status import status  # noqa: PLC0415
     from .version import version  # noqa: PLC0415
 
     application = typer.Typer(
@@ -87,6 +89,11 @@ def app() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     application.command("run", context_settings={"allow_interspersed_args": False})(command)
+    application.command("status")(status)
+    application.command("set")(set_limits)
+    application.command("reclaim")(reclaim)
+    application.command("park")(park)
+    application.command("restore")(restore)
     application.command("doctor")(doctor)
     application.command("version")(version)
     return application

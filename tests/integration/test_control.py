@@ -1,0 +1,419 @@
+# SPDX-License-Identifier: MIT
+# Goal: a running session can be looked at, limited anew, parked and restored, and no byte changes.
+# Method: real programs that check their own memory, and the command line as users type it.
+"""Control of running sessions."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from uffdswap import control, protocol
+
+from .fixtures import StartFunction
+from .harness import MIB, REPOSITORY, Session, wait_until
+
+PROGRAM = REPOSITORY / "tests" / "programs" / "control_idle.py"
+SIZE_MIB = 96
+NOBODY = 65534
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
+
+
+class Controlled:
+    """A session whose program waits for commands, and the commands of uffdswap for it."""
+
+    def __init__(self, session: Session, runtime: Path) -> None:
+        self.session = session
+        self._environment = os.environ | {"XDG_RUNTIME_DIR": str(runtime)}
+        session.wait_for_output("ready")
+        self.pid = int(re.findall(r"ready (\d+)", session.output())[0])
+        self.sockets = runtime / "uffdswap"
+
+    def command(self, *words: object, status: int = 0) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "uffdswap", *map(str, words)],
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == status, f"{words}\n{done.stdout}\n{done.stderr}"
+        assert bool(done.stderr) == bool(status), done.stderr
+        return done.stderr if status else done.stdout
+
+    def json(self, *words: object) -> dict[str, Any]:
+        report = json.loads(self.command(*words, "--json"))
+        assert isinstance(report, dict)
+        return report
+
+    def status(self) -> dict[str, Any]:
+        (session,) = self.json("status", self.pid)["sessions"]
+        assert isinstance(session, dict)
+        return session
+
+    def target(self, pid: int = 0) -> dict[str, Any]:
+        pid = pid or self.pid
+        (target,) = [one for one in self.status()["targets"] if one["pid"] == pid]
+        assert isinstance(target, dict)
+        return target
+
+    def resident_bytes(self) -> int:
+        """Return what the kernel says is resident and anonymous."""
+        text = Path(f"/proc/{self.pid}/status").read_text()
+        return int(re.findall(r"RssAnon:\s+(\d+) kB", text)[0]) * 1024
+
+    def tell(self, line: str, answer: str) -> None:
+        before = self.session.output().count(answer)
+        self.session.send_line(line)
+        wait_until(lambda: self.session.output().count(answer) > before, f"{line}: {answer}")
+
+    def check(self) -> None:
+        self.tell("check", "right")
+        assert "WRONG" not in self.session.output()
+
+    def finish(self) -> None:
+        self.session.finish().require_ok()
+
+    def socket_path(self) -> str:
+        (path,) = self.sockets.glob("*/ctrl")
+        return str(path)
+
+
+@pytest.fixture
+def runtime(tmp_path: Path) -> Path:
+    folder = tmp_path / "r"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def start(start_session: StartFunction, runtime: Path) -> Callable[..., Controlled]:
+    def run(size_mib: int = SIZE_MIB, **options: Any) -> Controlled:
+        command = [sys.executable, "-S", "-E", PROGRAM, str(size_mib)]
+        options = {"memory": "1G", **options}
+        environment = {"XDG_RUNTIME_DIR": str(runtime)}
+        return Controlled(start_session(command, env=environment, **options), runtime)
+
+    return run
+
+
+# --- status --------------------------------------------------------------------------------------
+
+
+def test_status_tells_limits_and_sizes_apart(start: Any) -> None:
+    one = start(resident="64M")
+    wait_until(lambda: one.resident_bytes() <= 64 * MIB, "the limit holds")
+    status = one.status()
+    assert status["limits"] == {"memory_bytes": 1 << 30, "resident_bytes": 64 * MIB}
+    assert status["program_pid"] == one.pid
+    target = one.target()
+    assert target["command"].startswith("python")
+    assert target["evicted_bytes"] >= (SIZE_MIB - 64) * MIB
+    pages = target["evicted_pages"]
+    kinds = ("zero", "same", "standby", "object")
+    assert pages["total"] == sum(pages[kind] for kind in kinds)
+    stored = sum(status["stored_bytes"].values())
+    assert 0 < stored < status["evicted_bytes"]
+    assert 0 < status["used_share"] < 0.2
+    one.check()
+    after = one.target()
+    counters = one.status()["counters"]
+    sources = ("zero", "same", "standby", "ram", "disk")
+    assert after["faults"] == sum(counters[f"faults_{source}"] for source in sources) > 0
+    assert after["faults"] >= after["refaults"]
+    one.finish()
+
+
+def test_status_table_has_a_row_a_session_and_a_row_a_target(start: Any) -> None:
+    one = start()
+    header, session, target = one.command("status").splitlines()
+    assert header.split()[:4] == ["PID", "COMMAND", "LIMIT", "RESIDENT"]
+    assert session.split()[:4] == [str(one.status()["launcher_pid"]), "session", "1.00", "GiB"]
+    assert target.split()[0] == str(one.pid)
+    exact = one.command("status", "--bytes", one.pid).splitlines()[1]
+    assert exact.split()[2] == str(1 << 30)
+    one.finish()
+
+
+def test_session_is_found_by_launcher_agent_and_target(start: Any) -> None:
+    one = start(8)
+    status = one.status()
+    for pid in (status["launcher_pid"], status["agent_pid"], one.pid):
+        assert one.json("status", pid)["sessions"][0]["agent_pid"] == status["agent_pid"]
+    one.finish()
+
+
+def test_two_sessions_at_once_are_told_apart(start: Any) -> None:
+    one, other = start(8, memory="300M"), start(8, memory="400M")
+    assert len(one.json("status")["sessions"]) == 2
+    assert one.status()["limits"]["memory_bytes"] == 300 * MIB
+    assert other.status()["limits"]["memory_bytes"] == 400 * MIB
+    one.command("set", one.pid, "--memory", "500M")
+    assert one.status()["limits"]["memory_bytes"] == 500 * MIB
+    assert other.status()["limits"]["memory_bytes"] == 400 * MIB
+    one.finish()
+    other.finish()
+
+
+def test_process_of_no_session_is_status_3(start: Any) -> None:
+    one = start(8)
+    for words in (["status", "1"], ["park", "1"], ["set", "1", "--memory", "1G"]):
+        assert "no session has the process 1: it runs, but not under" in one.command(
+            *words, status=3
+        )
+    assert "there is no such process" in one.command("restore", 2**22 + 1, status=3)
+    one.finish()
+
+
+def test_stale_socket_is_recognised_and_removed(start: Any, runtime: Path) -> None:
+    stale = runtime / "uffdswap" / "1-12345"  # process 1 did not start then
+    one = start(8)
+    stale.mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(stale / "ctrl"))
+    assert len(one.json("status")["sessions"]) == 1
+    assert not stale.exists()
+    one.finish()
+
+
+def test_nothing_is_left_of_the_control_socket(start: Any) -> None:
+    one = start(8)
+    assert Path(one.socket_path()).stat().st_mode & 0o777 == 0o600
+    one.finish()
+    assert not list(one.sockets.glob("*"))
+
+
+# --- set -----------------------------------------------------------------------------------------
+
+
+def test_set_below_what_is_resident_shrinks_and_back_up_lets_grow(start: Any) -> None:
+    one = start()
+    report = one.json("set", one.pid, "--resident", "32M")
+    assert report["limits"] == {"memory_bytes": 1 << 30, "resident_bytes": 32 * MIB}
+    wait_until(lambda: one.resident_bytes() <= 32 * MIB, "the new limit is met")
+    one.check()
+    assert one.resident_bytes() <= 32 * MIB
+    one.command("set", one.pid, "--resident", "max")
+    one.check()
+    assert one.resident_bytes() >= SIZE_MIB * MIB
+    one.finish()
+
+
+def test_second_set_while_the_first_is_being_met_wins(start: Any) -> None:
+    one = start(256)
+    for limit in ("200M", "16M", "150M", "24M"):
+        one.command("set", one.pid, "--resident", limit)
+    wait_until(lambda: one.resident_bytes() <= 24 * MIB, "the last limit is met")
+    one.command("set", one.pid, "--memory", "max", "--resident", "64M")
+    assert one.status()["limits"] == {"memory_bytes": None, "resident_bytes": 64 * MIB}
+    one.check()
+    one.finish()
+
+
+def test_budget_too_small_for_what_has_left_is_refused(start: Any) -> None:
+    one = start()
+    one.command("park", one.pid)
+    assert "are kept in RAM for what has left already" in one.command(
+        "set", one.pid, "--memory", "4M", status=1
+    )
+    assert one.status()["limits"]["memory_bytes"] == 1 << 30
+    one.check()
+    one.finish()
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ([], "give --memory or --resident"),
+        (["--memory", "1X"], "is not a size"),
+        (["--memory", "1"], "too small a limit"),
+    ],
+)
+def test_set_that_makes_no_sense_is_a_usage_error(start: Any, words: list[str], text: str) -> None:
+    one = start(8)
+    assert text in one.command("set", one.pid, *words, status=2)
+    one.finish()
+
+
+# --- reclaim, park, restore ----------------------------------------------------------------------
+
+
+def test_reclaim_evicts_about_as_much_as_was_said(start: Any) -> None:
+    one = start()
+    before = one.resident_bytes()
+    report = one.json("reclaim", one.pid, "40M")
+    assert report["schema"] == "uffdswap.reclaim/1"
+    assert 40 * MIB <= report["moved_bytes"] <= 43 * MIB
+    assert one.resident_bytes() <= before - 39 * MIB
+    one.check()
+    one.finish()
+
+
+def test_parked_process_is_at_a_few_mib_and_a_touch_wakes_only_what_is_touched(start: Any) -> None:
+    one = start()
+    assert one.json("park", one.pid)["moved_bytes"] >= SIZE_MIB * MIB
+    assert one.resident_bytes() < 8 * MIB
+    status = one.status()
+    assert status["stored_bytes"]["standby"] == 0
+    assert status["stored_bytes"]["ram"] < 0.7 * SIZE_MIB * MIB
+    assert one.resident_bytes() < 8 * MIB  # looking at it does not wake it
+    one.tell("touch", "touched")
+    assert one.resident_bytes() < 16 * MIB
+    one.check()
+    one.finish()
+
+
+def test_restore_brings_everything_back(start: Any) -> None:
+    one = start()
+    one.command("park", one.pid)
+    report = one.json("restore", one.pid)
+    assert report["moved_bytes"] >= SIZE_MIB * MIB
+    assert one.target()["evicted_bytes"] == 0
+    assert one.resident_bytes() >= SIZE_MIB * MIB
+    faults = one.target()["faults"]
+    one.check()
+    assert one.target()["faults"] == faults  # nothing was left to bring in
+    one.finish()
+
+
+def test_restore_stops_at_the_limit_and_evicts_nothing(start: Any) -> None:
+    one = start(resident="48M")
+    one.command("park", one.pid)
+    before = one.status()["counters"]["evicted_pages"]
+    report = one.json("restore", one.pid)
+    assert 32 * MIB < report["moved_bytes"] < 48 * MIB
+    assert one.resident_bytes() <= 48 * MIB
+    assert one.status()["counters"]["evicted_pages"] == before
+    one.check()
+    one.finish()
+
+
+def test_parked_again_and_again_nothing_is_lost(start: Any) -> None:
+    one = start(32)
+    for _ in range(5):
+        one.command("park", one.pid)
+        one.check()
+        one.command("park", one.pid)
+        one.command("restore", one.pid)
+    one.check()
+    one.finish()
+
+
+def test_fork_is_parked_with_the_session_and_alone(start: Any) -> None:
+    one = start(32)
+    one.tell("fork", "child")
+    child = int(re.findall(r"child (\d+)", one.session.output())[0])
+    one.command("park", child)
+    assert one.target(child)["resident_bytes"] < 8 * MIB
+    assert one.resident_bytes() >= 32 * MIB  # the parent was not meant
+    report = one.json("park", one.status()["launcher_pid"])
+    assert report["targets"] == 2
+    assert one.resident_bytes() < 8 * MIB
+    one.check()
+    os.kill(child, signal.SIGUSR1)
+    one.tell("wait", "child right")
+    one.finish()
+
+
+def test_target_that_ends_while_it_is_parked_ends_the_request(start: Any) -> None:
+    one = start(256)
+    with control.Client(one.socket_path(), one.pid) as client:
+        client._socket.send(protocol.encode(control.Park(pid=one.pid)))
+        os.kill(one.pid, signal.SIGKILL)
+        client._socket.settimeout(30)
+        data = client._socket.recv(protocol.MESSAGE_BYTES_MAX)
+    # Its end, or that of the agent with it.
+    assert not data or isinstance(
+        protocol.decode(data, control.REPLIES), control.Moved | control.Failed
+    )
+    assert one.session.finish().returncode in (-signal.SIGKILL, 128 + signal.SIGKILL)
+
+
+# --- Bad company ---------------------------------------------------------------------------------
+
+
+def test_garbage_on_the_socket_harms_nobody(start: Any) -> None:
+    one = start(8)
+    path = one.socket_path()
+    for data in (b"garbage", b"\xff" * 60000, b'{"v":1}', b'{"v":2,"type":"park","pid":1}', b"[]"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+            client.connect(path)
+            client.send(data)
+            reply = protocol.decode(client.recv(65536), control.REPLIES)
+            assert isinstance(reply, control.Failed)
+            assert reply.kind == "protocol"
+            assert client.recv(65536) == b""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+        client.connect(path)
+        client.send(b"x" * 150000)  # longer than any message
+        assert isinstance(protocol.decode(client.recv(65536), control.REPLIES), control.Failed)
+    one.check()
+    assert one.status()["program_pid"] == one.pid
+    one.finish()
+
+
+def test_client_that_does_not_read_holds_nobody_up(start: Any) -> None:
+    one = start(8)
+    clients = []
+    for _ in range(20):
+        client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        client.connect(one.socket_path())
+        client.setblocking(False)
+        clients.append(client)
+        try:
+            for _ in range(200):
+                client.send(protocol.encode(control.Status(after_id=0)))
+        except OSError:
+            pass  # dropped, or full: either is fine
+    assert one.status()["program_pid"] == one.pid
+    for client in clients:
+        client.close()
+    one.finish()
+
+
+@needs_root
+def test_another_user_is_not_listened_to(start: Any) -> None:
+    one = start(8)
+    path = one.socket_path()
+    script = (
+        "import os, socket, sys\n"
+        "s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n"
+        f"os.setresuid({NOBODY}, {NOBODY}, {NOBODY})\n"
+        "os.set_blocking(s.fileno(), True)\n"
+        "s.connect(sys.argv[1]); s.send(sys.argv[2].encode())\n"
+        "print('answer' if s.recv(65536) else 'hung up')\n"
+    )
+    # Folder and socket keep others out; open them, so that only the check of credentials is left.
+    folders = [Path(path).parent, *Path(path).parent.parents]
+    modes = {folder: folder.stat().st_mode & 0o7777 for folder in folders}
+    try:
+        for folder in folders:
+            folder.chmod(modes[folder] | 0o011)
+        Path(path).chmod(0o666)
+        message = protocol.encode(control.Park(pid=one.pid)).decode()
+        done = subprocess.run(
+            [sys.executable, "-c", script, path, message],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    finally:
+        for folder in folders:
+            folder.chmod(modes[folder])
+    assert "answer" not in done.stdout
+    gone = ("ConnectionReset", "BrokenPipe")
+    assert done.stdout == "hung up\n" or any(word in done.stderr for word in gone), done.stderr
+    assert one.target()["evicted_bytes"] == 0
+    one.finish()

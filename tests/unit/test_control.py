@@ -1,0 +1,337 @@
+# SPDX-License-Identifier: MIT
+# Goal: the control socket answers right, waits for nobody, and forgets no request.
+# Method: the real server on a selector of the test's own, with a data plane that does as told.
+"""The control socket's messages, server and client."""
+
+from __future__ import annotations
+
+import errno
+import os
+import selectors
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from uffdswap import control, control_server, protocol
+from uffdswap._lib import Statistics, TargetFigures
+from uffdswap.control_server import ControlServer, Roll
+from uffdswap.errors import NoSuchSession, ProtocolError
+from uffdswap.runtime import listen_for_control, session_folders
+from uffdswap.status import session_document, table
+
+LAUNCHER = 77
+
+
+def figures(number: int) -> TargetFigures:
+    values = dict.fromkeys(TargetFigures.field_names(), 1)
+    return TargetFigures(**{**values, "id": number, "pid": 1000 + number})
+
+
+class FakeSession:
+    """A data plane whose requests end when the test says so."""
+
+    def __init__(self) -> None:
+        self.target_ids = [1, 2, 3]
+        self.asked: list[tuple[Any, ...]] = []
+        self.results: dict[int, int | None] = {}
+        self.limits: dict[str, int] = {}
+        self.busy = False
+
+    def _request(self, *what: Any) -> int:
+        if self.busy:
+            raise OSError(errno.EBUSY, "busy")
+        self.asked.append(what)
+        self.results[len(self.asked)] = None
+        return len(self.asked)
+
+    def targets(self, after_id: int, count_max: int) -> list[TargetFigures]:
+        return [figures(one) for one in self.target_ids if one > after_id][:count_max]
+
+    def statistics(self) -> Statistics:
+        values = dict.fromkeys(Statistics.field_names(), 7)
+        return Statistics(**{**values, "ram_stored_bytes": 1 << 20, "metadata_bytes": 0})
+
+    def reclaim(self, target_id: int, pages: int) -> int:
+        return self._request("reclaim", target_id, pages)
+
+    def park(self, target_id: int) -> int:
+        return self._request("park", target_id)
+
+    def restore(self, target_id: int) -> int:
+        return self._request("restore", target_id)
+
+    def result(self, request: int) -> int | None:
+        pages = self.results[request]
+        if pages is not None:
+            del self.results[request]
+        if pages == -1:
+            raise OSError(errno.ESRCH, "gone")
+        return pages
+
+    def set_limits(self, **limits: int) -> None:
+        self.limits = limits
+
+
+class Rig:
+    """A server whose loop the test turns, and clients."""
+
+    def __init__(self, folder: Path) -> None:
+        self.session = FakeSession()
+        self.selector = selectors.DefaultSelector()
+        self.path = str(folder / "ctrl")
+        self.clients: list[socket.socket] = []
+        self.server = ControlServer(
+            listen_for_control(str(folder)),
+            self.selector,
+            self.session,  # type: ignore[arg-type] # the fake data plane
+            self._roll,
+            (1 << 30, None),
+        )
+
+    def _roll(self) -> Roll:
+        targets = {one: 1000 + one for one in self.session.target_ids}
+        return Roll(targets=targets, launcher_pid=LAUNCHER, program_pid=1001)
+
+    def turn(self) -> None:
+        while ready := self.selector.select(0):
+            for key, _events in ready:
+                key.data()
+        self.server.tick()
+
+    def connect(self) -> socket.socket:
+        client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        client.connect(self.path)
+        client.settimeout(5)
+        self.clients.append(client)
+        return client
+
+    def answer(self, client: socket.socket) -> protocol.Message:
+        return protocol.decode(client.recv(protocol.MESSAGE_BYTES_MAX), control.REPLIES)
+
+    def ask(self, request: protocol.Message) -> protocol.Message:
+        client = self.connect()
+        client.send(protocol.encode(request))
+        self.turn()
+        return self.answer(client)
+
+    def close(self) -> None:
+        self.server.close()
+        self.selector.close()
+        for client in self.clients:
+            client.close()
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    rig = Rig(tmp_path)
+    yield rig
+    rig.close()
+
+
+REQUESTS: list[protocol.Message] = [
+    control.Status(after_id=0),
+    control.SetLimits(memory=True, memory_bytes=None, resident=False, resident_bytes=None),
+    control.Reclaim(pid=1, size_bytes=2),
+    control.Park(pid=1),
+    control.Restore(pid=1),
+]
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=lambda one: type(one).__name__)
+def test_request_survives_the_way(request_: protocol.Message) -> None:
+    assert protocol.decode(protocol.encode(request_), control.REQUESTS) == request_
+
+
+def test_request_is_no_message_of_the_launcher_and_no_reply() -> None:
+    data = protocol.encode(control.Park(pid=1))
+    with pytest.raises(ProtocolError, match="no known type"):
+        protocol.decode(data)
+    with pytest.raises(ProtocolError, match="no known type"):
+        protocol.decode(data, control.REPLIES)
+
+
+# --- Server --------------------------------------------------------------------------------------
+
+
+def test_status_comes_in_parts_that_fit_a_message(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_server, "_TARGETS_PER_MESSAGE", 2)
+    first = rig.ask(control.Status(after_id=0))
+    assert isinstance(first, control.State)
+    assert [one["id"] for one in first.targets] == [1, 2]
+    assert first.more
+    rest = rig.ask(control.Status(after_id=2))
+    assert isinstance(rest, control.State)
+    assert [one["id"] for one in rest.targets] == [3]
+    assert not rest.more
+
+
+def test_full_status_message_is_not_too_long(rig: Rig) -> None:
+    most = 2**64 - 1
+    count = control_server._TARGETS_PER_MESSAGE
+    target = dict.fromkeys(TargetFigures.field_names(), most)
+    state = rig.ask(control.Status(after_id=0))
+    assert isinstance(state, control.State)
+    counters = dict.fromkeys(state.counters, most)
+    protocol.encode(state.replaced(targets=[target] * count, counters=counters))
+
+
+def test_launcher_means_all_and_a_target_itself(rig: Rig) -> None:
+    for pid in (LAUNCHER, os.getpid(), 1002):
+        rig.connect().send(protocol.encode(control.Park(pid=pid)))
+    rig.connect().send(protocol.encode(control.Reclaim(pid=LAUNCHER, size_bytes=4097)))
+    rig.connect().send(protocol.encode(control.Restore(pid=1003)))
+    rig.turn()
+    every = [("park", 1), ("park", 2), ("park", 3)]
+    assert rig.session.asked == [
+        *every,
+        *every,
+        ("park", 2),
+        ("reclaim", 0, 2),
+        ("restore", 3),
+    ]
+
+
+def test_reply_comes_when_the_last_request_has_ended(rig: Rig) -> None:
+    client = rig.connect()
+    client.send(protocol.encode(control.Park(pid=LAUNCHER)))
+    rig.turn()
+    rig.session.results |= {1: 10, 3: 30}
+    rig.turn()
+    assert rig.server.deadline() is not None  # the announcement of an end can be lost
+    client.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        client.recv(1)
+    rig.session.results[2] = -1  # this one has ended
+    rig.turn()
+    client.settimeout(5)
+    assert rig.answer(client) == control.Moved(targets=2, moved_bytes=40 * 4096)
+
+
+def test_target_that_ends_is_told(rig: Rig) -> None:
+    client = rig.connect()
+    client.send(protocol.encode(control.Restore(pid=1001)))
+    rig.turn()
+    rig.session.results[1] = -1
+    rig.turn()
+    reply = rig.answer(client)
+    assert isinstance(reply, control.Failed)
+    assert reply.kind == "target"
+
+
+def test_request_of_a_client_that_left_is_not_leaked(rig: Rig) -> None:
+    client = rig.connect()
+    client.send(protocol.encode(control.Park(pid=1001)))
+    rig.turn()
+    client.close()
+    rig.turn()
+    assert rig.session.results == {1: None}
+    rig.session.results[1] = 5
+    rig.turn()
+    assert rig.session.results == {}  # taken, so that its place is free again
+
+
+def test_second_request_before_the_reply_is_out_of_turn(rig: Rig) -> None:
+    client = rig.connect()
+    client.send(protocol.encode(control.Park(pid=1001)))
+    client.send(protocol.encode(control.Restore(pid=1001)))
+    rig.turn()
+    assert client.recv(1) == b""
+    assert rig.session.asked == [("park", 1)]
+
+
+def test_process_that_is_no_target_is_refused(rig: Rig) -> None:
+    reply = rig.ask(control.Park(pid=5))
+    assert isinstance(reply, control.Failed)
+    assert "process 5 is no target" in reply.text
+
+
+def test_too_much_at_once_is_told(rig: Rig) -> None:
+    rig.session.busy = True
+    reply = rig.ask(control.Park(pid=LAUNCHER))
+    assert isinstance(reply, control.Failed)
+    assert reply.kind == "busy"
+
+
+def test_one_limit_is_changed_and_the_other_kept(rig: Rig) -> None:
+    change = control.SetLimits(
+        memory=False, memory_bytes=None, resident=True, resident_bytes=1 << 29
+    )
+    assert rig.ask(change) == control.Changed(memory_bytes=1 << 30, resident_bytes=1 << 29)
+    assert rig.session.limits == {
+        "memory_limit_bytes": 1 << 30,
+        "resident_limit_bytes": 1 << 29,
+    }
+    none = change.replaced(memory=True, resident=False)
+    assert rig.ask(none) == control.Changed(memory_bytes=None, resident_bytes=1 << 29)
+    assert rig.session.limits["memory_limit_bytes"] == 2**64 - 1
+
+
+def test_budget_below_what_is_stored_is_refused(rig: Rig) -> None:
+    small = control.SetLimits(
+        memory=True, memory_bytes=1 << 20, resident=False, resident_bytes=None
+    )
+    reply = rig.ask(small)
+    assert isinstance(reply, control.Failed)
+    assert reply.kind == "usage"
+    assert rig.session.limits == {}
+
+
+def test_silent_client_is_hung_up_on(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control_server, "_IDLE_SECONDS", 0.0)
+    client = rig.connect()
+    rig.turn()
+    assert client.recv(1) == b""
+    assert rig.server.deadline() is None
+
+
+def test_crowd_waits_for_its_turn(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control_server, "_CLIENTS_MAX", 2)
+    monkeypatch.setattr(control_server, "_PAUSE_SECONDS", 0.0)
+    clients = [rig.connect() for _ in range(3)]
+    for client in clients:
+        client.send(protocol.encode(control.Status(after_id=0)))
+    rig.turn()
+    assert isinstance(rig.answer(clients[0]), control.State)
+    clients[0].close()
+    rig.turn()
+    rig.turn()
+    assert isinstance(rig.answer(clients[2]), control.State)
+
+
+# --- Client --------------------------------------------------------------------------------------
+
+
+def test_no_session_is_said_with_the_reason(tmp_path: Path) -> None:
+    environment = {"XDG_RUNTIME_DIR": str(tmp_path)}
+    with pytest.raises(NoSuchSession, match="it runs, but not under uffdswap") as caught:
+        control.connect(1, environment)
+    assert caught.value.exit_status == 3
+    with pytest.raises(NoSuchSession, match="there is no such process"):
+        control.connect(2**22 + 1, environment)
+
+
+def test_folder_that_others_may_enter_is_not_looked_into(tmp_path: Path) -> None:
+    base = tmp_path / "uffdswap"
+    (base / f"{os.getpid()}-0").mkdir(parents=True)
+    base.chmod(0o755)
+    found = [path for _pid, path in session_folders({"XDG_RUNTIME_DIR": str(tmp_path)})]
+    assert not [path for path in found if path.startswith(str(tmp_path))]
+    assert (base / f"{os.getpid()}-0").exists()
+
+
+def test_table_and_document_are_of_the_same_session(rig: Rig) -> None:
+    state = rig.ask(control.Status(after_id=0))
+    assert isinstance(state, control.State)
+    targets = [control.Target(**one) for one in state.targets]
+    report = session_document(state, targets)
+    assert report["evicted_bytes"] == 3 * 4096
+    assert report["used_share"] == 0.0
+    lines = table([report], exact=True).splitlines()
+    assert len(lines) == 5
+    assert lines[1].split()[:3] == [str(LAUNCHER), "session", str(1 << 30)]
+    assert lines[2].split() == ["1001", "?", "1", "4096", "1", "1"]

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: MIT
+"""`uffdswap set`, `reclaim`, `park` and `restore`: act on a running session."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Annotated
+
+import typer
+
+from .. import control
+from ..errors import ProtocolError, UsageError
+from ..machine import available_memory_bytes
+from ..protocol import Message
+from ..units import format_size, parse_size
+
+__all__ = ("park", "reclaim", "restore", "set_limits")
+
+_PAGE_BYTES = 4096
+
+_Pid = Annotated[
+    int,
+    typer.Argument(
+        metavar="PID",
+        show_default=False,
+        help="A process of the session. Its launcher means all of the session.",
+    ),
+]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def set_limits(
+    pid: _Pid,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            "--memory",
+            "-m",
+            metavar="SIZE",
+            show_default=False,
+            help="Budget of RAM: resident memory and all that is kept in RAM for it.",
+        ),
+    ] = None,
+    resident: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", show_default=False, help="Limit on resident anonymous memory alone."
+        ),
+    ] = None,
+    as_json: _Json = False,
+) -> None:
+    """Change the limits of a running session; max is no limit.
+
+    Returns at once. What is over a lower limit leaves as fast as it can be compressed.
+    """
+    if memory is None and resident is None:
+        raise UsageError("nothing to set", remedy="give --memory or --resident")
+    request = control.SetLimits(
+        memory=memory is not None,
+        memory_bytes=_limit("--memory", memory),
+        resident=resident is not None,
+        resident_bytes=_limit("--resident", resident),
+    )
+    with control.connect(pid, os.environ) as client:
+        reply = client.ask(request)
+    if not isinstance(reply, control.Changed):
+        raise ProtocolError("the session answers a question that was not asked")
+    if as_json:
+        limits = {"memory_bytes": reply.memory_bytes, "resident_bytes": reply.resident_bytes}
+        print(json.dumps({"schema": "uffdswap.set/1", "limits": limits}, indent=2))
+    else:
+        print(f"memory {_shown(reply.memory_bytes)}, resident {_shown(reply.resident_bytes)}")
+
+
+def reclaim(
+    pid: _Pid,
+    size: Annotated[
+        str, typer.Argument(metavar="SIZE", show_default=False, help="How much is to leave.")
+    ],
+    as_json: _Json = False,
+) -> None:
+    """Evict about SIZE once, the coldest first, whatever the limits are."""
+    size_bytes = parse_size(size)
+    if size_bytes is None:
+        raise UsageError("max is no size to reclaim", remedy="to evict everything: uffdswap park")
+    request = control.Reclaim(pid=pid, size_bytes=size_bytes)
+    _act("reclaim", pid, request, "evicted", as_json=as_json)
+
+
+def park(pid: _Pid, as_json: _Json = False) -> None:
+    """Evict all there is of a process, and wait until it is out.
+
+    It goes on: what it touches comes back, and only that. A good way to keep what is idle.
+    """
+    _act("park", pid, control.Park(pid=pid), "evicted", as_json=as_json)
+
+
+def restore(pid: _Pid, as_json: _Json = False) -> None:
+    """Bring all of a process back, as far as its limits allow, and wait until it is there."""
+    _act("restore", pid, control.Restore(pid=pid), "brought back", as_json=as_json)
+
+
+def _act(name: str, pid: int, request: Message, done: str, *, as_json: bool) -> None:
+    with control.connect(pid, os.environ) as client:
+        reply = client.ask(request, seconds=None)
+    if not isinstance(reply, control.Moved):
+        raise ProtocolError("the session answers a question that was not asked")
+    if as_json:
+        report = {
+            "schema": f"uffdswap.{name}/1",
+            "pid": pid,
+            "targets": reply.targets,
+            "moved_bytes": reply.moved_bytes,
+        }
+        print(json.dumps(report, indent=2))
+    else:
+        print(f"{format_size(reply.moved_bytes)} {done}")
+
+
+def _limit(option: str, text: str | None) -> int | None:
+    if text is None:
+        return None
+    limit_bytes = parse_size(text, available_memory_bytes)
+    if limit_bytes is not None and limit_bytes < _PAGE_BYTES:
+        raise UsageError(
+            f'{option}: "{text}" is too small a limit', remedy="give a size, or max for no limit"
+        )
+    return limit_bytes
+
+
+def _shown(limit_bytes: int | None) -> str:
+    return "none" if limit_bytes is None else format_size(limit_bytes)

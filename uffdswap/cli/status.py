@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: MIT
+"""`uffdswap status`: how the running sessions are."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Annotated
+
+import typer
+
+from .. import control
+from ..errors import UffdswapError
+from ..status import document, session_document, table
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ("status",)
+
+
+def status(
+    pid: Annotated[
+        int | None,
+        typer.Argument(
+            metavar="PID", show_default=False, help="A process of the session; default: all."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    exact: Annotated[
+        bool, typer.Option("--bytes", help="Print sizes as whole numbers of bytes.")
+    ] = False,
+) -> None:
+    """Show the running sessions: a row a session, and below it a row a process.
+
+    RESIDENT is in memory, COLD has left (in the size it had), STORED is what that costs now, SWAP
+    the share of the budget that is kept for it. Children of a program are part of its session.
+    """
+    clients = control.sessions(os.environ) if pid is None else [control.connect(pid, os.environ)]
+    found: list[dict[str, Any]] = []
+    for client in clients:
+        with client:
+            try:
+                found.append(session_document(*client.state()))
+            except UffdswapError:
+                if pid is not None:
+                    raise  # of all sessions, one may just be ending
+    if as_json:
+        print(json.dumps(document(found), indent=2))
+    elif found:
+        print(table(found, exact=exact))
+    else:
+        print("no session is running")

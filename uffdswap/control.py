@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: MIT
+"""Talking to a running session: the messages of its control socket, and the client's side.
+
+The control socket is beside the one that programs hand themselves in at. One datagram is one
+request or one reply, in the form of `uffdswap.protocol`; a reply ends its request, and a client may
+then ask again. A session is named by any process of it: its launcher or its agent, which mean all
+of it, or one of its targets, which means that process alone where an action has one.
+"""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from .errors import NoSuchSession, ProtocolError, UffdswapError
+from .protocol import MESSAGE_BYTES_MAX, Message, decode, encode, receive_packet
+from .record import Record
+from .runtime import session_folders
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+    from typing import Self
+
+__all__ = (
+    "REPLIES",
+    "REQUESTS",
+    "Changed",
+    "Client",
+    "Failed",
+    "Moved",
+    "Park",
+    "Reclaim",
+    "Restore",
+    "SetLimits",
+    "State",
+    "Status",
+    "Target",
+    "connect",
+    "sessions",
+)
+
+_ANSWER_SECONDS = 10.0
+
+
+# --- Requests ------------------------------------------------------------------------------------
+
+
+class Status(Message):
+    """Tell how the session is, and its targets with IDs above `after_id`."""
+
+    after_id: int
+
+
+class SetLimits(Message):
+    """Change one limit or both; None is no limit."""
+
+    memory: bool
+    memory_bytes: int | None
+    resident: bool
+    resident_bytes: int | None
+
+
+class Reclaim(Message):
+    """Evict about so many bytes, the coldest first."""
+
+    pid: int
+    size_bytes: int
+
+
+class Park(Message):
+    """Evict everything, and make it as small as it can be."""
+
+    pid: int
+
+
+class Restore(Message):
+    """Bring everything back, as far as the limits allow."""
+
+    pid: int
+
+
+# --- Replies -------------------------------------------------------------------------------------
+
+
+class State(Message):
+    """How a session is; `more` if further targets are to be asked for."""
+
+    agent_pid: int
+    launcher_pid: int
+    program_pid: int
+    memory_bytes: int | None
+    resident_bytes: int | None
+    counters: dict[str, int]
+    targets: list[dict[str, int]]
+    more: bool
+
+
+class Changed(Message):
+    """The limits that are in force from now on."""
+
+    memory_bytes: int | None
+    resident_bytes: int | None
+
+
+class Moved(Message):
+    """A reclaim, park or restore has come to its end: so much went out or came in."""
+
+    targets: int
+    moved_bytes: int
+
+
+class Failed(Message):
+    """It cannot be done, and why. The kind is `usage`, `target`, `busy` or `protocol`."""
+
+    kind: str
+    text: str
+
+
+def _by_name(*kinds: type[Message]) -> dict[str, type[Message]]:
+    return {kind.__name__.lower(): kind for kind in kinds}
+
+
+REQUESTS = _by_name(Status, SetLimits, Reclaim, Park, Restore)
+REPLIES = _by_name(State, Changed, Moved, Failed)
+
+
+# --- The client ----------------------------------------------------------------------------------
+
+
+class Target(Record):
+    """One target of a session, as the data plane counts it; a pid of 0 is not known yet."""
+
+    id: int
+    pid: int
+    resident_bytes: int
+    evicted_pages: int
+    zero_pages: int
+    same_pages: int
+    standby_pages: int
+    object_pages: int
+    faults: int
+    refaults: int
+
+
+class Client:
+    """A connection to one session. Use as a context manager."""
+
+    def __init__(self, path: str, pid: int) -> None:
+        self.pid = pid
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self._socket.settimeout(_ANSWER_SECONDS)
+            self._socket.connect(path)
+        except OSError:
+            self._socket.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up. What was asked for is done all the same."""
+        self._socket.close()
+
+    def ask(self, request: Message, seconds: float | None = _ANSWER_SECONDS) -> Message:
+        """Send a request and return its reply; None is as long as it takes.
+
+        Raises `UffdswapError` with what the session answers if it cannot be done, and if the
+        session ends meanwhile.
+        """
+        what = f"the session of process {self.pid}"
+        try:
+            self._socket.settimeout(seconds)
+            self._socket.send(encode(request))
+            data, _fds, truncated = receive_packet(self._socket, MESSAGE_BYTES_MAX, 0)
+        except TimeoutError as error:
+            raise UffdswapError(f"{what} does not answer", remedy="is it stopped?") from error
+        except OSError as error:
+            raise NoSuchSession(f"{what} has ended", cause=str(error.strerror)) from error
+        if not data:
+            raise NoSuchSession(f"{what} has ended")
+        if truncated:
+            raise ProtocolError(f"{what} sends more than this version understands")
+        reply = decode(data, REPLIES)
+        if isinstance(reply, Failed):
+            raise UffdswapError(reply.text)
+        return reply
+
+    def state(self) -> tuple[State, list[Target]]:
+        """Return how the session is, and all its targets."""
+        targets: list[Target] = []
+        while True:
+            reply = self.ask(Status(after_id=targets[-1].id if targets else 0))
+            if not isinstance(reply, State) or not all(map(_is_target, reply.targets)):
+                raise ProtocolError("the session answers a question that was not asked")
+            targets += [Target(**figures) for figures in reply.targets]
+            if not reply.more or not reply.targets:
+                return reply, targets
+
+
+def _is_target(figures: Mapping[str, int]) -> bool:
+    return set(figures) == set(Target.field_names())
+
+
+def sessions(environment: Mapping[str, str]) -> list[Client]:
+    """Return connections to all living sessions of this user, for the caller to close."""
+    found = []
+    for pid, path in session_folders(environment):
+        try:
+            found.append(Client(path, pid))
+        except OSError:
+            continue  # it is beginning or ending
+    return found
+
+
+def connect(pid: int, environment: Mapping[str, str]) -> Client:
+    """Return a connection to the session that a process belongs to.
+
+    Raises `NoSuchSession` if it belongs to none, or to one of another user.
+    """
+    chosen: Client | None = None
+    for client in sessions(environment):
+        if chosen is None and _has(client, pid):
+            chosen = client
+            chosen.pid = pid
+        else:
+            client.close()
+    if chosen is not None:
+        return chosen
+    if Path(f"/proc/{pid}").exists():
+        cause = "it runs, but not under uffdswap, or under that of another user"
+    else:
+        cause = "there is no such process"
+    raise NoSuchSession(
+        f"no session has the process {pid}", cause=cause, remedy="see: uffdswap status"
+    )
+
+
+def _has(client: Client, pid: int) -> bool:
+    try:
+        state, targets = client.state()
+    except UffdswapError:
+        return False  # it is ending, or stopped; another one may be meant
+    return pid in (state.agent_pid, state.launcher_pid) or pid in [t.pid for t in targets]

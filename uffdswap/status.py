@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: MIT
+"""How sessions are: the JSON document of schema `uffdswap.status/1`, and the table for people.
+
+Two sizes are kept apart everywhere: what pages were before they left (`evicted`, COLD) and what
+they cost now (`stored`). Keys of the document are only ever added.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .units import format_duration, format_size
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from .control import State, Target
+
+__all__ = ("SCHEMA", "document", "session_document", "table")
+
+SCHEMA = "uffdswap.status/1"
+
+_PAGE_BYTES = 4096
+_HEADER = (
+    *("PID", "COMMAND", "LIMIT", "RESIDENT", "COLD", "STORED", "RATIO", "DISK", "SWAP"),
+    *("FAULTS", "REFAULTS", "P99"),
+)
+_LEFT = ("COMMAND",)
+_NOTHING = "-"
+
+
+def document(sessions: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the JSON object for some sessions."""
+    return {"schema": SCHEMA, "sessions": list(sessions)}
+
+
+def session_document(state: State, targets: Sequence[Target]) -> dict[str, Any]:
+    """Return one session as a JSON object."""
+    counters = state.counters
+    evicted_bytes = sum(target.evicted_pages for target in targets) * _PAGE_BYTES
+    standby_bytes = counters["standby_pages"] * _PAGE_BYTES
+    disk_bytes = counters.get("disk_stored_bytes", 0)
+    return {
+        "launcher_pid": state.launcher_pid,
+        "agent_pid": state.agent_pid,
+        "program_pid": state.program_pid,
+        "limits": {
+            "memory_bytes": state.memory_bytes,
+            "resident_bytes": state.resident_bytes,
+        },
+        "resident_bytes": counters["resident_bytes"],
+        "ram_bytes": counters["ram_bytes"],
+        "evicted_bytes": evicted_bytes,
+        "stored_bytes": {
+            "standby": standby_bytes,
+            "ram": counters["ram_stored_bytes"],
+            "disk": disk_bytes,
+        },
+        "metadata_bytes": counters["metadata_bytes"],
+        "used_share": _used_share(state),
+        "faults": sum(target.faults for target in targets),
+        "refaults": sum(target.refaults for target in targets),
+        "latency_us": {
+            name: counters[f"latency_{name}_ns"] / 1000
+            for name in ("p50", "p90", "p99", "p999", "max")
+        },
+        "targets": [_target_document(target) for target in targets],
+        "counters": dict(counters),
+    }
+
+
+def _used_share(state: State) -> float | None:
+    """Return how much of the budget is kept for what has left; 1 is full. None: no budget."""
+    if state.memory_bytes is None:
+        return None
+    return round(state.counters["ram_bytes"] / state.memory_bytes, 4)
+
+
+def _target_document(target: Target) -> dict[str, Any]:
+    return {
+        "id": target.id,
+        "pid": target.pid or None,
+        "command": _command(target.pid),
+        "resident_bytes": target.resident_bytes,
+        "evicted_bytes": target.evicted_pages * _PAGE_BYTES,
+        "evicted_pages": {
+            "total": target.evicted_pages,
+            "zero": target.zero_pages,
+            "same": target.same_pages,
+            "standby": target.standby_pages,
+            "object": target.object_pages,
+        },
+        "faults": target.faults,
+        "refaults": target.refaults,
+    }
+
+
+def _command(pid: int) -> str | None:
+    """Return the name of a process; None if it has none yet or any more."""
+    if not pid:
+        return None
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
+    except OSError:
+        return None
+
+
+# --- For people ----------------------------------------------------------------------------------
+
+
+def table(sessions: Sequence[dict[str, Any]], *, exact: bool = False) -> str:
+    """Return a table with a row a session, named by its launcher, and below it a row a target."""
+    rows: list[tuple[str, ...]] = [_HEADER]
+    for session in sessions:
+        rows.append(_session_row(session, exact))
+        rows += [_target_row(target, exact) for target in session["targets"]]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
+    return "\n".join(_line(row, widths) for row in rows)
+
+
+def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+    cells = [
+        text.ljust(width) if name in _LEFT else text.rjust(width)
+        for name, text, width in zip(_HEADER, row, widths, strict=True)
+    ]
+    return "  ".join(cells).rstrip()
+
+
+def _size(size_bytes: int, exact: bool) -> str:
+    return str(size_bytes) if exact else format_size(size_bytes)
+
+
+def _ratio(original_bytes: int, stored_bytes: int) -> str:
+    if not original_bytes or not stored_bytes:
+        return _NOTHING
+    return f"{original_bytes / stored_bytes:.1f}x"
+
+
+def _session_row(session: dict[str, Any], exact: bool) -> tuple[str, ...]:
+    limits = [value for value in session["limits"].values() if value is not None]
+    stored = session["stored_bytes"]
+    stored_bytes = sum(stored.values())
+    share = session["used_share"]
+    p99_us = session["latency_us"]["p99"]
+    return (
+        str(session["launcher_pid"]),
+        "session",
+        _size(min(limits), exact) if limits else "none",
+        _size(session["resident_bytes"], exact),
+        _size(session["evicted_bytes"], exact),
+        _size(stored_bytes, exact),
+        _ratio(session["evicted_bytes"], stored_bytes),
+        _size(stored["disk"], exact),
+        _NOTHING if share is None else f"{share:.0%}",
+        str(session["faults"]),
+        str(session["refaults"]),
+        format_duration(p99_us / 1e6) if p99_us else _NOTHING,
+    )
+
+
+def _target_row(target: dict[str, Any], exact: bool) -> tuple[str, ...]:
+    return (
+        str(target["pid"] or "?"),
+        f"  {target['command'] or '?'}",
+        "",
+        _size(target["resident_bytes"], exact),
+        _size(target["evicted_bytes"], exact),
+        *("", "", "", ""),
+        str(target["faults"]),
+        str(target["refaults"]),
+        "",
+    )
