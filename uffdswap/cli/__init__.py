@@ -76,6 +76,7 @@ def app() -> typer.Typer:
     import typer  # noqa: PLC0415 # see above
 
     from .doctor import doctor  # noqa: PLC0415
+    from .estimate import estimate  # noqa: PLC0415
     from .live import park, reclaim, restore, set_limits  # noqa: PLC0415
     from .run import command  # noqa: PLC0415
     from .status import status  # noqa: PLC0415
@@ -94,6 +95,7 @@ def app() -> typer.Typer:
     application.command("reclaim")(reclaim)
     application.command("park")(park)
     application.command("restore")(restore)
+    application.command("estimate")(estimate)
     application.command("doctor")(doctor)
     application.command("version")(version)
     return application
