@@ -249,7 +249,8 @@ class Agent:
         def roll() -> Roll:
             return Roll(
                 targets=self._targets,
-                launcher_pid=self._launcher_pid,
+                # A standing agent is the launcher of many: each session then goes by its own.
+                launcher_pid=self._launcher_pid if self._program_pid else os.getpid(),
                 program_pid=self._program_pid,
             )
 

@@ -34,7 +34,16 @@ if TYPE_CHECKING:
     from .config import RunConfig
     from .spawn import AgentProcess
 
-__all__ = ("ERROR", "INFO", "SOCKET_VARIABLE", "WARNING", "Launcher", "Outcome", "Patience")
+__all__ = (
+    "ERROR",
+    "INFO",
+    "SOCKET_VARIABLE",
+    "WARNING",
+    "Launcher",
+    "Outcome",
+    "Patience",
+    "children_of",
+)
 
 ERROR, WARNING, INFO = -1, 0, 1
 """Levels of what the launcher tells: shown from this verbosity on (errors always)."""
@@ -404,7 +413,7 @@ class Launcher:
                 with contextlib.suppress(OSError):  # not the pidfd, or gone already
                     signal.pidfd_send_signal(fd, signal.SIGKILL)
         deadline = time.monotonic() + _KILL_SECONDS
-        while children := _children_of(os.getpid()) - {self._agent.pid}:
+        while children := children_of(os.getpid()) - {self._agent.pid}:
             for pid in children:
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
@@ -527,7 +536,7 @@ def _has_mapped(pid: int, path: str) -> bool:
 def _orphans(known: set[int]) -> list[int]:
     """Return the living children that are the program's doing, as many as one message holds."""
     orphans = []
-    for pid in _children_of(os.getpid()) - known:
+    for pid in children_of(os.getpid()) - known:
         with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
             name, _end, rest = file.read().partition(b"(")[2].rpartition(b") ")
             if name != _HANDS_NAME and not rest.startswith(b"Z"):
@@ -535,7 +544,7 @@ def _orphans(known: set[int]) -> list[int]:
     return sorted(orphans)[:_ORPHANS_MAX]
 
 
-def _children_of(parent: int) -> set[int]:
+def children_of(parent: int) -> set[int]:
     """Return the children of a process, those that have ended included."""
     with contextlib.suppress(OSError), open(f"/proc/{parent}/task/{parent}/children") as file:
         return set(map(int, file.read().split()))

@@ -27,10 +27,13 @@ __all__ = (
     "remove_session",
     "session_folders",
     "shim_path",
+    "standing_path",
+    "standing_socket",
 )
 
 _SOCKET = "socket"
 _CONTROL = "ctrl"  # no longer than the other, whose path is known to fit
+_STANDING = "agent.socket"
 _SHIM = "libuffdswap_shim.so"
 _SHIM_LINK = "shim.so"
 _BACKLOG = 128
@@ -110,6 +113,39 @@ def _is_own(path: str) -> bool:
         closed = not status.st_mode & 0o077
         return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and closed
     return False
+
+
+def standing_path(environment: Mapping[str, str]) -> str:
+    """Return where a standing agent listens if nothing else is said. Makes the folder."""
+    base = _base_folder(environment)
+    if os.path.dirname(base) == _TMP:
+        with contextlib.suppress(OSError):
+            os.rmdir(base)
+        raise SetupFailed(
+            "there is no place for the agent's socket",
+            cause="XDG_RUNTIME_DIR is not set",
+            remedy="give --socket PATH in a folder of your own",
+        )
+    return os.path.join(base, _STANDING)
+
+
+def standing_socket(path: str) -> socket.socket:
+    """Listen at a path, in the place of a dead agent but not of a living one."""
+    what = f"cannot listen at {path}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+        except OSError:
+            pass  # not there; whatever else is wrong is said below
+        else:
+            raise SetupFailed(what, cause="another agent does", remedy="end it, or give --socket")
+    try:
+        return _listen(path)
+    except OSError as error:
+        remedy = "give --socket PATH in a folder of your own"
+        raise SetupFailed(what, cause=str(error.strerror or error), remedy=remedy) from error
 
 
 def shim_path() -> str:

@@ -45,7 +45,7 @@ def session_document(state: State, targets: Sequence[Target]) -> dict[str, Any]:
     return {
         "launcher_pid": state.launcher_pid,
         "agent_pid": state.agent_pid,
-        "program_pid": state.program_pid,
+        "program_pid": state.program_pid or None,
         "limits": {
             "memory_bytes": state.memory_bytes,
             "resident_bytes": state.resident_bytes,

@@ -507,14 +507,12 @@ static void child_after_fork(void)
 	signals_set(SIG_SETMASK, &old, NULL);
 }
 
-/** Returns false if there is no agent to talk to, or none is wanted. */
-static bool agent_address_find(void)
+/** Take a path from outside as the agent's address. False: it cannot be one, or is NULL. */
+static bool agent_address_set(const char *path)
 {
-	const char *disable = secure_getenv("UFFDSWAP_DISABLE");
-	const char *path = secure_getenv("_UFFDSWAP_SOCKET");
 	size_t length;
 
-	if (!path || path[0] != '/' || (disable && !strcmp(disable, "1")))
+	if (!path || path[0] != '/')
 		return false;
 	length = strlen(path);
 	if (length >= sizeof(remembered.agent.sun_path))
@@ -524,20 +522,69 @@ static bool agent_address_find(void)
 	return true;
 }
 
+/** Ask a standing agent for a session and make that session's socket the agent's address. */
+static bool session_ask(void)
+{
+	struct usw_session_welcome answer = {0};
+	struct introduction intro;
+	bool joined = false;
+	int saved_errno = errno;
+
+	intro_init(&intro);
+	intro.connection = agent_connect();
+	if (intro.connection >= 0 && !hello_send(&intro, USW_HELLO_JOIN, 0, 0) &&
+	    !wait_readable(intro.connection) &&
+	    usw_raw(SYS_recvfrom, intro.connection, &answer, sizeof(answer), MSG_DONTWAIT, NULL,
+		    NULL) == sizeof(answer) &&
+	    answer.welcome.magic == USW_WIRE_MAGIC && answer.welcome.version == USW_WIRE_VERSION &&
+	    answer.welcome.status == USW_WELCOME_SESSION &&
+	    memchr(answer.path, 0, sizeof(answer.path)))
+		joined = agent_address_set(answer.path) &&
+			 !setenv("_UFFDSWAP_SOCKET", answer.path, 1);
+	intro_deinit(&intro);
+	errno = saved_errno;
+	return joined;
+}
+
+/**
+ * Introduce this image to the session it was started in; if there is none, or not any more, to a
+ * new one of the standing agent that the user has named. False: to nobody.
+ */
+static bool image_introduce(void)
+{
+	const char *disable = secure_getenv("UFFDSWAP_DISABLE");
+
+	if (disable && !strcmp(disable, "1"))
+		return false;
+	if (agent_address_set(secure_getenv("_UFFDSWAP_SOCKET"))) {
+		int error = introduce(USW_HELLO_IMAGE, 0);
+
+		if (error != -ECONNREFUSED && error != -ENOENT)
+			return !error;
+	}
+	return agent_address_set(secure_getenv("UFFDSWAP_SOCKET")) && session_ask() &&
+	       !introduce(USW_HELLO_IMAGE, 0);
+}
+
+static bool is_wanted(void)
+{
+	return secure_getenv("_UFFDSWAP_SOCKET") || secure_getenv("UFFDSWAP_SOCKET");
+}
+
 __attribute__((constructor)) static void shim_start(void)
 {
 	const uint64_t all = ~UINT64_C(0);
 	uint64_t old;
 
-	if (!agent_address_find())
+	if (!is_wanted())
 		return;
 	signals_set(SIG_BLOCK, &all, &old);
 	remembered.token_page = token_page_map();
 	if (remembered.token_page) {
-		if (introduce(USW_HELLO_IMAGE, 0))
-			usw_raw(SYS_munmap, remembered.token_page, USW_PAGE_BYTES);
-		else
+		if (image_introduce())
 			pthread_atfork(NULL, NULL, child_after_fork);
+		else
+			usw_raw(SYS_munmap, remembered.token_page, USW_PAGE_BYTES);
 	}
 	signals_set(SIG_SETMASK, &old, NULL);
 }

@@ -26,7 +26,7 @@
 #include <stdint.h>
 
 #define USW_WIRE_MAGIC 0x75737731u /* "usw1" */
-#define USW_WIRE_VERSION 1u
+#define USW_WIRE_VERSION 2u
 
 #define USW_PAGE_SHIFT 12
 #define USW_PAGE_BYTES 4096u
@@ -73,6 +73,7 @@ enum usw_hello_kind {
 	USW_HELLO_IMAGE = 1,  /* a new image (after exec), or a fork whose parent was never armed */
 	USW_HELLO_FORK = 2,   /* a forked child that inherited the parent's registrations */
 	USW_HELLO_DEVICE = 3, /* asks for an open /dev/userfaultfd; a hello of kind IMAGE follows */
+	USW_HELLO_JOIN = 4,   /* asks a standing agent for a session; no descriptors */
 };
 
 /** Order of the descriptors in a hello. IMAGE sends all, FORK all but the last, DEVICE none. */
@@ -107,6 +108,7 @@ enum usw_welcome_status {
 	USW_WELCOME_OK = 0,      /* go on; FORK: carries the child's userfaultfd */
 	USW_WELCOME_REFUSED = 1, /* stay inert */
 	USW_WELCOME_DEVICE = 2,  /* carries an open /dev/userfaultfd */
+	USW_WELCOME_SESSION = 3, /* answer to JOIN: struct usw_session_welcome */
 };
 
 struct usw_welcome {
@@ -114,6 +116,18 @@ struct usw_welcome {
 	uint32_t version;
 	uint32_t status; /* enum usw_welcome_status */
 	uint32_t reserved;
+};
+
+/**
+ * A standing agent ($UFFDSWAP_SOCKET) makes a session for each program that asks, and says where
+ * its socket is. The shim puts that into $_UFFDSWAP_SOCKET, so that the program's children, forked
+ * or executed, come to the same session.
+ */
+#define USW_SOCKET_PATH_BYTES 108u
+
+struct usw_session_welcome {
+	struct usw_welcome welcome;
+	char path[USW_SOCKET_PATH_BYTES]; /* ends with a zero byte */
 };
 
 #define USW_BELL_WORK 'w'

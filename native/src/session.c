@@ -555,6 +555,8 @@ int usw_target_add(struct usw_session *session, int connection, int pidfd, int p
 		case USW_HELLO_DEVICE:
 			ret = answer_device(connection, error);
 			break;
+		case USW_HELLO_JOIN: // a question for a standing agent; check_hello() refused it
+			break;
 		}
 	}
 	if (ret < 0) {

@@ -75,6 +75,7 @@ def app() -> typer.Typer:
     """Return the typer application, with every command in it."""
     import typer  # noqa: PLC0415 # see above
 
+    from .agent import agent, print_shim_path  # noqa: PLC0415
     from .doctor import doctor  # noqa: PLC0415
     from .estimate import estimate  # noqa: PLC0415
     from .live import park, reclaim, restore, set_limits  # noqa: PLC0415
@@ -96,6 +97,8 @@ def app() -> typer.Typer:
     application.command("park")(park)
     application.command("restore")(restore)
     application.command("estimate")(estimate)
+    application.command("agent")(agent)
+    application.command("shim-path")(print_shim_path)
     application.command("doctor")(doctor)
     application.command("version")(version)
     return application

@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: MIT
+# Goal: programs that join by the shim alone are managed, and are never left with zeros.
+# Method: a real standing agent, real programs that check their memory, and kills at bad moments.
+"""The standing agent."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from uffdswap import standing
+
+from .harness import MIB, REPOSITORY, wait_until
+
+PROGRAM = REPOSITORY / "tests" / "programs" / "control_idle.py"
+UFFDSWAP = (sys.executable, "-m", "uffdswap")
+SIZE_MIB = 64
+
+
+class Joined:
+    """A program that was started without a launcher."""
+
+    def __init__(self, standing_agent: Standing, size_mib: int, **variables: str) -> None:
+        environment = standing_agent.environment | {
+            "LD_PRELOAD": standing_agent.shim,
+            "UFFDSWAP_SOCKET": str(standing_agent.path),
+            **variables,
+        }
+        self._output = standing_agent.folder / f"output{len(standing_agent.programs)}"
+        command = [sys.executable, "-S", "-E", str(PROGRAM), str(size_mib)]
+        with self._output.open("w") as output:
+            self.process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.PIPE, stdout=output, text=True
+            )
+        standing_agent.programs.append(self)
+        wait_until(lambda: "ready" in self.output(), "the program is ready")
+        self.pid = self.process.pid
+
+    def output(self) -> str:
+        return self._output.read_text()
+
+    def tell(self, line: str, answer: str) -> None:
+        before = self.output().count(answer)
+        assert self.process.stdin
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        wait_until(lambda: self.output().count(answer) > before, f"{line}: {answer}")
+
+    def check(self) -> None:
+        self.tell("check", "right")
+        assert "WRONG" not in self.output()
+
+    def resident_bytes(self) -> int:
+        text = Path(f"/proc/{self.pid}/status").read_text()
+        return int(re.findall(r"RssAnon:\s+(\d+) kB", text)[0]) * 1024
+
+    def finish(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()
+        assert self.process.wait(timeout=30) == 0
+
+
+class Standing:
+    """A standing agent in a runtime folder of its own."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.folder = folder
+        self.programs: list[Joined] = []
+        inherited = {k: v for k, v in os.environ.items() if "UFFDSWAP" not in k}
+        self.environment = inherited | {"XDG_RUNTIME_DIR": str(folder)}
+        self.path = folder / "uffdswap" / "agent.socket"
+        self.shim = self.command("shim-path").strip()
+        self._errors = folder / "errors"
+        with self._errors.open("w") as errors:
+            self.process = subprocess.Popen(
+                [*UFFDSWAP, "agent", *options], env=self.environment, stderr=errors
+            )
+        wait_until(lambda: "may join" in self.errors(), "the agent listens")
+
+    def command(self, *words: str) -> str:
+        done = subprocess.run(
+            [*UFFDSWAP, *words],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        return done.stdout
+
+    def sessions(self) -> list[dict[str, Any]]:
+        found = json.loads(self.command("status", "--json"))["sessions"]
+        assert isinstance(found, list)
+        return found
+
+    def session_of(self, pid: int) -> dict[str, Any]:
+        found = json.loads(self.command("status", "--json", str(pid)))["sessions"][0]
+        assert isinstance(found, dict)
+        return found
+
+    def errors(self) -> str:
+        return self._errors.read_text()
+
+    def stop(self) -> None:
+        self.process.terminate()
+        assert self.process.wait(timeout=30) == 0
+
+    def close(self) -> None:
+        for program in self.programs:
+            program.process.kill()
+            program.process.wait(timeout=30)
+            if program.process.stdin:
+                program.process.stdin.close()
+        if self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(timeout=30)
+        wait_until(lambda: not list(self.folder.glob("uffdswap/*-*")), "no session is left")
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Standing]]:
+    started: list[Standing] = []
+
+    def run(*options: str) -> Standing:
+        started.append(Standing(tmp_path, *options))
+        return started[-1]
+
+    yield run
+    for one in started:
+        one.close()
+
+
+def test_program_joins_by_the_shim_alone_with_its_own_budget(start: Any) -> None:
+    agent = start()
+    one = Joined(agent, SIZE_MIB, UFFDSWAP_RESIDENT="32M")
+    assert agent.session_of(one.pid)["limits"]["resident_bytes"] == 32 * MIB
+    wait_until(lambda: one.resident_bytes() <= 32 * MIB, "the limit is met")
+    one.check()
+    assert one.resident_bytes() <= 32 * MIB
+    one.finish()
+    wait_until(lambda: not agent.sessions(), "the session ends with its program")
+    agent.stop()
+    assert not agent.path.exists()
+
+
+def test_default_budget_is_the_agents(start: Any) -> None:
+    agent = start("--memory", "300M")
+    one, other = Joined(agent, 8), Joined(agent, 8, UFFDSWAP_MEMORY="200M")
+    assert agent.session_of(one.pid)["limits"]["memory_bytes"] == 300 * MIB
+    assert agent.session_of(other.pid)["limits"]["memory_bytes"] == 200 * MIB
+    one.finish()
+    other.finish()
+
+
+def test_children_are_of_the_same_session_and_are_parked_with_it(start: Any) -> None:
+    agent = start()
+    one = Joined(agent, SIZE_MIB)
+    agent.command("park", str(one.pid))
+    one.tell("fork", "child")
+    child = int(re.findall(r"child (\d+)", one.output())[0])
+    session = agent.session_of(one.pid)
+    assert agent.session_of(child)["agent_pid"] == session["agent_pid"]
+    assert {target["pid"] for target in session["targets"]} == {one.pid, child}
+    one.check()
+    os.kill(child, signal.SIGUSR1)
+    one.tell("wait", "child right")
+    one.finish()
+
+
+def test_executed_child_is_of_the_same_session(start: Any, tmp_path: Path) -> None:
+    agent = start()
+    script = "echo $$; exec sh -c 'echo $_UFFDSWAP_SOCKET; read line; exit 0'"
+    environment = agent.environment | {
+        "LD_PRELOAD": agent.shim,
+        "UFFDSWAP_SOCKET": str(agent.path),
+    }
+    with subprocess.Popen(
+        ["sh", "-c", script],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout
+        assert process.stdin
+        pid = int(process.stdout.readline())
+        assert process.stdout.readline().startswith(str(tmp_path))
+        assert len(agent.sessions()) == 1
+        assert agent.session_of(pid)["counters"]["targets_total"] == 2
+        process.stdin.close()
+        assert process.wait(timeout=30) == 0
+
+
+def test_program_goes_on_when_the_standing_agent_is_told_to_end(start: Any) -> None:
+    agent = start()
+    one = Joined(agent, SIZE_MIB)
+    agent.command("park", str(one.pid))
+    agent.stop()
+    assert "1 session goes on" in agent.errors()
+    assert agent.session_of(one.pid)["targets"][0]["evicted_bytes"] >= SIZE_MIB * MIB
+    one.check()
+    agent.command("park", str(one.pid))
+    one.check()
+    one.finish()
+
+
+def test_program_is_killed_when_the_standing_agent_is_killed(start: Any) -> None:
+    agent = start()
+    one = Joined(agent, SIZE_MIB)
+    agent.command("park", str(one.pid))
+    agent.process.kill()
+    agent.process.wait(timeout=30)
+    assert one.process.wait(timeout=30) == -signal.SIGKILL
+    assert "WRONG" not in one.output()
+
+
+def test_program_and_children_are_killed_when_their_agent_is_killed(start: Any) -> None:
+    agent = start()
+    one, other = Joined(agent, SIZE_MIB), Joined(agent, 8)
+    agent.command("park", str(one.pid))
+    one.tell("fork", "child")
+    child = int(re.findall(r"child (\d+)", one.output())[0])
+    os.kill(agent.session_of(one.pid)["agent_pid"], signal.SIGKILL)
+    assert one.process.wait(timeout=30) == -signal.SIGKILL
+    wait_until(lambda: not Path(f"/proc/{child}/maps").read_bytes(), "the child is gone")
+    wait_until(lambda: "they were killed" in agent.errors(), "it is told")
+    other.check()  # the other session is not touched
+    other.finish()
+
+
+def test_program_without_an_agent_runs_alone(start: Any) -> None:
+    agent = start()
+    agent.stop()
+    one = Joined(agent, 8)
+    one.check()
+    one.finish()
+
+
+def test_setting_that_makes_no_sense_is_told_and_the_program_runs_alone(start: Any) -> None:
+    agent = start()
+    one = Joined(agent, 8, UFFDSWAP_MEMORY="1X")
+    assert 'UFFDSWAP_MEMORY: "1X" is not a size' in agent.errors()
+    assert not agent.sessions()
+    one.finish()
+
+
+def test_second_agent_at_the_same_place_is_refused_and_a_dead_ones_place_is_taken(
+    start: Any,
+) -> None:
+    agent = start()
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        agent.command("agent")
+    assert "another agent does" in caught.value.stderr
+    agent.process.kill()
+    agent.process.wait(timeout=30)
+    assert agent.path.exists()
+    again = start()
+    one = Joined(again, 8)
+    assert again.session_of(one.pid)
+    one.finish()
+
+
+def test_garbage_and_silence_harm_nobody(start: Any) -> None:
+    agent = start()
+    hello = (standing.MAGIC, standing.WIRE_VERSION, standing.HELLO_JOIN, 0, 0, 0, 0)
+    wrong = standing.HELLO.pack(hello[0], 99, *hello[2:])
+    silent = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    silent.connect(str(agent.path))
+    for data in (b"x", b"\0" * 4000, wrong, standing.HELLO.pack(*hello[:2], 1, *hello[3:])):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+            client.connect(str(agent.path))
+            client.send(data)
+            assert standing.WELCOME.unpack(client.recv(200))[2] == standing.WELCOME_REFUSED
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+        client.connect(str(agent.path))
+        client.send(standing.HELLO.pack(*hello))  # asks for a session, and is gone
+    one = Joined(agent, 8)
+    one.check()
+    one.finish()
+    silent.close()
+
+
+def test_wire_is_spoken_as_the_shim_speaks_it() -> None:
+    header = (REPOSITORY / "native" / "shim" / "wire.h").read_text()
+
+    def value(name: str) -> int:
+        (text,) = re.findall(rf"\b{name}(?: =)? (\w+?)u?,?(?: |\n)", header)
+        return int(text, 0)
+
+    assert value("USW_WIRE_MAGIC") == standing.MAGIC
+    assert value("USW_WIRE_VERSION") == standing.WIRE_VERSION
+    assert value("USW_HELLO_JOIN") == standing.HELLO_JOIN
+    assert value("USW_WELCOME_REFUSED") == standing.WELCOME_REFUSED
+    assert value("USW_WELCOME_SESSION") == standing.WELCOME_SESSION
+    assert standing.WELCOME.size == 16 + value("USW_SOCKET_PATH_BYTES")

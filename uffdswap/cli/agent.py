@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: MIT
+"""`uffdswap agent` and `uffdswap shim-path`: programs that join without a launcher."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..config import resolve
+from ..runtime import shim_path, standing_path
+from ..standing import StandingAgent
+from ._execute import print_line
+
+__all__ = ("agent", "print_shim_path")
+
+
+def agent(
+    socket: Annotated[
+        str | None,
+        typer.Option("--socket", metavar="PATH", show_default=False, help="Listen there."),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            "--memory",
+            "-m",
+            metavar="SIZE",
+            show_default=False,
+            help="Budget of a program that does not say its own (UFFDSWAP_MEMORY).",
+        ),
+    ] = None,
+    resident: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            show_default=False,
+            help="Limit on resident anonymous memory, likewise (UFFDSWAP_RESIDENT).",
+        ),
+    ] = None,
+) -> None:
+    """Stay in the foreground and manage the programs that join by the preload library alone.
+
+    LD_PRELOAD=$(uffdswap shim-path) UFFDSWAP_SOCKET=PATH UFFDSWAP_MEMORY=512M PROGRAM
+
+    Each program has, with its children, a session and a budget of its own.
+    """
+    options = {"memory": memory, "resident": resident}
+    defaults = {f"UFFDSWAP_{name.upper()}": text for name, text in options.items() if text}
+    defaults.setdefault("UFFDSWAP_MEMORY", "max")
+    resolve({}, defaults)  # to refuse at once what every program would be refused for
+    path = socket or standing_path(os.environ)
+    StandingAgent(str(Path(path).absolute()), defaults, os.environ, print_line).serve()
+
+
+def print_shim_path() -> None:
+    """Print where the preload library is, for LD_PRELOAD."""
+    print(shim_path())
