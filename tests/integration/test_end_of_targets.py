@@ -126,6 +126,11 @@ def test_killed_child_leaves_its_parent_alone(
     script = f"{programs('race_write')} 0 & child=$!; wait $child; test $? = 137 && echo survived"
     with start_session(["sh", "-c", script], resident="10M", stress=20_000) as session:
         session.wait_for_output("running")
+        # The list is read process by process, while hands is handed on: it may lack one.
+        wait_until(
+            lambda: any(target.name == "race_write" for target in session.targets()),
+            "the child is listed",
+        )
         child = next(target for target in session.targets() if target.name == "race_write").pid
         wait_until(lambda: cpu_seconds(child) > CPU_SECONDS, "the child gets going")
         agent = session.agent().pid

@@ -101,7 +101,9 @@ def test_budget_holds_with_content_that_compresses_little(
 def test_budget_that_cannot_be_met_ends_the_program_with_a_message(
     programs: Programs, uffdswap_run: RunFunction
 ) -> None:
-    outcome = uffdswap_run([programs("rewrite"), "320M", "0", "1", "noise"], memory="96M")
+    outcome = uffdswap_run(
+        [programs("rewrite"), "320M", "0", "1", "noise"], memory="96M", options=("--no-disk",)
+    )
     assert not outcome.timed_out, outcome.describe()
     assert outcome.returncode == 125, outcome.describe()
     assert "uffdswap: " in outcome.stderr, outcome.describe()
