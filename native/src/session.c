@@ -155,12 +155,7 @@ static int start_threads(struct usw_session *session)
 		return ret;
 	session->reclaim.started = true;
 	pthread_setname_np(session->reclaim.thread, "uffdswap-reclai");
-	ret = -pthread_create(&session->watch.thread, NULL, usw_watch_main, session);
-	if (ret)
-		return ret;
-	session->watch.started = true;
-	pthread_setname_np(session->watch.thread, "uffdswap-watch");
-	return 0;
+	return usw_watch_start(session);
 }
 
 int usw_session_create(const struct usw_config *config, struct usw_session **ret,
@@ -213,9 +208,7 @@ static void stop_threads(struct usw_session *session)
 	usw_reclaim_kick(session);
 	if (session->reclaim.started)
 		pthread_join(session->reclaim.thread, NULL);
-	usw_watch_kick(session);
-	if (session->watch.started)
-		pthread_join(session->watch.thread, NULL);
+	usw_watch_stop(session);
 }
 
 void usw_session_destroy(struct usw_session *session)

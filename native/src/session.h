@@ -20,6 +20,8 @@
 
 #define USW_FAULT_THREADS_MAX 8u
 #define USW_EVENTS_MAX 256u
+/** Threads that may wait for programs' mmap locks at the same time. */
+#define USW_REGISTRARS 6u
 /** No effective limit is ever smaller: a program needs some pages at once to make progress. */
 #define USW_FLOOR_PAGES 256
 
@@ -68,7 +70,16 @@ struct usw_reclaim {
 	struct usw_target *turn; /* whose turn it is to give pages */
 };
 
+/** A thread that does nothing but register: see watch.h. */
+struct usw_registrar {
+	struct usw_session *session;
+	pthread_t thread;
+	bool started;
+	_Atomic uint32_t asked; /* futex; 1 until it has come back */
+};
+
 struct usw_watch {
+	struct usw_registrar registrars[USW_REGISTRARS];
 	pthread_t thread;
 	bool started;
 	_Atomic uint32_t kick; /* futex */
@@ -157,6 +168,11 @@ void usw_session_report(struct usw_session *session, enum usw_event_kind kind, u
  */
 struct usw_target *usw_session_walk(struct usw_session *session, struct usw_target *previous);
 
+/** Start the watch thread and its registrars. 0 or -errno. */
+int usw_watch_start(struct usw_session *session);
+/** End those that were started; `stopping` is set. */
+void usw_watch_stop(struct usw_session *session);
+
 /** Wake the watch thread if it has lain down because nothing moved. */
 void usw_watch_kick(struct usw_session *session);
 
@@ -176,6 +192,5 @@ void usw_session_hurry(int task_id);
 
 void *usw_fault_main(void *fault_thread);
 void *usw_reclaim_main(void *session);
-void *usw_watch_main(void *session);
 
 #endif /* USW_SESSION_H */

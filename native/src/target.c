@@ -236,7 +236,8 @@ static bool is_registered(struct usw_target *target, uint64_t start, uint64_t *e
 	uint32_t remaps = atomic_load(&target->remaps);
 	struct seen_mapping seen = {0};
 
-	if (registrations % 2 || usw_maps_for_each(target->maps_fd, start, visit_one, &seen) != 1 ||
+	if (atomic_load(&target->registering) ||
+	    usw_maps_for_each(target->maps_fd, start, visit_one, &seen) != 1 ||
 	    seen.range.start > start ||
 	    (seen.kind != USW_MAPS_ELIGIBLE && seen.kind != USW_MAPS_RESERVE))
 		return false;

@@ -8,7 +8,8 @@
  *   fault thread     one for the target's whole life: reads its messages, answers its faults,
  *                    applies its events, retires it when its process is gone
  *   reclaim thread   registers, evicts, drains its standby, and frees it after it was retired
- *   watch thread     measures it; near the limit registers the stretches in which it grows
+ *   watch thread     measures it
+ *   registrars       near the limit register the stretches in which it grows
  *
  * Locks, in this order:
  *
@@ -95,11 +96,12 @@ struct usw_target {
 	_Atomic bool events_pending;
 	_Atomic uint32_t remaps;     /* raised by the fault thread when memory has been moved */
 	_Atomic bool layout_changed; /* something was unmapped: a new mapping may be in its place */
-	/* Where nothing but private anonymous memory was at the last look; reclaim writes, watch reads. */
+	/* Where nothing but private anonymous memory was at the last look; reclaim writes, registrars read. */
 	pthread_mutex_t stretches_lock;
 	uint32_t stretch_count;
 	struct usw_range stretches[USW_STRETCHES_MAX];
-	_Atomic uint32_t registrations; /* odd while the watch thread registers stretches */
+	_Atomic uint32_t registrations; /* of stretches, begun so far */
+	_Atomic uint32_t registering;   /* of them, those that have not come back */
 
 	/* Fault thread only. */
 	struct usw_fault_thread *thread;
@@ -117,11 +119,11 @@ struct usw_target {
 	_Atomic uint64_t faults;   /* evicted pages that came back because they were touched */
 	_Atomic uint64_t refaults; /* of those, touched again soon after they had left */
 
-	/* Watch thread; the reclaim thread reads data_pages, the control thread anon_pages. */
-	_Atomic uint64_t anon_pages; /* resident, as last measured */
-	_Atomic uint64_t data_pages; /* size of writable private memory, as last measured */
-	uint64_t watched_data_pages; /* when the stretches were last registered */
-	uint32_t watched_epoch;
+	/* Watch thread; others read the first two. What was registered is the registrars'. */
+	_Atomic uint64_t anon_pages;         /* resident, as last measured */
+	_Atomic uint64_t data_pages;         /* size of writable private memory, as last measured */
+	_Atomic uint64_t watched_data_pages; /* when the stretches were last registered */
+	_Atomic uint32_t watched_epoch;
 
 	/* Reclaim thread only. */
 	struct usw_standby standby;
@@ -155,8 +157,8 @@ int usw_target_attach(struct usw_target *target, const struct usw_hello *hello, 
 int usw_target_register_stages(struct usw_target *target);
 
 /**
- * Register the token page, before anything else of the program is. Caller holds map_lock.
- * Idempotent. On failure the target is broken: nothing of it will be evicted. -EAGAIN: not now.
+ * Register the token page, before anything else of the program is. Any thread, without a lock: it
+ * may wait long for the program's mmap lock, and twice is as good as once. On failure the target is broken: nothing of it will be evicted. -EAGAIN: not now.
  */
 int usw_target_arm(struct usw_target *target);
 

@@ -83,14 +83,7 @@ static void measure(struct usw_session *session)
 		atomic_store(&session->resident_peak_bytes, (uint64_t)pages * USW_PAGE_BYTES);
 }
 
-/** The first registration of all. */
-static bool arm(struct usw_target *target)
-{
-	pthread_mutex_lock(&target->map_lock);
-	int ret = usw_target_arm(target);
-	pthread_mutex_unlock(&target->map_lock);
-	return ret == 0;
-}
+// --- Registering what grows ---------------------------------------------------------------------
 
 /**
  * Register every stretch of a target anew, which costs nothing for what is registered already.
@@ -108,37 +101,87 @@ static void register_stretches(struct usw_target *target)
 		stretches[i] = target->stretches[i];
 	pthread_mutex_unlock(&target->stretches_lock);
 
-	// Odd while it goes on: see is_registered() in target.c.
+	// In this order: see is_registered() in target.c.
+	atomic_fetch_add(&target->registering, 1);
 	atomic_fetch_add(&target->registrations, 1);
 	for (uint32_t i = 0; i < count; i++)
 		usw_uffd_register(target->uffd, stretches[i].start,
 				  stretches[i].end - stretches[i].start);
-	atomic_fetch_add(&target->registrations, 1);
+	atomic_fetch_sub(&target->registering, 1);
 }
 
 /**
- * Register what is new. A mapping that came since the last look changed the size of the target's
- * data, or took the place of one that was registered, whose unmapping raised an event.
+ * Whether a target may have mappings that came since it was last registered: they changed the size
+ * of its data, or took the place of one that was registered, whose unmapping raised an event.
  */
-static void watch_growth(struct usw_session *session)
+static bool has_grown(struct usw_target *target)
 {
-	if (usw_session_room(session) > usw_watch_margin(session))
-		return;
+	return atomic_load(&target->state) == USW_TARGET_LIVE && atomic_load(&target->has_hands) &&
+	       (atomic_load(&target->data_pages) != atomic_load(&target->watched_data_pages) ||
+		atomic_load(&target->epoch) != atomic_load(&target->watched_epoch));
+}
+
+static void register_growth(struct usw_session *session)
+{
 	for (struct usw_target *target = usw_session_walk(session, NULL); target;
 	     target = usw_session_walk(session, target)) {
 		uint64_t data_pages = atomic_load(&target->data_pages);
 		uint32_t epoch = atomic_load(&target->epoch);
 
-		if (atomic_load(&target->state) != USW_TARGET_LIVE ||
-		    !atomic_load(&target->has_hands) ||
-		    (data_pages == target->watched_data_pages && epoch == target->watched_epoch) ||
-		    !arm(target))
+		if (!has_grown(target) || usw_target_arm(target))
 			continue;
-		target->watched_epoch = epoch;
-		target->watched_data_pages = data_pages;
 		register_stretches(target);
+		// Who was overtaken stores what is older, and makes that target's turn come again.
+		atomic_store(&target->watched_epoch, epoch);
+		atomic_store(&target->watched_data_pages, data_pages);
 	}
 }
+
+static void *registrar_main(void *argument)
+{
+	struct usw_registrar *registrar = argument;
+	struct usw_session *session = registrar->session;
+
+	usw_session_hurry(0);
+	while (!atomic_load(&session->stopping)) {
+		if (!atomic_load(&registrar->asked)) {
+			syscall(SYS_futex, &registrar->asked, FUTEX_WAIT_PRIVATE, 0, NULL, NULL, 0);
+			continue;
+		}
+		register_growth(session);
+		// May swallow the call of usw_watch_stop(), which has set `stopping` before.
+		atomic_store(&registrar->asked, 0);
+	}
+	return NULL;
+}
+
+static void ask(struct usw_registrar *registrar)
+{
+	atomic_store(&registrar->asked, 1);
+	syscall(SYS_futex, &registrar->asked, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+}
+
+/** Near the limit send a registrar that is not on its way yet to what has grown. */
+static void watch_growth(struct usw_session *session)
+{
+	bool grown = false;
+
+	if (usw_session_room(session) > usw_watch_margin(session))
+		return;
+	for (struct usw_target *target = usw_session_walk(session, NULL); target;
+	     target = usw_session_walk(session, target))
+		grown |= has_grown(target);
+	for (uint32_t i = 0; grown && i < USW_REGISTRARS; i++) {
+		struct usw_registrar *registrar = &session->watch.registrars[i];
+
+		if (!registrar->started || atomic_load(&registrar->asked))
+			continue;
+		ask(registrar);
+		return;
+	}
+}
+
+// --- The thread ---------------------------------------------------------------------------------
 
 static uint64_t interval_ns(struct usw_session *session)
 {
@@ -180,7 +223,7 @@ static void sleep_for_interval(struct usw_session *session)
 	atomic_store(&watch->dozing, false);
 }
 
-void *usw_watch_main(void *argument)
+static void *watch_main(void *argument)
 {
 	struct usw_session *session = argument;
 
@@ -195,4 +238,43 @@ void *usw_watch_main(void *argument)
 		sleep_for_interval(session);
 	}
 	return NULL;
+}
+
+int usw_watch_start(struct usw_session *session)
+{
+	struct usw_watch *watch = &session->watch;
+
+	for (uint32_t i = 0; i < USW_REGISTRARS; i++) {
+		struct usw_registrar *registrar = &watch->registrars[i];
+
+		registrar->session = session;
+		int ret = -pthread_create(&registrar->thread, NULL, registrar_main, registrar);
+		if (ret)
+			return ret;
+		registrar->started = true;
+		pthread_setname_np(registrar->thread, "uffdswap-regist");
+	}
+	int ret = -pthread_create(&watch->thread, NULL, watch_main, session);
+	if (ret)
+		return ret;
+	watch->started = true;
+	pthread_setname_np(watch->thread, "uffdswap-watch");
+	return 0;
+}
+
+void usw_watch_stop(struct usw_session *session)
+{
+	struct usw_watch *watch = &session->watch;
+
+	usw_watch_kick(session);
+	if (watch->started)
+		pthread_join(watch->thread, NULL);
+	for (uint32_t i = 0; i < USW_REGISTRARS; i++) {
+		struct usw_registrar *registrar = &watch->registrars[i];
+
+		if (!registrar->started)
+			continue;
+		ask(registrar);
+		pthread_join(registrar->thread, NULL);
+	}
 }
