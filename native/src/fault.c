@@ -31,6 +31,8 @@
 /* What a fault thread's buffers take: one page, zeros, a window. */
 #define USW_BUFFERS_BYTES \
 	((uint64_t)(1 + USW_HOLE_PAGES_MAX + USW_STREAM_WINDOW_MAX) * USW_PAGE_BYTES)
+/* Zero pages that are let go at once when they are written one after the other. */
+#define USW_WRITE_PAGES_MAX 16u
 #define USW_EPOLL_EVENTS 16
 /* Number of the field in /proc/PID/stat, counted from 1 (proc_pid_stat(5)). */
 #define USW_STAT_PROCESSOR 39
@@ -500,6 +502,37 @@ static enum verdict fill_hole(struct usw_fault_thread *thread, struct usw_target
 	return verdict;
 }
 
+/**
+ * The first write to a zero page that was mapped before the range was registered: it becomes a real
+ * page. Few at once even in a stream, since what is let go here and not written soon is forgotten
+ * by the next measurement, and would grow unseen when it is.
+ */
+static enum verdict let_write(struct usw_fault_thread *thread, struct usw_target *target,
+			      const struct fault *fault)
+{
+	int64_t room = usw_session_room(thread->session);
+
+	if (!has_room(thread, target, fault))
+		return DEFER;
+	target->write_window =
+		fault->page == target->write_next
+			? (uint32_t)usw_min(target->write_window * 2 + 1, USW_WRITE_PAGES_MAX)
+			: 1;
+	uint32_t length = (uint32_t)usw_min(target->write_window, room > 0 ? (uint64_t)room : 1);
+	int ret = usw_uffd_unprotect(target->uffd, fault->page, (uint64_t)length * USW_PAGE_BYTES);
+
+	if (ret == -ENOENT && length > 1) { // the run leaves its mapping
+		length = 1;
+		ret = usw_uffd_unprotect(target->uffd, fault->page, USW_PAGE_BYTES);
+	}
+	if (ret)
+		return copy_failed(target, fault->page, ret);
+	usw_session_charge(thread->session, length);
+	usw_count(&thread->counters, faults_hole, 1);
+	target->write_next = fault->page + (uint64_t)length * USW_PAGE_BYTES;
+	return ANSWERED;
+}
+
 /** A forked child's shim asks who it is (see wire.h). */
 static enum verdict answer_token(struct usw_fault_thread *thread, struct usw_target *target,
 				 uint64_t page)
@@ -518,6 +551,8 @@ static enum verdict answer(struct usw_fault_thread *thread, struct usw_target *t
 {
 	if (usw_unlikely(fault->page == target->token_page))
 		return answer_token(thread, target, fault->page);
+	if (usw_unlikely(fault->flags & UFFD_PAGEFAULT_FLAG_WP))
+		return let_write(thread, target, fault);
 
 	usw_page_word *word = usw_pagemap_find(&target->pagemap, fault->page);
 	uint64_t now = word ? atomic_load_explicit(word, memory_order_acquire) : 0;

@@ -346,6 +346,17 @@ void usw_maps_free(struct usw_maps *maps)
 	usw_ranges_free(&maps->stretches);
 }
 
+/** Run a scan that stores its walk_end: number of regions or -errno. */
+static int scan_pages(int pagemap_fd, struct pm_scan_arg *scan, uint64_t *ret_walk_end)
+{
+	int count = ioctl(pagemap_fd, PAGEMAP_SCAN, scan);
+
+	if (count < 0)
+		return -errno;
+	*ret_walk_end = scan->walk_end;
+	return count;
+}
+
 int usw_maps_present(int pagemap_fd, uint64_t start, uint64_t end, struct page_region *regions,
 		     uint32_t capacity, uint64_t *ret_walk_end)
 {
@@ -359,12 +370,24 @@ int usw_maps_present(int pagemap_fd, uint64_t start, uint64_t end, struct page_r
 		.category_mask = PAGE_IS_PRESENT | PAGE_IS_PFNZERO | PAGE_IS_FILE,
 		.return_mask = PAGE_IS_HUGE,
 	};
-	int count = ioctl(pagemap_fd, PAGEMAP_SCAN, &scan);
 
-	if (count < 0)
-		return -errno;
-	*ret_walk_end = scan.walk_end;
-	return count;
+	return scan_pages(pagemap_fd, &scan, ret_walk_end);
+}
+
+int usw_maps_zeros(int pagemap_fd, uint64_t start, uint64_t end, struct page_region *regions,
+		   uint32_t capacity, uint64_t *ret_walk_end)
+{
+	struct pm_scan_arg scan = {
+		.size = sizeof(scan),
+		.start = start,
+		.end = end,
+		.vec = (uintptr_t)regions,
+		.vec_len = capacity,
+		.category_mask = PAGE_IS_PFNZERO,
+		.return_mask = PAGE_IS_PFNZERO,
+	};
+
+	return scan_pages(pagemap_fd, &scan, ret_walk_end);
 }
 
 // --- What a fork leaves out ---------------------------------------------------------------------

@@ -9,7 +9,7 @@
  * reserve (malloc arenas grow into one by mprotect, which raises no event). Memory that is locked,
  * or under a userfaultfd of the program's own, shows only when the kernel refuses it later.
  *
- * Both functions read files the target opened on itself and passed on. Stateless; any thread.
+ * All of it reads files the target opened on itself and passed on. Stateless; any thread.
  */
 
 #ifndef USW_MAPS_H
@@ -76,6 +76,12 @@ void usw_maps_free(struct usw_maps *maps);
  */
 int usw_maps_present(int pagemap_fd, uint64_t start, uint64_t end, struct page_region *regions,
 		     uint32_t capacity, uint64_t *ret_walk_end);
+
+/**
+ * Mapped zero pages in [start, end): memory that was read and never written. Same arguments and result.
+ */
+int usw_maps_zeros(int pagemap_fd, uint64_t start, uint64_t end, struct page_region *regions,
+		   uint32_t capacity, uint64_t *ret_walk_end);
 
 /**
  * Mappings marked "wipe on fork" or "do not copy on fork", which a child does not inherit. Reads

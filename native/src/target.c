@@ -23,6 +23,8 @@
 
 /* Slots a target's standby uses as a ring: 4 MiB, twice a huge page. */
 #define USW_STANDBY_RING_SLOTS 1024u
+/* Runs of zero pages found by one scan. */
+#define USW_ZERO_REGIONS 64u
 
 struct usw_target *usw_target_create(struct usw_session *session)
 {
@@ -185,6 +187,34 @@ void usw_target_forget(struct usw_target *target, uint64_t start, uint64_t end)
 	}
 }
 
+/**
+ * Protect the zero pages that reads have mapped before the range was registered: each would become
+ * a real page at its first write, without a message and past the limit. Later there are no new
+ * ones, because a hole is filled with real zeros. A page that is written between the scan and the
+ * protection raises a fault for nothing.
+ *
+ * -EAGAIN: an event is unread, and waiting for its reader with map_lock held would be for ever.
+ */
+static int protect_zeros(struct usw_target *target, uint64_t start, uint64_t end)
+{
+	struct page_region regions[USW_ZERO_REGIONS];
+
+	while (start < end) {
+		uint64_t walk_end = end;
+		int count = usw_maps_zeros(target->pagemap_fd, start, end, regions,
+					   USW_ZERO_REGIONS, &walk_end);
+
+		for (int i = 0; i < count; i++)
+			if (usw_uffd_protect(target->uffd, regions[i].start,
+					     regions[i].end - regions[i].start) == -EAGAIN)
+				return -EAGAIN;
+		if (count < 0 || walk_end <= start)
+			return 0; // gone: its unmapping raises an event
+		start = walk_end;
+	}
+	return 0;
+}
+
 /** Put what the list of registered ranges does not have of [start, end) on it. */
 static int add_registered(struct usw_target *target, uint64_t start, uint64_t end)
 {
@@ -201,6 +231,10 @@ static int add_registered(struct usw_target *target, uint64_t start, uint64_t en
 		// Words here are left over from memory that went without an event: a range that a
 		// fork did not inherit.
 		usw_target_forget(target, start, gap_end);
+		int ret = protect_zeros(target, start, gap_end);
+
+		if (ret)
+			return ret;
 		if (!usw_ranges_add(&target->registered, start, gap_end))
 			return -ENOMEM;
 		start = gap_end;

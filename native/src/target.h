@@ -114,6 +114,8 @@ struct usw_target {
 	uint64_t hole_next;   /* a hole fault here goes on with a stream of them */
 	int hands_processor;  /* where it has been moved to */
 	uint32_t hole_window; /* pages to fill at the next hole of the stream */
+	uint64_t write_next;  /* the same for first writes to zero pages */
+	uint32_t write_window;
 
 	/* Written by the fault thread, read by the control thread. */
 	_Atomic uint64_t faults;   /* evicted pages that came back because they were touched */

@@ -57,7 +57,7 @@ int usw_uffd_register(int uffd, uint64_t start, uint64_t length_bytes)
 {
 	struct uffdio_register argument = {
 		.range = {.start = start, .len = length_bytes},
-		.mode = UFFDIO_REGISTER_MODE_MISSING,
+		.mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP,
 	};
 
 	return ioctl(uffd, UFFDIO_REGISTER, &argument) < 0 ? -errno : 0;
@@ -68,6 +68,26 @@ int usw_uffd_unregister(int uffd, uint64_t start, uint64_t length_bytes)
 	struct uffdio_range range = {.start = start, .len = length_bytes};
 
 	return ioctl(uffd, UFFDIO_UNREGISTER, &range) < 0 ? -errno : 0;
+}
+
+static int write_protect(int uffd, uint64_t start, uint64_t length_bytes, uint64_t mode)
+{
+	struct uffdio_writeprotect argument = {
+		.range = {.start = start, .len = length_bytes},
+		.mode = mode,
+	};
+
+	return ioctl(uffd, UFFDIO_WRITEPROTECT, &argument) < 0 ? -errno : 0;
+}
+
+int usw_uffd_protect(int uffd, uint64_t start, uint64_t length_bytes)
+{
+	return write_protect(uffd, start, length_bytes, UFFDIO_WRITEPROTECT_MODE_WP);
+}
+
+int usw_uffd_unprotect(int uffd, uint64_t start, uint64_t length_bytes)
+{
+	return write_protect(uffd, start, length_bytes, 0);
 }
 
 enum usw_uffd_kind usw_uffd_probe(int uffd, uint64_t page)
@@ -91,10 +111,9 @@ enum usw_uffd_kind usw_uffd_probe(int uffd, uint64_t page)
 
 bool usw_uffd_is_dead(int uffd)
 {
-	struct uffdio_writeprotect nothing = {
+	struct uffdio_continue question = {
 		.range = {.start = (uint64_t)1 << 32, .len = USW_PAGE_BYTES}};
 
-	// Nothing is ever registered for write-protection with this descriptor, so while there is an
-	// address space to look in, the answer is ENOENT.
-	return ioctl(uffd, UFFDIO_WRITEPROTECT, &nothing) < 0 && errno == ESRCH;
+	// See usw_uffd_probe(): while there is an address space to look in, the answer is another.
+	return ioctl(uffd, UFFDIO_CONTINUE, &question) < 0 && errno == ESRCH;
 }

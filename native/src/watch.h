@@ -6,11 +6,15 @@
  *
  * New mappings raise no event, and a core touches 2 GB of fresh memory a second. So this thread
  * asks the kernel for each target's residency (statm, 2 us) at an interval that follows the
- * headroom, and near the limit registers what is new, by one call for each stretch of the address
- * space in which only private anonymous memory is known to lie. It does nothing else, for whatever
- * asks for a mapping by its name may wait for the program's mmap lock: with 64 threads in the
- * allocator on two processors that took 100 ms, in which the program grew by 150 MiB. What is
- * registered here is believed in later, by the reclaim thread: see usw_target_register().
+ * headroom, and near the limit sends a registrar to what has grown. A registrar registers each
+ * stretch of the address space in which only private anonymous memory is known to lie by one call,
+ * which waits for the program's mmap lock (write).
+ *
+ * There are several, because that lock is not fair: who asks while its holder runs gets it at once,
+ * who asks while its holder has lost its processor has to queue, and behind 64 threads in the
+ * allocator on two processors that took 100 ms, in which those who did not queue grew by 360 MiB.
+ * So while one waits, the next tries its luck at each look. What is registered here is believed in
+ * later, by the reclaim thread: see usw_target_register().
  */
 
 #ifndef USW_WATCH_H

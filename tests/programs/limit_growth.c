@@ -4,11 +4,13 @@
  * @file
  * Touch fresh memory as fast as the machine can, then check every page of it.
  *
- *     limit_growth mmap|brk|arenas|all BYTES
+ *     limit_growth mmap|brk|arenas|all|zeros BYTES
  *
  * One word a page is written while growing: anything more would give the pager time. The word
  * follows from the page's number, and at the end all of the page is looked at. "arenas" is 64
- * threads with a malloc arena each, "all" is the three at once. Who runs this samples its resident
+ * threads with a malloc arena each, "all" is the three at once. "zeros" is memory all of which was
+ * read before it is written: zero pages are mapped, which count as nothing and need no fault of a
+ * missing page to become real ones. Who runs this samples its resident
  * memory from outside and compares the maximum with the limit.
  */
 
@@ -72,6 +74,25 @@ static void *grow_by_mmap(void *argument)
 	for (size_t i = 0; i < count; i++)
 		verify_touched(mappings[i], MMAP_STEP_PAGES, seed + (growth->id << 40) + (i << 20),
 			       "mmap");
+	return NULL;
+}
+
+/* ------------------------------------------------------------------ zeros */
+
+/* In small pages, because a huge page of zeros is written by one fault for 2 MiB. */
+static void *grow_by_writing_zeros(void *argument)
+{
+	struct growth *growth = argument;
+	size_t pages = growth->bytes / PAGE_BYTES;
+	uint64_t *start = map_pages(pages);
+
+	CHECK_CALL(madvise(start, pages * PAGE_BYTES, MADV_NOHUGEPAGE));
+	for (size_t page = 0; page < pages; page++)
+		CHECK(((volatile uint64_t *)start)[page * PAGE_WORDS] == 0, "page %zu", page);
+	pthread_barrier_wait(&start_line);
+	touch(start, pages, seed + (growth->id << 40));
+	pthread_barrier_wait(&all_grown);
+	verify_touched(start, pages, seed + (growth->id << 40), "zeros");
 	return NULL;
 }
 
@@ -185,17 +206,20 @@ int main(int argc, char **argv)
 	bool by_mmap = all || !strcmp(mode, "mmap");
 	bool by_brk = all || !strcmp(mode, "brk");
 	bool by_malloc = all || !strcmp(mode, "arenas");
-	size_t kinds = (size_t)by_mmap + by_brk + by_malloc;
-	size_t threads = by_mmap * MMAP_THREADS + by_brk + (size_t)by_malloc * ARENAS;
+	bool by_zeros = !strcmp(mode, "zeros");
+	size_t kinds = (size_t)by_mmap + by_brk + by_malloc + by_zeros;
+	size_t threads = (by_mmap + by_zeros) * MMAP_THREADS + by_brk + (size_t)by_malloc * ARENAS;
 	size_t bytes;
 
-	CHECK(argc == 3 && kinds, "usage: %s mmap|brk|arenas|all BYTES", argv[0]);
+	CHECK(argc == 3 && kinds, "usage: %s mmap|brk|arenas|all|zeros BYTES", argv[0]);
 	bytes = parse_bytes(argv[2]) / kinds;
 	mallopt(M_ARENA_MAX, ARENAS + 1);
 	CHECK_THREAD(pthread_barrier_init(&start_line, NULL, (unsigned int)threads));
 	CHECK_THREAD(pthread_barrier_init(&all_grown, NULL, (unsigned int)threads));
 	if (by_mmap)
 		plan(grow_by_mmap, MMAP_THREADS, bytes);
+	if (by_zeros)
+		plan(grow_by_writing_zeros, MMAP_THREADS, bytes);
 	if (by_malloc)
 		plan(grow_by_malloc, ARENAS, bytes);
 	if (by_brk)
