@@ -52,4 +52,5 @@ def main() -> None:
             print("WRONG" if os.wait()[1] else "child right", flush=True)
 
 
-main()
+if __name__ == "__main__":
+    main()
