@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: MIT
+"""Compare uffdswap with the kernel's own swap: same work, same machine, same run.
+
+`guardian` undoes what was changed on the machine, `group` is a memory cgroup of either version,
+`peers` sets up what uffdswap is compared with, `measure` takes one measurement, `apps` has ready
+programs, `results` puts measurements beside each other, `plot` draws them. Nothing here prints.
+"""
