@@ -12,9 +12,10 @@ NATIVE := pyproject.toml native/CMakeLists.txt native/uffdswap_build.py \
 	$(wildcard native/include/*.h native/src/*.[ch] native/shim/*.[ch] native/shim/*.map \
 	native/bench/*.[ch])
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lint format clean
+.PHONY: help demo bench test soak lint format clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -22,6 +23,9 @@ help: ## Show this list
 
 demo: $(VENV)/.built $(VENV)/.examples ## Run a program that needs several times its limit
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python examples/demo.py
+
+bench: $(VENV)/.built ## Compare with the kernel's own swap, as root (some minutes)
+	@$(VENV)/bin/uffdswap bench $(BENCH_ARGS)
 
 test: $(VENV)/.built $(VENV)/.test ## Run the tests (10 minutes at most)
 	$(PYTEST) $(PYTEST_ARGS)

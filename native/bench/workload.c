@@ -160,7 +160,7 @@ static void follow(struct worker *worker, double seconds, uint64_t accesses,
 	uint64_t deadline = now_ticks() + (uint64_t)(seconds * ticks_per_second);
 	bool write;
 
-	while (accesses ? accesses-- : now_ticks() < deadline) {
+	for (uint64_t done = 0; accesses ? done < accesses : now_ticks() < deadline; done++) {
 		uint64_t page = worker->first_page + usw_pattern_next(&worker->pattern, &write);
 		uint64_t ticks = touch(worker, page, write);
 

@@ -328,7 +328,7 @@ def _stored_bytes(root: int, workload: int, job: Job) -> int:
         agent_bytes += _resident_bytes(pid)
         for link in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(OSError):
-                if os.readlink(link).startswith("/memfd:"):
+                if str(link.readlink()).startswith("/memfd:"):
                     status = link.stat()
                     memfds[status.st_ino] = status.st_blocks * 512
     return agent_bytes + sum(memfds.values())

@@ -57,7 +57,6 @@ class Peer(Protocol):
 class Uffdswap:
     """The program of this package, with a limit on resident memory alone, as the others have."""
 
-    stats_path: str = ""
     name: str = "uffdswap"
 
     def check(self) -> None:
@@ -141,7 +140,7 @@ class SwapFile:
         """Make the file, and turn zswap on or off for it."""
         if _ZSWAP.exists():
             _set(guardian, _ZSWAP / "enabled", "Y" if self.zswap else "N")
-        path = Path("/var/tmp") / f"{_group_name()}.swap"  # noqa: S108 # on a disk, unlike /tmp
+        path = Path("/var/tmp") / f"{_group_name()}.swap"  # on a disk, unlike /tmp
         guardian.note("unlink", path=str(path))
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:

@@ -76,6 +76,7 @@ def app() -> typer.Typer:
     import typer  # noqa: PLC0415 # see above
 
     from .agent import agent, print_shim_path  # noqa: PLC0415
+    from .bench import bench  # noqa: PLC0415
     from .doctor import doctor  # noqa: PLC0415
     from .estimate import estimate  # noqa: PLC0415
     from .live import park, reclaim, restore, set_limits  # noqa: PLC0415
@@ -99,6 +100,7 @@ def app() -> typer.Typer:
     application.command("estimate")(estimate)
     application.command("agent")(agent)
     application.command("shim-path")(print_shim_path)
+    application.command("bench")(bench)
     application.command("doctor")(doctor)
     application.command("version")(version)
     return application
