@@ -15,9 +15,9 @@ RESIDENT_BYTES = 64 * MIB
 NOISE = min(PATIENCE, 3)
 RESIDENT_SLACK_BYTES = int(16 * MIB * NOISE)
 MEMORY_SLACK_BYTES = int(32 * MIB * NOISE)
-# New mappings in a crowd: each is registered a look and a wait for the mmap lock after it was made.
-# The most that was seen in fifteen runs was 17 MiB.
-NEW_MAPPINGS_BYTES = 48 * MIB
+# What a crowd grows by while registering it waits for the program's mmap lock: nothing in most
+# runs, 27 MiB in one of 77.
+CROWD_BYTES = 48 * MIB
 SAMPLES_MIN = 50
 SEEN_BYTES = 6 * MIB  # the lowest limit below is 8 MiB
 
@@ -41,7 +41,7 @@ def test_growth_waits_at_the_limit(way: str, programs: Programs, uffdswap_run: R
     )
     outcome.require_ok(paged=True)
     assert outcome.rss
-    slack_bytes = RESIDENT_SLACK_BYTES + (NEW_MAPPINGS_BYTES if way == "all" else 0)
+    slack_bytes = RESIDENT_SLACK_BYTES + (CROWD_BYTES if crowd else 0)
     require_below(outcome, outcome.rss.targets_bytes, RESIDENT_BYTES + slack_bytes)
 
 
@@ -80,7 +80,8 @@ def test_budget_covers_what_is_kept_for_the_program(
     )
     outcome.require_ok(paged=True)
     assert outcome.rss
-    require_below(outcome, outcome.rss.total_bytes, memory_bytes + MEMORY_SLACK_BYTES)
+    bound_bytes = memory_bytes + MEMORY_SLACK_BYTES + (CROWD_BYTES if way == "arenas" else 0)
+    require_below(outcome, outcome.rss.total_bytes, bound_bytes)
 
 
 def test_budget_holds_with_content_that_compresses_little(
