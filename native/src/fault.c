@@ -211,6 +211,32 @@ static bool bring_in(struct usw_fault_thread *thread, struct usw_target *target,
 	return brought == count;
 }
 
+/**
+ * Hand in what is known to be right; the page map names its ID. 0, or what the copy said: -EEXIST is
+ * settled, too, and the others have changed nothing.
+ */
+static int hand_in(struct usw_fault_thread *thread, struct usw_target *target, uint64_t page,
+		   usw_page_word *word, uint64_t now, const void *content, enum usw_backend backend,
+		   bool on_disk)
+{
+	struct usw_session *session = thread->session;
+	uint64_t done;
+	int ret = usw_uffd_copy(target->uffd, page, content, USW_PAGE_BYTES, &done);
+
+	if (ret && ret != -EEXIST)
+		return ret;
+
+	atomic_fetch_add_explicit(&session->fault_clock, 1, memory_order_relaxed);
+	if (ret) { // present already: what is there is newer than what we have
+		usw_page_transition(word, now, usw_page_make(USW_PAGE_RESIDENT, 0, 0, 0));
+		usw_vswap_put(&session->vswap, usw_page_id(now));
+		return ret;
+	}
+	settle(thread, word, now, backend, on_disk, heat_of(session, usw_page_stamp(now)));
+	usw_session_charge(session, 1);
+	return 0;
+}
+
 // --- Content on a disk --------------------------------------------------------------------------
 
 /** What a thread needs for disk faults, at its first one. */
@@ -269,28 +295,6 @@ static enum verdict fault_in_from_disk(struct usw_fault_thread *thread, struct u
 		return DEFER;
 	usw_aio_flush(disk->aio); // with what was asked for ahead
 	return READING;
-}
-
-/** Hand in what was read, and is known to be right. The page map names its ID. */
-static enum verdict hand_in(struct usw_fault_thread *thread, struct usw_target *target,
-			    uint64_t page, usw_page_word *word, uint64_t now, const void *content)
-{
-	struct usw_session *session = thread->session;
-	uint64_t done;
-	int ret = usw_uffd_copy(target->uffd, page, content, USW_PAGE_BYTES, &done);
-
-	if (ret && ret != -EEXIST)
-		return copy_failed(target, page, ret);
-
-	atomic_fetch_add_explicit(&session->fault_clock, 1, memory_order_relaxed);
-	if (ret) { // present already: what is there is newer than what we have
-		usw_page_transition(word, now, usw_page_make(USW_PAGE_RESIDENT, 0, 0, 0));
-		usw_vswap_put(&session->vswap, usw_page_id(now));
-		return copy_failed(target, page, ret);
-	}
-	settle(thread, word, now, USW_BACKEND_OBJECT, true, heat_of(session, usw_page_stamp(now)));
-	usw_session_charge(session, 1);
-	return ANSWERED;
 }
 
 /** Where damage is, for the user: "disk tier disk1". */
@@ -360,7 +364,6 @@ static enum verdict fault_in(struct usw_fault_thread *thread, struct usw_target 
 	struct usw_disk_place place;
 	uint32_t id = usw_page_id(now);
 	enum usw_backend backend;
-	uint64_t done;
 
 	if (!has_room(thread, target, fault))
 		return DEFER;
@@ -376,22 +379,12 @@ static enum verdict fault_in(struct usw_fault_thread *thread, struct usw_target 
 		return poison(thread, target, fault->page, word, now,
 			      backend == USW_BACKEND_MEMORY ? "standby" : "ram tier",
 			      "hash mismatch");
-	ret = usw_uffd_copy(target->uffd, fault->page, thread->page, USW_PAGE_BYTES, &done);
-	if (ret && ret != -EEXIST)
+	ret = hand_in(thread, target, fault->page, word, now, thread->page, backend, false);
+	if (ret)
 		return copy_failed(target, fault->page, ret);
-
-	atomic_fetch_add_explicit(&session->fault_clock, 1, memory_order_relaxed);
-	if (ret) { // present already: what is there is newer than what we have
-		usw_page_transition(word, now, usw_page_make(USW_PAGE_RESIDENT, 0, 0, 0));
-		usw_vswap_put(&session->vswap, id);
-		return copy_failed(target, fault->page, ret);
-	}
-	uint32_t heat = heat_of(session, usw_page_stamp(now));
-	settle(thread, word, now, backend, false, heat);
-	usw_session_charge(session, 1);
 	count_source(thread, backend);
 	usw_count(target, faults, 1);
-	if (heat > 0)
+	if (heat_of(session, usw_page_stamp(now)) > 0)
 		usw_count(target, refaults, 1);
 	return ANSWERED;
 }
@@ -733,7 +726,10 @@ static enum verdict settle_read(struct usw_fault_thread *thread, struct usw_disk
 	} else if (!has_room(thread, target, &fault)) {
 		verdict = read->is_ahead ? DROPPED : DEFER;
 	} else {
-		verdict = hand_in(thread, target, fault.page, word, now, usw_diskfault_page(read));
+		int ret = hand_in(thread, target, fault.page, word, now, usw_diskfault_page(read),
+				  USW_BACKEND_OBJECT, true);
+
+		verdict = ret ? copy_failed(target, fault.page, ret) : ANSWERED;
 		if (verdict == ANSWERED && read->is_ahead)
 			usw_count(&thread->counters, prefetched_pages, 1);
 		if (verdict == ANSWERED && !read->is_ahead)
