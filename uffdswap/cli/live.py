@@ -14,6 +14,7 @@ from ..errors import ProtocolError, UsageError
 from ..machine import available_memory_bytes
 from ..protocol import Message
 from ..units import format_size, parse_size
+from ._options import Memory, Resident
 
 __all__ = ("park", "reclaim", "restore", "set_limits")
 
@@ -32,22 +33,8 @@ _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def set_limits(
     pid: _Pid,
-    memory: Annotated[
-        str | None,
-        typer.Option(
-            "--memory",
-            "-m",
-            metavar="SIZE",
-            show_default=False,
-            help="Budget of RAM: resident memory and all that is kept in RAM for it.",
-        ),
-    ] = None,
-    resident: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE", show_default=False, help="Limit on resident anonymous memory alone."
-        ),
-    ] = None,
+    memory: Memory = None,
+    resident: Resident = None,
     as_json: _Json = False,
 ) -> None:
     """Change the limits of a running session; max is no limit.

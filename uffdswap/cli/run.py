@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from ._execute import execute
+from ._options import Memory, Resident
 
 __all__ = ("command",)
 
@@ -28,22 +29,8 @@ there.
 
 def command(  # noqa: PLR0913, PLR0917 # one parameter an option, for typer
     program: Annotated[list[str], typer.Argument(metavar="PROGRAM [ARGS]...", show_default=False)],
-    memory: Annotated[
-        str | None,
-        typer.Option(
-            "--memory",
-            "-m",
-            metavar="SIZE",
-            show_default=False,
-            help="Budget of RAM: resident memory and all that is kept in RAM for it.",
-        ),
-    ] = None,
-    resident: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE", show_default=False, help="Limit on resident anonymous memory alone."
-        ),
-    ] = None,
+    memory: Memory = None,
+    resident: Resident = None,
     disk: Annotated[
         str | None,
         typer.Option(

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: MIT
+"""Options that several commands have, each written once.
+
+Separate from the commands, so that one word and one sentence of help stand for one idea.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+__all__ = ("Memory", "Resident")
+
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        "-m",
+        metavar="SIZE",
+        show_default=False,
+        help="Budget of RAM: resident memory and all that is kept in RAM for it.",
+    ),
+]
+Resident = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE", show_default=False, help="Limit on resident anonymous memory alone."
+    ),
+]
