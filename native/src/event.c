@@ -46,15 +46,37 @@ static bool move_words(struct usw_target *target, uint64_t from, uint64_t to, ui
 	return true;
 }
 
+/** Put on the list at `to` what of [from, from + length) is on it. False: no memory. */
+static bool move_registered(struct usw_target *target, uint64_t from, uint64_t to,
+			    uint64_t length_bytes)
+{
+	struct usw_ranges moved = {0};
+	const struct usw_ranges *all = &target->registered;
+	uint64_t end = from + length_bytes;
+	bool fits = true;
+
+	for (uint32_t i = usw_ranges_find(all, from);
+	     fits && i < all->count && all->at[i].start < end; i++)
+		fits = usw_ranges_append(&moved, usw_max(all->at[i].start, from) - from + to,
+					 usw_min(all->at[i].end, end) - from + to);
+	fits = fits && usw_ranges_remove(&target->registered, from, end) &&
+	       usw_ranges_remove(&target->registered, to, to + length_bytes);
+	for (uint32_t i = 0; fits && i < moved.count; i++)
+		fits = usw_ranges_add(&target->registered, moved.at[i].start, moved.at[i].end);
+	usw_ranges_free(&moved);
+	return fits;
+}
+
+/**
+ * What was on the list of registered ranges stays on it, piece by piece: words outside of the list
+ * count as left over, and are forgotten when their place is registered again.
+ */
 static void apply_remap(struct usw_target *target, uint64_t from, uint64_t to,
 			uint64_t length_bytes)
 {
-	bool was_registered = usw_ranges_cover(&target->registered, from, from + length_bytes);
-
 	forget_and_prune(target, to, to + length_bytes);
 	if (!move_words(target, from, to, length_bytes) ||
-	    !usw_ranges_remove(&target->registered, from, from + length_bytes) ||
-	    (was_registered && !usw_ranges_add(&target->registered, to, to + length_bytes)))
+	    !move_registered(target, from, to, length_bytes))
 		usw_target_kill(target, "out of memory while following a remap");
 	usw_pagemap_prune(&target->pagemap, from, from + length_bytes);
 }
