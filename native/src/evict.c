@@ -189,20 +189,26 @@ static void refuse(struct usw_target *target, uint64_t start, uint64_t end)
 		leave_out(target, start, end);
 }
 
-/** A range that was looked at while mappings changed: look again. */
+/**
+ * Whether pages may leave from a range: all of it is on the list of registered ranges. Registering
+ * without an error is not enough: what was not mapped at that moment, or was cut short by a change,
+ * is not on the list, and memory that comes in its place is not registered.
+ */
 static bool ensure_registered(struct usw_target *target, uint64_t start, uint64_t end)
 {
 	if (usw_ranges_cover(&target->registered, start, end))
 		return true;
 
 	int ret = usw_target_register(target, start, end);
+	if (ret == 0 && usw_ranges_cover(&target->registered, start, end))
+		return true;
 	if (ret == -ENOMEM || ret == -EAGAIN)
 		return false;
 	if (ret == -EBUSY)
 		refuse(target, start, end); // under a userfaultfd of the program's own
-	else if (ret)
+	else
 		target->eligible_stale = true;
-	return ret == 0;
+	return false;
 }
 
 /** What is not on the list of registered ranges of a span, from the first to the last mapping. */
@@ -310,6 +316,18 @@ static void pick(struct usw_target *target, struct usw_batch *batch, bool *ret_w
 }
 
 // --- One batch ----------------------------------------------------------------------------------
+
+/** A page that left from where no fault is reported would read as zeros. */
+static void assert_registered(const struct usw_target *target, const struct usw_batch *batch)
+{
+	for (uint32_t i = 0; i < batch->run_count; i++) {
+		const struct usw_run *run = &batch->runs[i];
+
+		usw_assert(usw_ranges_cover(&target->registered, run->address,
+					    run->address +
+						    (uint64_t)run->page_count * USW_PAGE_BYTES));
+	}
+}
 
 /** Say in the page map that the pages are on their way out. False: no memory for a node. */
 static bool mark_evicting(struct usw_target *target, struct usw_batch *batch)
@@ -446,6 +464,7 @@ static int evict_batch(struct usw_target *target, struct usw_batch *batch, uint3
 {
 	int first_slot = usw_standby_take(&target->standby, batch->page_count);
 
+	assert_registered(target, batch);
 	while (first_slot == -ENOSPC && usw_standby_count(&target->standby) > 0) {
 		uint32_t count = usw_standby_count(&target->standby);
 		int ret = usw_standby_drain(target, count > 64 ? count - 64 : 0, UINT32_MAX);

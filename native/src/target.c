@@ -304,10 +304,14 @@ static int visit_adopt(void *context, uint64_t start, uint64_t end, enum usw_map
 			usw_uffd_unregister(target->uffd, start, end - start);
 		adoption->result = -EINVAL;
 	} else if (kind != USW_MAPS_OTHER) {
-		if (!is_registered(target, start, &end))
+		uint64_t registered_end = end;
+
+		if (!is_registered(target, start, &registered_end))
 			adoption->result = -EAGAIN;
-		else if (!usw_ranges_append(&adoption->found, start, end))
+		else if (!usw_ranges_append(&adoption->found, start, registered_end))
 			return -ENOMEM;
+		else if (registered_end < end) // cut short since it was read: look again
+			adoption->result = -EAGAIN;
 	}
 	return 0;
 }

@@ -13,7 +13,7 @@
 
 #define BASE ((uint64_t)0x7f0000000000)
 #define OTHER ((uint64_t)0x7f1000000000)
-#define PAGES(n) ((uint64_t)(n)*USW_PAGE_BYTES)
+#define PAGES(n) ((uint64_t)(n) * USW_PAGE_BYTES)
 
 static struct usw_session session;
 static struct usw_fault_thread thread;
@@ -48,7 +48,8 @@ static void evict(struct usw_target *target, uint64_t first, uint64_t count)
 		CHECK_EQ(usw_vswap_alloc(&session.vswap, USW_BACKEND_ZERO, 0, 0, &id), 0);
 		atomic_store(word, usw_page_make(USW_PAGE_EVICTED, 0, id, 0));
 	}
-	CHECK(usw_ranges_add(&target->registered, BASE + PAGES(first), BASE + PAGES(first + count)));
+	CHECK(usw_ranges_add(&target->registered, BASE + PAGES(first),
+			     BASE + PAGES(first + count)));
 }
 
 static bool is_evicted(struct usw_target *target, uint64_t address)

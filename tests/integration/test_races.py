@@ -19,6 +19,7 @@ RACES = (
     ("race_map", "dontneed"),
     ("race_map", "mremap"),
     ("race_map", "mprotect"),
+    ("race_replace",),
     ("race_fork",),
 )
 
