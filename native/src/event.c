@@ -20,6 +20,13 @@ static void forget_and_prune(struct usw_target *target, uint64_t start, uint64_t
 	usw_pagemap_prune(&target->pagemap, start, end);
 }
 
+static void apply_remove(struct usw_target *target, uint64_t start, uint64_t end)
+{
+	forget_and_prune(target, start, end);
+	if (!usw_leaving_note(&target->leaving, target->pagemap_fd, start, end))
+		usw_target_kill(target, "out of memory while following a madvise");
+}
+
 static void apply_unmap(struct usw_target *target, uint64_t start, uint64_t end)
 {
 	forget_and_prune(target, start, end);
@@ -168,8 +175,7 @@ void usw_event_apply(struct usw_target *target, const struct uffd_msg *messages,
 			break;
 		case UFFD_EVENT_REMOVE:
 			usw_count(counters, events_remove, 1);
-			forget_and_prune(target, message->arg.remove.start,
-					 message->arg.remove.end);
+			apply_remove(target, message->arg.remove.start, message->arg.remove.end);
 			break;
 		case UFFD_EVENT_UNMAP:
 			usw_count(counters, events_unmap, 1);

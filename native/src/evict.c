@@ -65,6 +65,8 @@ static bool take_page(struct usw_target *target, uint64_t address)
 	usw_page_word *word = usw_pagemap_find(&target->pagemap, address);
 	uint64_t now = word ? atomic_load_explicit(word, memory_order_acquire) : 0;
 
+	if (usw_leaving_has(&target->leaving, address, address + USW_PAGE_BYTES))
+		return false;
 	switch (usw_page_state(now)) {
 	case USW_PAGE_NONE:
 		return true;
@@ -83,10 +85,11 @@ static bool take_page(struct usw_target *target, uint64_t address)
 }
 
 /** A huge page goes whole if every page of it is one the sweep could take. */
-static bool is_whole(const struct usw_target *target, const struct page_region *region)
+static bool is_whole(struct usw_target *target, const struct page_region *region)
 {
 	if (!(region->categories & PAGE_IS_HUGE) || region->start % USW_HUGE_BYTES ||
-	    region->end - region->start != USW_HUGE_BYTES)
+	    region->end - region->start != USW_HUGE_BYTES ||
+	    usw_leaving_has(&target->leaving, region->start, region->end))
 		return false;
 	for (uint64_t address = region->start; address < region->end; address += USW_PAGE_BYTES) {
 		usw_page_word *word = usw_pagemap_find(&target->pagemap, address);
@@ -557,6 +560,7 @@ enum usw_evict_result usw_evict_some(struct usw_target *target, uint32_t wanted,
 		return USW_EVICT_NOTHING;
 	}
 
+	usw_leaving_settle(&target->leaving, target->pagemap_fd, usw_now_ns());
 	batch = (struct usw_batch){.op = USW_OP_EVICT,
 				   .wanted = (uint32_t)usw_min(wanted, USW_BATCH_PAGES_MAX)};
 	pick(target, &batch, &wrapped);

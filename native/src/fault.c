@@ -457,6 +457,7 @@ static enum verdict fill(struct usw_fault_thread *thread, struct usw_target *tar
 		return copy_failed(target, page, ret);
 	usw_session_charge(thread->session, (int64_t)(done / USW_PAGE_BYTES));
 	usw_count(&thread->counters, faults_hole, 1);
+	usw_leaving_returned(&target->leaving, page, page + done);
 	target->hole_next = page + done;
 	return ANSWERED;
 }

@@ -92,7 +92,9 @@ bool usw_ranges_remove(struct usw_ranges *ranges, uint64_t start, uint64_t end)
 {
 	uint32_t i = usw_ranges_find(ranges, start);
 
-	if (i < ranges->count && ranges->at[i].start < start && ranges->at[i].end > end) {
+	if (i == ranges->count)
+		return true;
+	if (ranges->at[i].start < start && ranges->at[i].end > end) {
 		if (!ranges_reserve(ranges, ranges->count + 1))
 			return false;
 		memmove(&ranges->at[i + 1], &ranges->at[i],
@@ -102,7 +104,7 @@ bool usw_ranges_remove(struct usw_ranges *ranges, uint64_t start, uint64_t end)
 		ranges->at[i + 1].start = end;
 		return true;
 	}
-	if (i < ranges->count && ranges->at[i].start < start)
+	if (ranges->at[i].start < start)
 		ranges->at[i++].end = start;
 
 	uint32_t last = i;

@@ -46,6 +46,7 @@ struct usw_target *usw_target_create(struct usw_session *session)
 	target->eligible_stale = true;
 	pthread_mutex_init(&target->map_lock, NULL);
 	pthread_mutex_init(&target->stretches_lock, NULL);
+	usw_leaving_init(&target->leaving);
 	target->uffd = target->pidfd = target->statm_fd = target->maps_fd = -1;
 	target->pagemap_fd = target->smaps_fd = target->area_fd = target->connection = -1;
 	return target;
@@ -59,6 +60,7 @@ void usw_target_destroy(struct usw_target *target)
 	if (target->ring)
 		munmap(target->ring, USW_RING_BYTES);
 	usw_ranges_free(&target->registered);
+	usw_leaving_deinit(&target->leaving);
 	usw_maps_free(&target->eligible);
 	usw_ranges_free(&target->refused);
 	int fds[] = {target->uffd,       target->pidfd,    target->statm_fd, target->maps_fd,

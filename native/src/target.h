@@ -33,6 +33,7 @@
 
 #include <pthread.h>
 
+#include "leaving.h"
 #include "maps.h"
 #include "pagemap.h"
 #include "standby.h"
@@ -89,6 +90,7 @@ struct usw_target {
 	pthread_mutex_t map_lock;
 	struct usw_pagemap pagemap;
 	struct usw_ranges registered; /* under map_lock */
+	struct usw_leaving leaving;   /* not to be evicted: the program is giving it back */
 	_Atomic bool armed;           /* the token page is registered */
 	_Atomic bool
 		inherited_unchecked; /* a fork whose parent was gone before its smaps could be read */
