@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 
 #include "tier.h"
 
@@ -225,10 +226,25 @@ static void ask(struct usw_tiers *tiers, struct usw_move *move, uint32_t segment
 	wake(tiers);
 }
 
+/** Bytes of all slots of a disk that are taken, and of those that are on their way back. */
+static uint64_t held(struct usw_disk *disk)
+{
+	pthread_mutex_lock(&disk->lock);
+	uint64_t bytes = disk->held_bytes;
+	pthread_mutex_unlock(&disk->lock);
+	return bytes;
+}
+
 static bool may_write(const struct usw_tier *tier, uint64_t now_ns)
 {
 	return atomic_load(&tier->state) == USW_TIER_ACTIVE && now_ns >= tier->retry_ns &&
-	       tier->free_bytes >= USW_SLOT_BYTES;
+	       atomic_load(&tier->free_bytes) >= USW_SLOT_BYTES;
+}
+
+static bool is_before(const struct usw_tier *tier, const struct usw_tier *other)
+{
+	return tier->priority != other->priority ? tier->priority > other->priority
+						 : tier->id < other->id;
 }
 
 /** The tier to write to: the highest priority with room, then the oldest; 0: none. */
@@ -239,7 +255,7 @@ static uint32_t choose_tier(struct usw_tiers *tiers)
 
 	for (uint32_t i = 1; i < USW_TIERS_MAX; i++)
 		if (may_write(&tiers->at[i], now_ns) &&
-		    (!best || tiers->at[i].priority > tiers->at[best].priority))
+		    (!best || is_before(&tiers->at[i], &tiers->at[best])))
 			best = i;
 	return best;
 }
@@ -247,6 +263,18 @@ static uint32_t choose_tier(struct usw_tiers *tiers)
 bool usw_tiers_have_room(struct usw_tiers *tiers)
 {
 	return choose_tier(tiers) != 0;
+}
+
+/** Space on disks is taken here and nowhere else: so the highest that it ever was is known. */
+static void raise_peak(struct usw_tiers *tiers)
+{
+	uint64_t held_bytes = 0;
+
+	for (uint32_t i = 1; i < USW_TIERS_MAX; i++)
+		if (atomic_load(&tiers->at[i].state) != USW_TIER_NONE)
+			held_bytes += held(tiers->at[i].disk);
+	if (held_bytes > atomic_load(&tiers->peak_bytes))
+		atomic_store(&tiers->peak_bytes, held_bytes);
 }
 
 static bool begin_demotion(struct usw_tiers *tiers, uint32_t segment)
@@ -259,11 +287,14 @@ static bool begin_demotion(struct usw_tiers *tiers, uint32_t segment)
 		struct usw_tier *tier = &tiers->at[number];
 
 		if (usw_disk_take(tier->disk, length, &slot) == 0) {
-			tier->free_bytes -= usw_min(tier->free_bytes, length);
+			uint64_t left = atomic_load(&tier->free_bytes);
+
+			atomic_store(&tier->free_bytes, left - usw_min(left, length));
+			raise_peak(tiers);
 			ask(tiers, move, segment, usw_where(++tiers->generation, number, slot));
 			return true;
 		}
-		tier->free_bytes = 0; // full until the next count
+		atomic_store(&tier->free_bytes, 0); // full until the next count
 	}
 	return false;
 }
@@ -283,13 +314,12 @@ static void report_failure(struct usw_tiers *tiers, struct usw_tier *tier, int e
 	char text[200];
 
 	tier->retry_ns = usw_now_ns() + USW_RETRY_NS;
-	if (tier->has_failed)
+	if (atomic_exchange(&tier->has_failed, true))
 		return;
-	tier->has_failed = true;
 	snprintf(text, sizeof(text),
 		 "disk tier %s: a write failed (%s); its pages stay in RAM, and it is tried again",
 		 tier->name, strerror(-error));
-	tiers->hooks.report(tiers->hooks.context, false, text);
+	tiers->hooks.report(tiers->hooks.context, USW_EVENT_WARNING, tier->id, text);
 }
 
 static void settle_demotion(struct usw_tiers *tiers, struct usw_move *move, struct usw_segment *h)
@@ -301,7 +331,7 @@ static void settle_demotion(struct usw_tiers *tiers, struct usw_move *move, stru
 	if (move->request.result)
 		report_failure(tiers, tier, move->request.result);
 	else
-		tier->has_failed = false;
+		atomic_store(&tier->has_failed, false);
 	if (move->request.result || !live) {
 		slot_is_free(tiers, move->to, h);
 		return;
@@ -329,7 +359,7 @@ static void settle_promotion(struct usw_tiers *tiers, struct usw_move *move, str
 			"disk tier %s: %u pages were damaged on the disk; a program that touches one "
 			"gets SIGBUS",
 			tier->name, move->damaged);
-		tiers->hooks.report(tiers->hooks.context, false, text);
+		tiers->hooks.report(tiers->hooks.context, USW_EVENT_WARNING, tier->id, text);
 	}
 	usw_segments_publish(tiers->segments, move->segment, move->to);
 	atomic_store_explicit(&h->touched, tiers->segments->clock, memory_order_relaxed);
@@ -374,10 +404,9 @@ static void under_way(struct usw_tiers *tiers, uint64_t *ret_given, uint64_t *re
 	}
 }
 
-/** Count what lives in each tier. */
-static void count_tiers(struct usw_tiers *tiers)
+void usw_tiers_count(struct usw_tiers *tiers)
 {
-	uint64_t segments[16] = {0}, pages[16] = {0}, live_bytes = 0, held_bytes = 0;
+	uint64_t segments[16] = {0}, pages[16] = {0}, stored_bytes[16] = {0}, live_bytes = 0;
 
 	for (uint32_t i = 1; i < tiers->segments->high_water; i++) {
 		struct usw_segment *h = usw_segments_header(tiers->segments, i);
@@ -387,6 +416,7 @@ static void count_tiers(struct usw_tiers *tiers)
 		    number == USW_TIER_RAM)
 			continue;
 		segments[number]++;
+		stored_bytes[number] += slot_length(h);
 		pages[number] += atomic_load_explicit(&h->live_count, memory_order_relaxed);
 		live_bytes += atomic_load_explicit(&h->live_bytes, memory_order_relaxed);
 	}
@@ -396,19 +426,14 @@ static void count_tiers(struct usw_tiers *tiers)
 
 		if (atomic_load(&tier->state) == USW_TIER_NONE)
 			continue;
-		tier->free_bytes = usw_disk_free_bytes(tier->disk);
+		atomic_store(&tier->free_bytes, usw_disk_free_bytes(tier->disk));
 		atomic_store(&tier->segments, segments[i]);
 		atomic_store(&tier->pages, pages[i]);
-		pthread_mutex_lock(&tier->disk->lock);
-		atomic_store(&tier->held_bytes, tier->disk->held_bytes);
-		held_bytes += tier->disk->held_bytes;
-		pthread_mutex_unlock(&tier->disk->lock);
+		atomic_store(&tier->stored_bytes, stored_bytes[i]);
 	}
-	if (held_bytes > atomic_load(&tiers->peak_bytes))
-		atomic_store(&tiers->peak_bytes, held_bytes);
 }
 
-enum wish { STAYS, WANTED, NEEDED };
+enum wish { STAYS, WANTED, LEAVES, NEEDED };
 
 /**
  * A segment should come back if it is read again and again, one object at a time; it must if its
@@ -421,8 +446,10 @@ static enum wish wish_of(struct usw_tiers *tiers, const struct usw_segment *h)
 	if (atomic_load_explicit(&h->state, memory_order_relaxed) != USW_SEGMENT_CLOSED ||
 	    number == USW_TIER_RAM || h->is_moving)
 		return STAYS;
-	if (atomic_load(&tiers->at[number].state) == USW_TIER_LEAVING || usw_segment_has_garbage(h))
+	if (usw_segment_has_garbage(h))
 		return NEEDED;
+	if (atomic_load(&tiers->at[number].state) == USW_TIER_LEAVING)
+		return LEAVES;
 	return atomic_load_explicit(&h->refaults, memory_order_relaxed) >
 			       h->object_count / USW_PROMOTE_SHARE
 		       ? WANTED
@@ -431,9 +458,11 @@ static enum wish wish_of(struct usw_tiers *tiers, const struct usw_segment *h)
 
 /**
  * Bring segments back, in the order in which they lie in the table. One that is needed comes even
- * without room, alone: it makes room by being emptied, or makes another go down elsewhere.
+ * without room, alone, since it makes room by being emptied; one that leaves does too, but for when
+ * RAM is tight, since it makes others go down elsewhere or pages leave.
  */
-static void promote_some(struct usw_tiers *tiers, uint64_t room_bytes, uint64_t taken_bytes)
+static void promote_some(struct usw_tiers *tiers, const struct usw_tiers_plan *plan,
+			 uint64_t taken_bytes)
 {
 	uint32_t end = tiers->segments->high_water;
 
@@ -444,9 +473,10 @@ static void promote_some(struct usw_tiers *tiers, uint64_t room_bytes, uint64_t 
 		struct usw_segment *h = usw_segments_header(tiers->segments, segment);
 
 		enum wish wish = wish_of(tiers, h);
-		bool has_room = taken_bytes + USW_SEGMENT_BYTES <= room_bytes;
+		bool has_room = taken_bytes + USW_SEGMENT_BYTES <= plan->promote_bytes;
+		bool is_urgent = wish == NEEDED || (wish == LEAVES && !plan->is_tight);
 
-		if (wish != STAYS && (has_room || (wish == NEEDED && !taken_bytes))) {
+		if (wish != STAYS && (has_room || (is_urgent && !taken_bytes))) {
 			if (!begin_promotion(tiers, segment))
 				return;
 			taken_bytes += USW_SEGMENT_BYTES;
@@ -471,16 +501,34 @@ static void close_leaving(struct usw_tiers *tiers)
 		if (!is_empty)
 			continue;
 		snprintf(text, sizeof(text), "disk tier %s is removed", tier->name);
+		uint32_t id = tier->id; // once it is gone, another may have its place
 		atomic_store(&tier->fd, -1);
 		pthread_mutex_lock(&tiers->lock); // the control thread may be looking at it
 		usw_disk_close(tier->disk);
 		atomic_store(&tier->segments, 0);
 		atomic_store(&tier->pages, 0);
-		atomic_store(&tier->held_bytes, 0);
+		atomic_store(&tier->stored_bytes, 0);
 		atomic_store(&tier->state, USW_TIER_NONE);
 		pthread_mutex_unlock(&tiers->lock);
 		atomic_fetch_sub(&tiers->count, 1);
-		tiers->hooks.report(tiers->hooks.context, true, text);
+		tiers->hooks.report(tiers->hooks.context, USW_EVENT_TIER_REMOVED, id, text);
+	}
+}
+
+void usw_tiers_keep_leaving(struct usw_tiers *tiers)
+{
+	char text[200];
+
+	for (uint32_t i = 1; i < USW_TIERS_MAX; i++) {
+		struct usw_tier *tier = &tiers->at[i];
+		uint32_t leaving = USW_TIER_LEAVING;
+
+		if (!atomic_compare_exchange_strong(&tier->state, &leaving, USW_TIER_ACTIVE))
+			continue;
+		snprintf(text, sizeof(text),
+			 "disk tier %s stays: what is left has no room any more for what it holds",
+			 tier->name);
+		tiers->hooks.report(tiers->hooks.context, USW_EVENT_TIER_KEPT, tier->id, text);
 	}
 }
 
@@ -493,7 +541,7 @@ bool usw_tiers_step(struct usw_tiers *tiers, const struct usw_tiers_plan *plan)
 	settle(tiers);
 	if (usw_now_ns() - tiers->swept_ns > USW_SWEEP_NS) {
 		tiers->swept_ns = usw_now_ns();
-		count_tiers(tiers);
+		usw_tiers_count(tiers);
 		close_leaving(tiers);
 	}
 	under_way(tiers, &given, &taken);
@@ -505,7 +553,7 @@ bool usw_tiers_step(struct usw_tiers *tiers, const struct usw_tiers_plan *plan)
 		under_way(tiers, &given, &taken);
 	}
 	if (tiers->segments->disk_segments)
-		promote_some(tiers, plan->promote_bytes, taken);
+		promote_some(tiers, plan, taken);
 	under_way(tiers, &given, &taken);
 	return given + taken > 0;
 }
@@ -547,27 +595,84 @@ undo:
 	return ret;
 }
 
-static int find_number(struct usw_tiers *tiers, const char *path, uint32_t *ret_number)
+/** Caller is the control thread, which alone adds tiers, and holds tiers->lock. */
+static struct usw_tier *find_tier(struct usw_tiers *tiers, const char *name)
 {
-	for (uint32_t i = USW_TIERS_MAX - 1; i > 0; i--) {
-		if (atomic_load(&tiers->at[i].state) == USW_TIER_NONE)
-			*ret_number = i;
-		else if (strcmp(tiers->at[i].disk->path, path) == 0)
-			return -EEXIST;
-	}
-	return *ret_number ? 0 : -ENOSPC;
+	for (uint32_t i = 1; i < USW_TIERS_MAX; i++)
+		if (atomic_load(&tiers->at[i].state) != USW_TIER_NONE &&
+		    (strcmp(tiers->at[i].name, name) == 0 ||
+		     strcmp(tiers->at[i].disk->path, name) == 0))
+			return &tiers->at[i];
+	return NULL;
 }
 
-int usw_tiers_add(struct usw_tiers *tiers, const char *path, uint64_t cap_bytes, int priority,
-		  struct usw_error *error)
+/** Neither path nor name may be in use. Caller holds tiers->lock. */
+static int refuse_double(struct usw_tiers *tiers, const char *path, const char *name,
+			 struct usw_error *error)
 {
-	uint32_t number = 0;
-	int ret = find_number(tiers, path, &number);
+	const struct usw_tier *tier = find_tier(tiers, path);
 
-	if (ret == -EEXIST)
-		return fail(error, EEXIST, "%.120s is a disk tier already; `tier list` names them",
+	if (tier && atomic_load(&tier->state) == USW_TIER_LEAVING)
+		return fail(error, EEXIST, "%.120s is a disk tier that is just being removed",
 			    path);
+	if (tier)
+		return fail(error, EEXIST,
+			    "%.120s is a disk tier already; `uffdswap tier list` names them", path);
+	if (name && (strcmp(name, "ram") == 0 || find_tier(tiers, name)))
+		return fail(error, EEXIST,
+			    "there is a tier %.31s already; `uffdswap tier list` names them", name);
+	return 0;
+}
+
+/** A number that is free; 0: there is none. */
+static uint32_t find_number(struct usw_tiers *tiers)
+{
+	for (uint32_t i = 1; i < USW_TIERS_MAX; i++)
+		if (atomic_load(&tiers->at[i].state) == USW_TIER_NONE)
+			return i;
+	return 0;
+}
+
+/** `name`, or the first of disk1, disk2, ... that is free. Caller holds tiers->lock. */
+static void give_name(struct usw_tiers *tiers, struct usw_tier *tier, const char *name)
+{
+	if (name) {
+		snprintf(tier->name, sizeof(tier->name), "%s", name);
+		return;
+	}
+	for (uint32_t i = 1;; i++) {
+		char next[sizeof(tier->name)];
+
+		snprintf(next, sizeof(next), "disk%u", i);
+		if (find_tier(tiers, next))
+			continue;
+		strcpy(tier->name, next);
+		return;
+	}
+}
+
+static enum usw_tier_kind kind_of(const struct usw_disk *disk)
+{
+	struct stat status;
+
+	if (disk->is_device)
+		return USW_TIER_KIND_DEVICE;
+	// The nameless file in a folder has no link.
+	return fstat(disk->fd, &status) == 0 && status.st_nlink == 0 ? USW_TIER_KIND_FOLDER
+								     : USW_TIER_KIND_FILE;
+}
+
+int usw_tiers_add(struct usw_tiers *tiers, const char *path, const char *name, uint64_t cap_bytes,
+		  int priority, struct usw_error *error)
+{
+	pthread_mutex_lock(&tiers->lock);
+	int ret = refuse_double(tiers, path, name, error);
+	pthread_mutex_unlock(&tiers->lock);
+	uint32_t number = find_number(tiers);
+
 	if (ret)
+		return ret;
+	if (!number)
 		return fail(error, ENOSPC,
 			    "cannot add %.80s: there are as many tiers as there may be", path);
 	struct usw_tier *tier = &tiers->at[number];
@@ -579,18 +684,20 @@ int usw_tiers_add(struct usw_tiers *tiers, const char *path, uint64_t cap_bytes,
 	ret = usw_disk_open(tier->disk, path, cap_bytes, error);
 	if (ret)
 		return ret;
-	tier->free_bytes = usw_disk_free_bytes(tier->disk);
+	atomic_store(&tier->free_bytes, usw_disk_free_bytes(tier->disk));
 	tier->priority = priority;
 	tier->retry_ns = 0;
-	tier->has_failed = false;
+	atomic_store(&tier->has_failed, false);
 	atomic_store(&tier->align_bytes, tier->disk->align_bytes);
 	atomic_store(&tier->fd, tier->disk->fd);
 	pthread_mutex_lock(&tiers->lock);
-	snprintf(tier->name, sizeof(tier->name), "disk%u", number);
+	tier->id = ++tiers->added_count;
+	tier->kind = kind_of(tier->disk);
+	give_name(tiers, tier, name);
 	atomic_store(&tier->state, USW_TIER_ACTIVE);
 	pthread_mutex_unlock(&tiers->lock);
 	atomic_fetch_add(&tiers->count, 1);
-	return 0;
+	return (int)tier->id;
 }
 
 /** What the other disks could take. */
@@ -604,16 +711,6 @@ static uint64_t free_elsewhere(struct usw_tiers *tiers, const struct usw_tier *l
 	return bytes;
 }
 
-static struct usw_tier *find_tier(struct usw_tiers *tiers, const char *name)
-{
-	for (uint32_t i = 1; i < USW_TIERS_MAX; i++)
-		if (atomic_load(&tiers->at[i].state) != USW_TIER_NONE &&
-		    (strcmp(tiers->at[i].name, name) == 0 ||
-		     strcmp(tiers->at[i].disk->path, name) == 0))
-			return &tiers->at[i];
-	return NULL;
-}
-
 /** Caller holds tiers->lock, so that no tier is closed meanwhile. */
 static int begin_removal(struct usw_tiers *tiers, const char *name, uint64_t ram_free_bytes,
 			 struct usw_error *error)
@@ -621,26 +718,24 @@ static int begin_removal(struct usw_tiers *tiers, const char *name, uint64_t ram
 	struct usw_tier *tier = find_tier(tiers, name);
 
 	if (!tier)
-		return fail(error, ENOENT, "there is no disk tier %.80s; `tier list` names them",
-			    name);
+		return fail(error, ENOENT,
+			    "there is no disk tier %.80s; `uffdswap tier list` names them", name);
 	if (atomic_load(&tier->state) == USW_TIER_LEAVING)
 		return fail(error, EALREADY, "disk tier %s is being removed already", tier->name);
-	pthread_mutex_lock(&tier->disk->lock);
-	uint64_t held = tier->disk->held_bytes;
-	pthread_mutex_unlock(&tier->disk->lock);
+	uint64_t needed = held(tier->disk);
 	uint64_t left = free_elsewhere(tiers, tier);
-	if (ram_free_bytes < held && left < held - ram_free_bytes) {
+	if (ram_free_bytes < needed && left < needed - ram_free_bytes) {
 		error->code = ENOSPC;
 		snprintf(
 			error->text, sizeof(error->text),
 			"disk tier %s holds %llu MiB, and what is left has room for %llu; nothing was "
 			"moved. Raise --memory or add a tier first",
-			tier->name, (unsigned long long)(held >> 20),
+			tier->name, (unsigned long long)(needed >> 20),
 			(unsigned long long)((ram_free_bytes + left) >> 20));
 		return -ENOSPC;
 	}
 	atomic_store(&tier->state, USW_TIER_LEAVING);
-	return 0;
+	return (int)tier->id;
 }
 
 int usw_tiers_remove(struct usw_tiers *tiers, const char *name, uint64_t ram_free_bytes,
@@ -649,9 +744,19 @@ int usw_tiers_remove(struct usw_tiers *tiers, const char *name, uint64_t ram_fre
 	pthread_mutex_lock(&tiers->lock);
 	int ret = begin_removal(tiers, name, ram_free_bytes, error);
 	pthread_mutex_unlock(&tiers->lock);
-	if (!ret)
+	if (ret > 0)
 		tiers->hooks.moved(tiers->hooks.context);
 	return ret;
+}
+
+static enum usw_tier_condition condition_of(const struct usw_tier *tier)
+{
+	if (atomic_load(&tier->state) == USW_TIER_LEAVING)
+		return USW_TIER_IS_LEAVING;
+	if (atomic_load(&tier->has_failed))
+		return USW_TIER_IS_FAILING;
+	return atomic_load(&tier->free_bytes) < USW_SLOT_BYTES ? USW_TIER_IS_FULL
+							       : USW_TIER_IS_ACTIVE;
 }
 
 int usw_tiers_describe(struct usw_tiers *tiers, uint32_t number, struct usw_tier_info *ret)
@@ -661,17 +766,19 @@ int usw_tiers_describe(struct usw_tiers *tiers, uint32_t number, struct usw_tier
 
 	// Under the lock a tier that leaves cannot be closed.
 	pthread_mutex_lock(&tiers->lock);
-	uint32_t state = atomic_load(&tier->state);
-	if (state != USW_TIER_NONE) {
+	if (atomic_load(&tier->state) != USW_TIER_NONE) {
 		*ret = (struct usw_tier_info){
+			.id = tier->id,
+			.kind = tier->kind,
+			.condition = condition_of(tier),
 			.priority = tier->priority,
-			.is_leaving = state == USW_TIER_LEAVING,
 			.is_encrypted = tiers->is_sealed,
 			.cap_bytes = tier->disk->cap_bytes,
+			.free_bytes = atomic_load(&tier->free_bytes),
 			.segments = atomic_load(&tier->segments),
 			.pages = atomic_load(&tier->pages),
 			.original_bytes = atomic_load(&tier->pages) * USW_PAGE_BYTES,
-			.stored_bytes = atomic_load(&tier->held_bytes),
+			.stored_bytes = atomic_load(&tier->stored_bytes),
 		};
 		strcpy(ret->name, tier->name);
 		strcpy(ret->path, tier->disk->path);
