@@ -640,8 +640,8 @@ void usw_session_statistics(struct usw_session *session, struct usw_statistics *
 		.disk_peak_bytes = session->tiers.peak_bytes,
 		.demoted_segments = session->tiers.demoted_segments,
 		.promoted_segments = session->tiers.promoted_segments,
-		.disk_is_encrypted = session->tiers.count && session->tiers.is_sealed,
-		.disk_uses_uring = session->tiers.count &&
+		.disk_is_encrypted = session->tiers.is_ready && session->tiers.is_sealed,
+		.disk_uses_uring = session->tiers.is_ready &&
 				   session->tiers.aio_engine == USW_AIO_URING,
 		.waits_for_room = session->waits_for_room,
 		.faults_total = sum.faults_total,

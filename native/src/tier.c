@@ -14,6 +14,7 @@
 #include <sys/stat.h>
 
 #include "tier.h"
+#include "uffd_abi.h"
 
 /* How often the segments are counted, and what is free on disks is asked for. */
 #define USW_SWEEP_NS 20000000u
@@ -59,7 +60,7 @@ static int fill_slot(struct usw_tiers *tiers, struct usw_move *move)
 
 /**
  * The reverse, into the segment's place in RAM, which nobody reads before it is published. What
- * cannot be opened is left as zeros, which the page's hash refuses when it is asked for.
+ * cannot be opened becomes zeros, which the page's hash refuses when it is asked for.
  */
 static void empty_slot(struct usw_tiers *tiers, struct usw_move *move)
 {
@@ -68,7 +69,9 @@ static void empty_slot(struct usw_tiers *tiers, struct usw_move *move)
 	char *ram = segments->data.base + (uint64_t)move->segment * USW_SEGMENT_BYTES;
 	struct usw_object object;
 
-	memset(ram, 0, h->append_bytes);
+	// One call instead of a fault for each page; without it they fault.
+	madvise(ram, (h->append_bytes + USW_PAGE_BYTES - 1) & ~(USW_PAGE_BYTES - 1),
+		MADV_POPULATE_WRITE);
 	for (uint32_t index = 0; index < h->object_count; index++) {
 		if (!usw_segments_find(segments, move->segment, index, &object))
 			continue;
@@ -140,6 +143,21 @@ static bool give_dead_slot(struct usw_tiers *tiers)
 	return true;
 }
 
+/** A file that nobody needs any more gives all of its space back at once. */
+static void end_files(struct usw_tiers *tiers)
+{
+	for (uint32_t i = 1; i < USW_TIERS_MAX; i++) {
+		struct usw_tier *tier = &tiers->at[i];
+
+		if (atomic_load_explicit(&tier->ending, memory_order_acquire) != USW_ENDING_ASKED)
+			continue;
+		if (ftruncate(atomic_load(&tier->fd), 0) < 0)
+			errno = 0; // closing it does the same
+		atomic_store_explicit(&tier->ending, USW_ENDING_DONE, memory_order_release);
+		tiers->hooks.moved(tiers->hooks.context);
+	}
+}
+
 static void *mover_main(void *argument)
 {
 	struct usw_tiers *tiers = argument;
@@ -166,6 +184,7 @@ static void *mover_main(void *argument)
 			busy = true;
 		}
 		busy |= give_dead_slot(tiers);
+		end_files(tiers);
 		if (busy || poll(ready, 2, -1) <= 0)
 			continue;
 		if (ready[0].revents && read(tiers->wake_fd, &wakes, sizeof(wakes)) < 0)
@@ -181,7 +200,43 @@ static uint32_t slot_length(const struct usw_segment *h)
 	return usw_disk_length(h->append_bytes, h->object_count);
 }
 
-/** The owner says that a slot holds nothing any more: the mover gives it back. */
+/** Let the mover give a slot back. False: it has too many to give already. */
+static bool queue_dead(struct usw_tiers *tiers, const struct usw_dead_slot *dead)
+{
+	pthread_mutex_lock(&tiers->lock);
+	bool is_full = tiers->dead_head - tiers->dead_tail == USW_DEAD_SLOTS_MAX;
+	if (!is_full)
+		tiers->dead[tiers->dead_head++ % USW_DEAD_SLOTS_MAX] = *dead;
+	pthread_mutex_unlock(&tiers->lock);
+	if (!is_full)
+		wake(tiers);
+	return !is_full;
+}
+
+/**
+ * A file that leaves as a whole needs no holes; to punch one waits for all reads under way, and
+ * holds up those that follow. False: the slot is to be given back now.
+ */
+static bool hold_back(struct usw_tiers *tiers, const struct usw_dead_slot *dead)
+{
+	const struct usw_tier *tier = &tiers->at[dead->tier];
+
+	if (atomic_load(&tier->state) != USW_TIER_LEAVING || tier->kind == USW_TIER_KIND_DEVICE)
+		return false;
+	if (tiers->held_back_count == tiers->held_back_capacity) {
+		uint32_t capacity = tiers->held_back_capacity * 2 + 256;
+		void *bigger = realloc(tiers->held_back, capacity * sizeof(*tiers->held_back));
+
+		if (!bigger)
+			return false;
+		tiers->held_back = bigger;
+		tiers->held_back_capacity = capacity;
+	}
+	tiers->held_back[tiers->held_back_count++] = *dead;
+	return true;
+}
+
+/** The owner says that a slot holds nothing any more. */
 static void slot_is_free(void *context, uint64_t where, const struct usw_segment *segment)
 {
 	struct usw_tiers *tiers = context;
@@ -191,15 +246,47 @@ static void slot_is_free(void *context, uint64_t where, const struct usw_segment
 		.length_bytes = slot_length(segment),
 	};
 
-	pthread_mutex_lock(&tiers->lock);
-	bool is_full = tiers->dead_head - tiers->dead_tail == USW_DEAD_SLOTS_MAX;
-	if (!is_full)
-		tiers->dead[tiers->dead_head++ % USW_DEAD_SLOTS_MAX] = dead;
-	pthread_mutex_unlock(&tiers->lock);
-	if (is_full)
+	if (!hold_back(tiers, &dead) && !queue_dead(tiers, &dead))
 		usw_disk_give(tiers->at[dead.tier].disk, dead.slot, dead.length_bytes);
-	else
-		wake(tiers);
+}
+
+/** Slots that were held back for a tier that leaves. */
+static uint32_t count_held_back(const struct usw_tiers *tiers, uint32_t number)
+{
+	uint32_t count = 0;
+
+	for (uint32_t i = 0; i < tiers->held_back_count; i++)
+		count += tiers->held_back[i].tier == number;
+	return count;
+}
+
+/** The file is gone, and with it its slots. */
+static void drop_held_back(struct usw_tiers *tiers, uint32_t number)
+{
+	uint32_t left = 0;
+
+	for (uint32_t i = 0; i < tiers->held_back_count; i++)
+		if (tiers->held_back[i].tier != number)
+			tiers->held_back[left++] = tiers->held_back[i];
+	tiers->held_back_count = left;
+}
+
+/** Tiers that stay after all get their slots back, as fast as the mover can give them. */
+static void give_held_back(struct usw_tiers *tiers)
+{
+	uint32_t i = 0;
+
+	while (i < tiers->held_back_count) {
+		struct usw_dead_slot *dead = &tiers->held_back[i];
+
+		if (atomic_load(&tiers->at[dead->tier].state) == USW_TIER_LEAVING) {
+			i++;
+			continue;
+		}
+		if (!queue_dead(tiers, dead))
+			return;
+		*dead = tiers->held_back[--tiers->held_back_count];
+	}
 }
 
 static struct usw_move *idle_move(struct usw_tiers *tiers)
@@ -485,6 +572,27 @@ static void promote_some(struct usw_tiers *tiers, const struct usw_tiers_plan *p
 	}
 }
 
+/** True if a tier that leaves is empty, and its file as well. */
+static bool has_left(struct usw_tiers *tiers, uint32_t number)
+{
+	struct usw_tier *tier = &tiers->at[number];
+
+	if (atomic_load(&tier->state) != USW_TIER_LEAVING)
+		return false;
+	pthread_mutex_lock(&tier->disk->lock);
+	uint32_t used = tier->disk->used_slots;
+	pthread_mutex_unlock(&tier->disk->lock);
+	uint32_t held_back = count_held_back(tiers, number);
+	if (used != held_back)
+		return false;
+	if (held_back && atomic_load(&tier->ending) == USW_ENDING_NOT) {
+		atomic_store_explicit(&tier->ending, USW_ENDING_ASKED, memory_order_release);
+		wake(tiers);
+	}
+	return !held_back ||
+	       atomic_load_explicit(&tier->ending, memory_order_acquire) == USW_ENDING_DONE;
+}
+
 /** A tier that is empty and leaves is gone. */
 static void close_leaving(struct usw_tiers *tiers)
 {
@@ -493,13 +601,9 @@ static void close_leaving(struct usw_tiers *tiers)
 	for (uint32_t i = 1; i < USW_TIERS_MAX; i++) {
 		struct usw_tier *tier = &tiers->at[i];
 
-		if (atomic_load(&tier->state) != USW_TIER_LEAVING)
+		if (!has_left(tiers, i))
 			continue;
-		pthread_mutex_lock(&tier->disk->lock);
-		bool is_empty = tier->disk->used_slots == 0;
-		pthread_mutex_unlock(&tier->disk->lock);
-		if (!is_empty)
-			continue;
+		drop_held_back(tiers, i);
 		snprintf(text, sizeof(text), "disk tier %s is removed", tier->name);
 		uint32_t id = tier->id; // once it is gone, another may have its place
 		atomic_store(&tier->fd, -1);
@@ -523,7 +627,9 @@ void usw_tiers_keep_leaving(struct usw_tiers *tiers)
 		struct usw_tier *tier = &tiers->at[i];
 		uint32_t leaving = USW_TIER_LEAVING;
 
-		if (!atomic_compare_exchange_strong(&tier->state, &leaving, USW_TIER_ACTIVE))
+		// One whose file is being ended holds nothing any more.
+		if (atomic_load(&tier->ending) != USW_ENDING_NOT ||
+		    !atomic_compare_exchange_strong(&tier->state, &leaving, USW_TIER_ACTIVE))
 			continue;
 		snprintf(text, sizeof(text),
 			 "disk tier %s stays: what is left has no room any more for what it holds",
@@ -543,6 +649,7 @@ bool usw_tiers_step(struct usw_tiers *tiers, const struct usw_tiers_plan *plan)
 		tiers->swept_ns = usw_now_ns();
 		usw_tiers_count(tiers);
 		close_leaving(tiers);
+		give_held_back(tiers);
 	}
 	under_way(tiers, &given, &taken);
 	while (plan->demote_bytes > given) {
@@ -687,6 +794,7 @@ int usw_tiers_add(struct usw_tiers *tiers, const char *path, const char *name, u
 	atomic_store(&tier->free_bytes, usw_disk_free_bytes(tier->disk));
 	tier->priority = priority;
 	tier->retry_ns = 0;
+	atomic_store(&tier->ending, USW_ENDING_NOT);
 	atomic_store(&tier->has_failed, false);
 	atomic_store(&tier->align_bytes, tier->disk->align_bytes);
 	atomic_store(&tier->fd, tier->disk->fd);
@@ -825,6 +933,7 @@ void usw_tiers_deinit(struct usw_tiers *tiers)
 			usw_disk_close(tiers->at[i].disk);
 		free(tiers->at[i].disk);
 	}
+	free(tiers->held_back);
 	usw_cleanup_close(&tiers->wake_fd);
 	pthread_mutex_destroy(&tiers->lock);
 	tiers->segments = NULL;

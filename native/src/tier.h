@@ -40,10 +40,14 @@ enum usw_tier_state {
 	USW_TIER_LEAVING, /* its segments are on their way out; nothing new goes there */
 };
 
+/** The end of a tier's file, which takes a while: the owner asks, the mover does it. */
+enum usw_tier_ending { USW_ENDING_NOT, USW_ENDING_ASKED, USW_ENDING_DONE };
+
 struct usw_tier {
 	_Atomic uint32_t state; /* enum usw_tier_state */
 	_Atomic int fd;         /* of the disk, for fault threads; -1: none */
 	_Atomic uint32_t align_bytes;
+	_Atomic uint32_t ending;     /* enum usw_tier_ending */
 	char name[32];               /* written before the state, with `lock` */
 	uint32_t id;                 /* in the order in which they were added */
 	enum usw_tier_kind kind;     /* as before */
@@ -103,6 +107,9 @@ struct usw_tiers {
 	struct usw_dead_slot dead[USW_DEAD_SLOTS_MAX];
 	uint32_t dead_head, dead_tail;
 	bool is_ready; /* key and mover are there; control thread */
+	/* Of files that leave, given back with the file; owner. */
+	struct usw_dead_slot *held_back;
+	uint32_t held_back_count, held_back_capacity;
 
 	pthread_t mover;
 	int wake_fd;

@@ -276,6 +276,8 @@ static void test_a_removal_can_be_given_up(void)
 	usw_tiers_keep_leaving(&tiers);
 	CHECK_EQ(kept, 1);
 	CHECK(describe(1).condition != USW_TIER_IS_LEAVING);
+	run(0, is_given_back); // what had been held back for the end of the file
+	CHECK_EQ(tiers.held_back_count, 0);
 	run(UINT64_MAX, both_are_full);
 	usw_tiers_keep_leaving(&tiers);
 	CHECK_EQ(kept, 1);
