@@ -20,6 +20,9 @@
 #define USW_SWEEP_NS 20000000u
 /* After a failed write a tier is left alone for a while. */
 #define USW_RETRY_NS 500000000u
+/* A move reads so much at a time, and looks after the disk each so many objects. */
+#define USW_PIECE_BYTES 65536u
+#define USW_LOOK_OBJECTS 16u
 /* A segment of which this share was read one by one is wanted as a whole. */
 #define USW_PROMOTE_SHARE 4u
 
@@ -59,6 +62,50 @@ static int fill_slot(struct usw_tiers *tiers, struct usw_move *move)
 }
 
 /**
+ * Ask for the next piece. What is read comes in small ones: a fault that wants one page from the same
+ * disk waits behind them, and the program should not notice that a tier leaves. 0 or -errno.
+ */
+static int ask_piece(struct usw_tiers *tiers, struct usw_move *move)
+{
+	uint64_t place = move->is_write ? move->to : move->from;
+	uint32_t left = move->length_bytes - move->asked_bytes;
+	uint32_t length = move->is_write ? left : (uint32_t)usw_min(left, USW_PIECE_BYTES);
+
+	move->request = (struct usw_aio_request){
+		.fd = atomic_load(&tiers->at[usw_where_tier(place)].fd),
+		.is_write = move->is_write,
+		.length_bytes = length,
+		.buffer = move->buffer + move->asked_bytes,
+		.offset_bytes = usw_disk_offset(usw_where_slot(place)) + move->asked_bytes,
+	};
+	int ret = usw_aio_submit(tiers->aio, &move->request);
+	if (!ret)
+		move->asked_bytes += length;
+	return ret;
+}
+
+/** Take note of what the disk has done, and go on with it. */
+static void collect(struct usw_tiers *tiers)
+{
+	struct usw_aio_request *request;
+
+	while ((request = usw_aio_reap(tiers->aio))) {
+		struct usw_move *move =
+			(struct usw_move *)((char *)request - offsetof(struct usw_move, request));
+
+		if (!request->result && move->asked_bytes < move->length_bytes) {
+			int ret = ask_piece(tiers, move);
+
+			if (!ret)
+				continue;
+			request->result = ret;
+		}
+		move->is_through = true;
+	}
+	usw_aio_flush(tiers->aio);
+}
+
+/**
  * The reverse, into the segment's place in RAM, which nobody reads before it is published. What
  * cannot be opened becomes zeros, which the page's hash refuses when it is asked for.
  */
@@ -75,6 +122,8 @@ static void empty_slot(struct usw_tiers *tiers, struct usw_move *move)
 	for (uint32_t index = 0; index < h->object_count; index++) {
 		if (!usw_segments_find(segments, move->segment, index, &object))
 			continue;
+		if (index % USW_LOOK_OBJECTS == 0)
+			collect(tiers);
 		const char *in = move->buffer + usw_disk_object_offset(object.offset_bytes, index);
 		char *out = ram + object.offset_bytes;
 
@@ -99,8 +148,6 @@ static void finish_move(struct usw_tiers *tiers, struct usw_move *move)
 
 static void begin_move(struct usw_tiers *tiers, struct usw_move *move)
 {
-	uint64_t place = move->is_write ? move->to : move->from;
-	struct usw_tier *tier = &tiers->at[usw_where_tier(place)];
 	int ret = 0;
 
 	if (!move->buffer) {
@@ -112,20 +159,41 @@ static void begin_move(struct usw_tiers *tiers, struct usw_move *move)
 	}
 	if (!ret && move->is_write)
 		ret = fill_slot(tiers, move);
-	move->request = (struct usw_aio_request){
-		.fd = atomic_load(&tier->fd),
-		.is_write = move->is_write,
-		.length_bytes = move->length_bytes,
-		.buffer = move->buffer,
-		.offset_bytes = usw_disk_offset(usw_where_slot(place)),
-	};
+	move->asked_bytes = 0;
+	move->is_through = false;
 	atomic_store_explicit(&move->stage, USW_MOVE_RUNNING, memory_order_relaxed);
 	if (!ret)
-		ret = usw_aio_submit(tiers->aio, &move->request);
+		ret = ask_piece(tiers, move);
 	if (ret) {
 		move->request.result = ret;
-		finish_move(tiers, move);
+		move->is_through = true;
 	}
+}
+
+/** Begin what was asked for and finish what is through. True if there was something. */
+static bool serve_moves(struct usw_tiers *tiers)
+{
+	bool busy = false;
+
+	for (uint32_t i = 0; i < USW_MOVES_MAX; i++) {
+		struct usw_move *move = &tiers->moves[i];
+
+		if (atomic_load_explicit(&move->stage, memory_order_acquire) == USW_MOVE_ASKED) {
+			begin_move(tiers, move);
+			usw_aio_flush(tiers->aio);
+		}
+	}
+	collect(tiers);
+	for (uint32_t i = 0; i < USW_MOVES_MAX; i++) {
+		struct usw_move *move = &tiers->moves[i];
+
+		if (atomic_load_explicit(&move->stage, memory_order_relaxed) != USW_MOVE_RUNNING ||
+		    !move->is_through)
+			continue;
+		finish_move(tiers, move);
+		busy = true;
+	}
+	return busy;
 }
 
 /** Give space back on disks, one slot at a time. True if there was one. */
@@ -166,23 +234,8 @@ static void *mover_main(void *argument)
 	uint64_t wakes;
 
 	while (!atomic_load(&tiers->stopping) || usw_aio_under_way(tiers->aio)) {
-		struct usw_aio_request *request;
-		bool busy = false;
+		bool busy = serve_moves(tiers);
 
-		for (uint32_t i = 0; i < USW_MOVES_MAX; i++) {
-			struct usw_move *move = &tiers->moves[i];
-
-			if (atomic_load_explicit(&move->stage, memory_order_acquire) ==
-			    USW_MOVE_ASKED) {
-				begin_move(tiers, move);
-				usw_aio_flush(tiers->aio);
-			}
-		}
-		while ((request = usw_aio_reap(tiers->aio))) {
-			finish_move(tiers, (struct usw_move *)((char *)request -
-							       offsetof(struct usw_move, request)));
-			busy = true;
-		}
 		busy |= give_dead_slot(tiers);
 		end_files(tiers);
 		if (busy || poll(ready, 2, -1) <= 0)

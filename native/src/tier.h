@@ -71,7 +71,9 @@ struct usw_move {
 	bool is_write;
 	uint64_t from, to; /* where */
 	uint32_t length_bytes;
-	uint32_t damaged; /* objects that could not be opened */
+	uint32_t asked_bytes; /* of it, read or written or being so; the mover's */
+	bool is_through;      /* all of it, or it has failed; the mover's */
+	uint32_t damaged;     /* objects that could not be opened */
 	struct usw_aio_request request;
 	char *buffer; /* USW_SLOT_BYTES; the mover's */
 };
