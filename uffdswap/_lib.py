@@ -42,6 +42,23 @@ NO_LIMIT = 2**64 - 1
 
 _FDS_MAX = 64
 _TIERS_MAX = 16
+_TIER_KINDS = {
+    lib.USW_TIER_KIND_RAM: "ram",
+    lib.USW_TIER_KIND_FOLDER: "folder",
+    lib.USW_TIER_KIND_FILE: "file",
+    lib.USW_TIER_KIND_DEVICE: "device",
+}
+_TIER_STATES = {
+    lib.USW_TIER_IS_ACTIVE: "active",
+    lib.USW_TIER_IS_FULL: "full",
+    lib.USW_TIER_IS_FAILING: "failing",
+    lib.USW_TIER_IS_LEAVING: "removing",
+}
+_ON_FULL = {
+    None: lib.USW_ON_FULL_AUTO,
+    "wait": lib.USW_ON_FULL_WAIT,
+    "kill": lib.USW_ON_FULL_KILL,
+}
 
 
 class NativeError(OSError):
@@ -124,17 +141,25 @@ class Statistics(Record):
     promoted_segments: int
     disk_is_encrypted: int
     disk_uses_uring: int
+    waits_for_room: int
 
 
 class Tier(Record):
-    """One tier, as it is now; `cap_bytes` is NO_LIMIT for none, `path` empty for RAM."""
+    """One tier, as it is now; sizes that have no limit are NO_LIMIT, `path` is empty for RAM.
 
+    The kind is `ram`, `folder`, `file` or `device`, the state `active`, `full`, `failing` (its last
+    write failed) or `removing`.
+    """
+
+    id: int
     name: str
+    kind: str
     path: str
     priority: int
-    is_leaving: bool
+    state: str
     is_encrypted: bool
     cap_bytes: int
+    free_bytes: int
     segments: int
     pages: int
     original_bytes: int
@@ -152,6 +177,10 @@ class TargetFigures(Record):
     same_pages: int
     standby_pages: int
     object_pages: int
+    ram_pages: int
+    disk_pages: int
+    ram_stored_bytes: int
+    disk_stored_bytes: int
     faults: int
     refaults: int
 
@@ -166,6 +195,9 @@ class EventKind(enum.IntEnum):
     POISONED = lib.USW_EVENT_POISONED
     WARNING = lib.USW_EVENT_WARNING
     TIER_REMOVED = lib.USW_EVENT_TIER_REMOVED
+    TIER_KEPT = lib.USW_EVENT_TIER_KEPT
+    FULL = lib.USW_EVENT_FULL
+    ROOM = lib.USW_EVENT_ROOM
     REQUEST_DONE = lib.USW_EVENT_REQUEST_DONE
 
 
@@ -235,7 +267,7 @@ class NativeSession:
     with ``EBADF``.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 # one a field of struct usw_config
         self,
         *,
         memory_limit_bytes: int = NO_LIMIT,
@@ -243,6 +275,7 @@ class NativeSession:
         stress_pages_per_second: int = 0,
         fault_threads: int = 0,
         disk_is_encrypted: bool = True,
+        on_full: str | None = None,
     ) -> None:
         self._session: Any = None
         config: Any = ffi.new("struct usw_config *")
@@ -251,6 +284,7 @@ class NativeSession:
         config.stress_pages_per_second = stress_pages_per_second
         config.fault_threads = fault_threads
         config.disk_plain = not disk_is_encrypted
+        config.on_full = _ON_FULL[on_full]
         session: Any = ffi.new("struct usw_session **")
         error: Any = ffi.new("struct usw_error *")
         _check(lib.usw_session_create(config, session, error), error)
@@ -326,25 +360,30 @@ class NativeSession:
         """Change the limits while the session runs; ``NO_LIMIT`` for none."""
         lib.usw_session_set_limits(self._open(), memory_limit_bytes, resident_limit_bytes)
 
-    def add_tier(self, path: str, *, cap_bytes: int = NO_LIMIT, priority: int = 0) -> None:
-        """Add a disk tier: a folder, a file or a block device. Higher priorities are filled first.
+    def add_tier(
+        self, path: str, *, name: str | None = None, cap_bytes: int = NO_LIMIT, priority: int = 0
+    ) -> int:
+        """Add a disk tier, a folder, a file or a block device, and return its ID.
 
-        Raises `NativeError` with a sentence for the user if the place cannot be used.
+        Higher priorities are filled first, and of those the tier that was added first. Raises
+        `NativeError` with a sentence for the user if the place cannot be used.
         """
         error: Any = ffi.new("struct usw_error *")
+        raw_name: Any = ffi.NULL if name is None else os.fsencode(name)
         result = lib.usw_session_tier_add(
-            self._open(), os.fsencode(path), cap_bytes, priority, error
+            self._open(), os.fsencode(path), raw_name, cap_bytes, priority, error
         )
-        _check(result, error)
+        return _check(result, error)
 
-    def remove_tier(self, name: str) -> None:
-        """Begin to remove a disk tier, by name or path; a TIER_REMOVED event tells the end.
+    def remove_tier(self, name: str) -> int:
+        """Begin to remove a disk tier, by name or path, and return its ID.
 
-        Raises `NativeError`, nothing having happened: ENOENT, EALREADY, or ENOSPC if what is left
-        cannot hold what is in it.
+        A TIER_REMOVED or a TIER_KEPT event with this ID tells the end. Raises `NativeError`,
+        nothing having happened: ENOENT, EALREADY, or ENOSPC if what is left cannot hold what is in
+        it.
         """
         error: Any = ffi.new("struct usw_error *")
-        _check(lib.usw_session_tier_remove(self._open(), os.fsencode(name), error), error)
+        return _check(lib.usw_session_tier_remove(self._open(), os.fsencode(name), error), error)
 
     def tiers(self) -> list[Tier]:
         """Describe every tier, RAM first."""
@@ -352,12 +391,15 @@ class NativeSession:
         count = lib.usw_session_tier_list(self._open(), raw, _TIERS_MAX)
         return [
             Tier(
+                id=raw[i].id,
                 name=_text(raw[i].name),
+                kind=_TIER_KINDS[raw[i].kind],
                 path=_path(raw[i].path),
                 priority=raw[i].priority,
-                is_leaving=bool(raw[i].is_leaving),
+                state=_TIER_STATES[raw[i].condition],
                 is_encrypted=bool(raw[i].is_encrypted),
                 cap_bytes=raw[i].cap_bytes,
+                free_bytes=raw[i].free_bytes,
                 segments=raw[i].segments,
                 pages=raw[i].pages,
                 original_bytes=raw[i].original_bytes,

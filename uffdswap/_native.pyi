@@ -20,7 +20,24 @@ class _Lib:
     USW_EVENT_POISONED: int
     USW_EVENT_WARNING: int
     USW_EVENT_TIER_REMOVED: int
+    USW_EVENT_TIER_KEPT: int
+    USW_EVENT_FULL: int
+    USW_EVENT_ROOM: int
     USW_EVENT_REQUEST_DONE: int
+
+    USW_TIER_KIND_RAM: int
+    USW_TIER_KIND_FOLDER: int
+    USW_TIER_KIND_FILE: int
+    USW_TIER_KIND_DEVICE: int
+
+    USW_TIER_IS_ACTIVE: int
+    USW_TIER_IS_FULL: int
+    USW_TIER_IS_FAILING: int
+    USW_TIER_IS_LEAVING: int
+
+    USW_ON_FULL_AUTO: int
+    USW_ON_FULL_WAIT: int
+    USW_ON_FULL_KILL: int
 
     def usw_probe_run(self, ret: Any, /) -> None: ...
     def usw_session_create(self, config: Any, ret: Any, error: Any, /) -> int: ...
@@ -32,7 +49,14 @@ class _Lib:
         self, session: Any, memory_limit_bytes: int, resident_limit_bytes: int, /
     ) -> None: ...
     def usw_session_tier_add(
-        self, session: Any, path: bytes, cap_bytes: int, priority: int, error: Any, /
+        self,
+        session: Any,
+        path: bytes,
+        name: Any,
+        cap_bytes: int,
+        priority: int,
+        error: Any,
+        /,
     ) -> int: ...
     def usw_session_tier_remove(self, session: Any, name: bytes, error: Any, /) -> int: ...
     def usw_session_tier_list(self, session: Any, ret: Any, capacity: int, /) -> int: ...

@@ -47,6 +47,8 @@ _PAUSE_SECONDS = 0.1
 _KILL_WAIT_SECONDS = 5.0
 # How long the last statistics wait for what is being given back; a target takes milliseconds.
 _SETTLE_SECONDS = 0.5
+_MOVES_SECONDS = 0.005
+_NO_LIMIT = 2**64 - 1
 _SO_PEERPIDFD = 77  # since Linux 6.5
 _IGNORED = ("HUP", "INT", "QUIT", "TERM", "USR1", "USR2", "PIPE", "TSTP", "TTIN", "TTOU")
 
@@ -221,25 +223,27 @@ class Agent:
             self._send(protocol.Refused(pid=0, text=error.strerror or str(error)))
             return
         self._session = session
-        if message.disk_path is not None and not self._add_disk(session, message):
+        if not self._add_disks(session, message):
             return
         self._selector.register(session.event_fd(), selectors.EVENT_READ, self._on_event)
         self._resume_accepting()
         self._open_desk(session, message)
         self._send(protocol.Ready(), [os.dup(fd) for fd in session.fds()])
 
-    def _add_disk(self, session: NativeSession, message: protocol.Configure) -> bool:
-        """Add the disk tier of the start. One that nobody asked for may fail; then tell why."""
-        assert message.disk_path is not None
-        cap = {} if message.disk_cap_bytes is None else {"cap_bytes": message.disk_cap_bytes}
-        try:
-            session.add_tier(message.disk_path, **cap)
-        except OSError as error:
-            text = error.strerror or str(error)
-            if message.disk_is_required:
-                self._send(protocol.Refused(pid=0, text=text))
-                return False
-            self._send(protocol.Warn(text=f"going without a disk tier: {text}", serious=False))
+    def _add_disks(self, session: NativeSession, message: protocol.Configure) -> bool:
+        """Add the disk tiers of the start. What nobody asked for may fail; then tell why."""
+        for disk in message.disks:
+            path, cap_bytes = disk["path"], disk["cap_bytes"]
+            assert isinstance(path, str)
+            cap_bytes = cap_bytes if isinstance(cap_bytes, int) else _NO_LIMIT
+            try:
+                session.add_tier(path, cap_bytes=cap_bytes)
+            except OSError as error:
+                text = error.strerror or str(error)
+                if message.disks_are_required:
+                    self._send(protocol.Refused(pid=0, text=text))
+                    return False
+                self._send(protocol.Warn(text=f"going without a disk tier: {text}", serious=False))
         return True
 
     def _open_desk(self, session: NativeSession, message: protocol.Configure) -> None:
@@ -249,8 +253,7 @@ class Agent:
         def roll() -> Roll:
             return Roll(
                 targets=self._targets,
-                # A standing agent is the launcher of many: each session then goes by its own.
-                launcher_pid=self._launcher_pid if self._program_pid else os.getpid(),
+                launcher_pid=self._session_pid(),
                 program_pid=self._program_pid,
             )
 
@@ -262,6 +265,11 @@ class Agent:
             return
         limits = (message.memory_bytes, message.resident_bytes)
         self._desk = ControlServer(listener, self._selector, session, roll, limits)
+
+    def _session_pid(self) -> int:
+        """Return the process that means all of the session."""
+        # A standing agent is the launcher of many: each session then goes by its own.
+        return self._launcher_pid if self._program_pid else os.getpid()
 
     def _launcher_gone(self) -> None:
         self._selector.unregister(self._control)
@@ -324,9 +332,16 @@ class Agent:
             self._on_event()
             outliving = {pid for pid in self._targets.values() if self._outlives(pid)}
             left = deadline - time.monotonic()
-            if outliving.issuperset(self._targets.values()) or left <= 0:
+            gone = outliving.issuperset(self._targets.values())
+            if left <= 0 or (gone and (outliving or not self._holds_disks())):
                 return outliving
-            select.select([self._session.event_fd()], [], [], left)
+            # What is on its way to or from a disk ends without an event.
+            wait = min(left, _MOVES_SECONDS) if gone else left
+            select.select([self._session.event_fd()], [], [], wait)
+
+    def _holds_disks(self) -> bool:
+        """Tell whether something is left on disks. When nobody is left, that goes, too."""
+        return self._session is not None and self._session.statistics().disk_segments > 0
 
     def _outlives(self, pid: int) -> bool:
         if pid == self._program_pid:
@@ -361,9 +376,21 @@ class Agent:
             self._tell(protocol.Fatal(kind="out_of_memory", text=event.text), event.text)
         elif kind == "REQUEST_DONE":
             pass  # the loop's turn ends with a look at what the desk waits for
+        elif kind == "TIER_REMOVED":
+            self._end_removal(event, "")
+        elif kind == "TIER_KEPT":
+            self._end_removal(event, event.text)
+            self._tell(protocol.Warn(text=event.text, serious=False), event.text)
+        elif kind == "FULL":
+            text = f"{event.text}; {_way_out(self._session_pid())}"
+            self._tell(protocol.Warn(text=text, serious=True), text)
         else:
             serious = kind == "POISONED"
             self._tell(protocol.Warn(text=event.text, serious=serious), event.text)
+
+    def _end_removal(self, event: Event, why_kept: str) -> None:
+        if self._desk is not None:
+            self._desk.end_removal(event.target_id, why_kept)
 
     def _tell(self, message: protocol.Message, text: str) -> None:
         """Tell the launcher, or the system's log once there is none."""
@@ -472,6 +499,10 @@ class Agent:
         self._on_event()
 
 
+def _way_out(pid: int) -> str:
+    return f"give it some: uffdswap tier add --pid {pid} PATH, or uffdswap set {pid} --memory SIZE"
+
+
 def _limits(message: protocol.Configure) -> dict[str, Any]:
     """Return the keyword arguments of a native session; no limit is not given at all."""
     limits = {
@@ -479,6 +510,7 @@ def _limits(message: protocol.Configure) -> dict[str, Any]:
         "resident_limit_bytes": message.resident_bytes,
         "stress_pages_per_second": message.stress_pages_per_second,
         "disk_is_encrypted": message.disk_is_encrypted,
+        "on_full": message.on_full,
     }
     return {name: value for name, value in limits.items() if value is not None}
 

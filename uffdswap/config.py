@@ -18,10 +18,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ("POLICIES", "RunConfig", "resolve")
+__all__ = ("ON_FULL", "POLICIES", "Disk", "RunConfig", "parse_disk", "resolve")
 
 POLICIES = ("clock",)
 """Replacement policies there are, the default first."""
+
+ON_FULL = ("wait", "kill")
+"""What can be done when every tier is full."""
 
 DISK_DEFAULT = "/var/tmp"
 """Where the disk tier is if nobody says so: a place on a disk, as file systems go."""
@@ -32,7 +35,7 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _DISK_SMALLEST_BYTES = 2 * 2**20
 _NAMES = (
     *("memory", "resident", "disk", "no_disk", "no_disk_encryption"),
-    *("policy", "stats", "stress", "quiet", "verbose"),
+    *("on_full", "policy", "stats", "stress", "quiet", "verbose"),
 )
 _FLAG_VALUES = {"1": 1, "true": 1, "yes": 1, "on": 1, "0": 0, "false": 0, "no": 0, "off": 0}
 
@@ -44,14 +47,25 @@ class Setting(Record):
     source: str
 
 
+class Disk(Record):
+    """The place of a disk tier, and its cap; None is none."""
+
+    path: str
+    cap_bytes: int | None
+
+
 class RunConfig(Record):
-    """Everything `uffdswap run` can be told. Limits are None for no limit."""
+    """Everything `uffdswap run` can be told. Limits are None for no limit.
+
+    Disk tiers are in the order in which they are filled. `on_full` is None for what suits best:
+    wait where another disk tier would help, else kill.
+    """
 
     memory_bytes: int | None
     resident_bytes: int | None
-    disk_path: str | None
-    disk_cap_bytes: int | None
+    disks: tuple[Disk, ...]
     disk_is_encrypted: bool
+    on_full: str | None
     policy: str
     stats_path: str | None
     stress_pages_per_second: int
@@ -72,13 +86,12 @@ def resolve(
     settings = _collect(options, environment)
     whole_bytes = whole_bytes or _available_memory_bytes
     memory_bytes = _limit(settings.get("memory"), whole_bytes)
-    disk_path, disk_cap_bytes = _disk(settings, is_useful=memory_bytes is not None)
     config = RunConfig(
         memory_bytes=memory_bytes,
         resident_bytes=_limit(settings.get("resident"), whole_bytes),
-        disk_path=disk_path,
-        disk_cap_bytes=disk_cap_bytes,
+        disks=_disks(settings, is_useful=memory_bytes is not None),
         disk_is_encrypted=not _flag(settings.get("no_disk_encryption")),
+        on_full=_choice(settings.get("on_full"), ON_FULL),
         policy=_policy(settings.get("policy")),
         stats_path=settings["stats"].text if "stats" in settings else None,
         stress_pages_per_second=_stress(settings.get("stress")),
@@ -126,30 +139,43 @@ def _limit(setting: Setting | None, whole_bytes: Callable[[], int]) -> int | Non
     return limit_bytes
 
 
-def _disk(settings: Mapping[str, Setting], *, is_useful: bool) -> tuple[str | None, int | None]:
-    """Return the place of the disk tier and its cap. Only a budget makes anything go to a disk."""
+def _disks(settings: Mapping[str, Setting], *, is_useful: bool) -> tuple[Disk, ...]:
+    """Return the disk tiers, one a line of the setting. Only a budget sends anything to a disk."""
     setting = settings.get("disk")
     if _flag(settings.get("no_disk")):
         if setting is not None and setting.source == "--disk":
             raise UsageError("--disk and --no-disk exclude each other", remedy="give one of them")
-        return None, None
+        return ()
     if setting is None:
-        return (DISK_DEFAULT, None) if is_useful else (None, None)
-    path, colon, size = setting.text.rpartition(":")
+        return (Disk(path=DISK_DEFAULT, cap_bytes=None),) if is_useful else ()
+    return tuple(parse_disk(text, setting.source) for text in setting.text.split("\n"))
+
+
+def parse_disk(text: str, source: str) -> Disk:
+    """Read PATH[:SIZE]. `source` is where it was written, for the `UsageError`.
+
+    >>> parse_disk("/srv/swap:4G", "--disk")
+    Disk(path='/srv/swap', cap_bytes=4294967296)
+    >>> parse_disk("/srv:1/swap", "--disk")
+    Disk(path='/srv:1/swap', cap_bytes=None)
+    """
+    path, colon, size = text.rpartition(":")
+    cap_bytes = None
     if not colon or "/" in size or not size[:1].isdecimal():
-        return os.path.abspath(setting.text), None
-    try:
-        cap_bytes = parse_size(size, lambda: 0)
-    except UsageError as error:
-        what = f"{setting.source}: {error.what}"
-        raise UsageError(what, cause=error.cause, remedy=error.remedy) from error
+        path = text
+    else:
+        try:
+            cap_bytes = parse_size(size, lambda: 0)
+        except UsageError as error:
+            what = f"{source}: {error.what}"
+            raise UsageError(what, cause=error.cause, remedy=error.remedy) from error
     if not path or (cap_bytes is not None and cap_bytes < _DISK_SMALLEST_BYTES):
         raise UsageError(
-            f'{setting.source}: "{setting.text}" is not a place and a size',
+            f'{source}: "{text}" is not a place and a size',
             cause="a disk tier has a path and, if it has a cap, at least 2 MiB",
             remedy="give for example /var/tmp:4G",
         )
-    return os.path.abspath(path), cap_bytes
+    return Disk(path=os.path.abspath(path), cap_bytes=cap_bytes)
 
 
 def _policy(setting: Setting | None) -> str:
@@ -158,6 +184,15 @@ def _policy(setting: Setting | None) -> str:
     if setting.text not in POLICIES:
         what = f'{setting.source}: there is no policy "{setting.text}"'
         raise UsageError(what, remedy=f"there is: {', '.join(POLICIES)}")
+    return setting.text
+
+
+def _choice(setting: Setting | None, choices: tuple[str, ...]) -> str | None:
+    if setting is None:
+        return None
+    if setting.text not in choices:
+        what = f'{setting.source}: "{setting.text}" is none of the choices'
+        raise UsageError(what, remedy=f"give {' or '.join(choices)}")
     return setting.text
 
 

@@ -12,16 +12,16 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
-from .errors import NoSuchSession, ProtocolError, UffdswapError
+from .errors import NoSuchSession, ProtocolError, UffdswapError, UsageError
 from .protocol import MESSAGE_BYTES_MAX, Message, decode, encode, receive_packet
 from .record import Record
 from .runtime import session_folders
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from types import TracebackType
-    from typing import Self
+    from typing import Any, Self
 
 __all__ = (
     "REPLIES",
@@ -29,14 +29,22 @@ __all__ = (
     "Changed",
     "Client",
     "Failed",
+    "Leaving",
     "Moved",
     "Park",
     "Reclaim",
+    "Removed",
     "Restore",
     "SetLimits",
     "State",
     "Status",
     "Target",
+    "TierAdd",
+    "TierFollow",
+    "TierList",
+    "TierRemove",
+    "Tiers",
+    "choose",
     "connect",
     "sessions",
 )
@@ -81,6 +89,31 @@ class Restore(Message):
     pid: int
 
 
+class TierList(Message):
+    """Tell which tiers there are."""
+
+
+class TierAdd(Message):
+    """Add a disk tier; without a name, it gets the next one."""
+
+    path: str
+    cap_bytes: int | None
+    name: str | None
+    priority: int
+
+
+class TierRemove(Message):
+    """Begin to remove a disk tier."""
+
+    name: str
+
+
+class TierFollow(Message):
+    """Wait for the end of a removal, for half a second at most."""
+
+    id: int
+
+
 # --- Replies -------------------------------------------------------------------------------------
 
 
@@ -111,8 +144,32 @@ class Moved(Message):
     moved_bytes: int
 
 
+class Tiers(Message):
+    """Tiers, RAM first; or the one that was added."""
+
+    tiers: list[dict[str, str | int | None]]
+
+
+class Leaving(Message):
+    """A removal goes on: what the tier held at its beginning, and what is left."""
+
+    id: int
+    name: str
+    stored_bytes: int
+    left_bytes: int
+
+
+class Removed(Message):
+    """A tier is gone, and with it what it held when its removal began."""
+
+    name: str
+    original_bytes: int
+    stored_bytes: int
+    seconds: float
+
+
 class Failed(Message):
-    """It cannot be done, and why. The kind is `usage`, `target`, `busy` or `protocol`."""
+    """It cannot be done, and why. The kind is `usage`, `target`, `tier`, `busy` or `protocol`."""
 
     kind: str
     text: str
@@ -122,8 +179,10 @@ def _by_name(*kinds: type[Message]) -> dict[str, type[Message]]:
     return {kind.__name__.lower(): kind for kind in kinds}
 
 
-REQUESTS = _by_name(Status, SetLimits, Reclaim, Park, Restore)
-REPLIES = _by_name(State, Changed, Moved, Failed)
+REQUESTS = _by_name(
+    *(Status, SetLimits, Reclaim, Park, Restore, TierList, TierAdd, TierRemove, TierFollow)
+)
+REPLIES = _by_name(State, Changed, Moved, Tiers, Leaving, Removed, Failed)
 
 
 # --- The client ----------------------------------------------------------------------------------
@@ -140,6 +199,10 @@ class Target(Record):
     same_pages: int
     standby_pages: int
     object_pages: int
+    ram_pages: int
+    disk_pages: int
+    ram_stored_bytes: int
+    disk_stored_bytes: int
     faults: int
     refaults: int
 
@@ -207,6 +270,23 @@ class Client:
             if not reply.more or not reply.targets:
                 return reply, targets
 
+    def tiers(self, request: TierList | TierAdd | None = None) -> list[dict[str, Any]]:
+        """Return the session's tiers, RAM first, or the one that is added."""
+        reply = self.ask(request or TierList())
+        if not isinstance(reply, Tiers):
+            raise ProtocolError("the session answers a question that was not asked")
+        return reply.tiers
+
+    def remove_tier(self, name: str, on_progress: Callable[[Leaving], None]) -> Removed:
+        """Remove a disk tier and wait until it is gone; it goes on if nobody waits."""
+        reply = self.ask(TierRemove(name=name))
+        while isinstance(reply, Leaving):
+            on_progress(reply)
+            reply = self.ask(TierFollow(id=reply.id))
+        if not isinstance(reply, Removed):
+            raise ProtocolError("the session answers a question that was not asked")
+        return reply
+
 
 def _is_target(figures: Mapping[str, int]) -> bool:
     return set(figures) == set(Target.field_names())
@@ -243,6 +323,26 @@ def connect(pid: int, environment: Mapping[str, str]) -> Client:
         cause = "there is no such process"
     raise NoSuchSession(
         f"no session has the process {pid}", cause=cause, remedy="see: uffdswap status"
+    )
+
+
+def choose(pid: int | None, environment: Mapping[str, str]) -> Client:
+    """Return a connection to the session of a process; without one, to the only session there is.
+
+    Raises `NoSuchSession` as `connect` does, and `UsageError` if several could be meant.
+    """
+    if pid is not None:
+        return connect(pid, environment)
+    found = sessions(environment)
+    if len(found) == 1:
+        return found[0]
+    pids = ", ".join(str(client.pid) for client in found)
+    for client in found:
+        client.close()
+    if not found:
+        raise NoSuchSession("no session is running", remedy="see: uffdswap status")
+    raise UsageError(
+        f"{len(found)} sessions are running", cause=f"their agents are {pids}", remedy="give --pid"
     )
 
 

@@ -22,6 +22,7 @@ from .control import (
     REQUESTS,
     Changed,
     Failed,
+    Leaving,
     Moved,
     Park,
     Reclaim,
@@ -29,9 +30,14 @@ from .control import (
     SetLimits,
     State,
     Status,
+    TierAdd,
+    TierFollow,
+    TierList,
+    TierRemove,
 )
 from .errors import ProtocolError
 from .record import Record
+from .tier_desk import TierDesk
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,7 +50,8 @@ __all__ = ("ControlServer", "Roll")
 _CLIENTS_MAX = 64
 _PAUSE_SECONDS = 0.1
 _IDLE_SECONDS = 10.0
-_TARGETS_PER_MESSAGE = 100  # of less than 300 bytes each
+_FOLLOW_SECONDS = 0.5
+_TARGETS_PER_MESSAGE = 100  # of less than 600 bytes each
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _NO_LIMIT = 2**64 - 1
 # A program needs some pages at once to make progress: what the data plane's floor is.
@@ -66,6 +73,7 @@ class _Client:
         self.connection = connection
         self.deadline = time.monotonic() + _IDLE_SECONDS
         self.waits_for: list[int] = []
+        self.follows: int | None = None  # the removal of a tier, until `deadline`
         self.targets = 0
         self.ended = 0
         self.moved_pages = 0
@@ -87,12 +95,17 @@ class ControlServer:
         self._session = session
         self._roll = roll
         self._memory_bytes, self._resident_bytes = limits
+        self._tiers = TierDesk(session)
         self._clients: dict[int, _Client] = {}
         self._abandoned: list[int] = []  # requests whose client has gone
         self._accept_again = 0.0
         self._accepting = False
         listener.setblocking(False)
         self._resume()
+
+    def end_removal(self, tier_id: int, why_kept: str) -> None:
+        """Take note that a tier is gone, or why it stays. `tick` tells who waits for it."""
+        self._tiers.end(tier_id, why_kept)
 
     def close(self) -> None:
         """Hang up on everybody."""
@@ -120,6 +133,8 @@ class ControlServer:
         for fd, client in list(self._clients.items()):
             if client.waits_for:
                 self._advance(fd, client)
+            elif client.follows is not None:
+                self._follow(fd, client, now)
             elif client.deadline <= now:
                 self._drop(fd)
         self._abandoned = [number for number in self._abandoned if self._goes_on(number)]
@@ -174,7 +189,7 @@ class ControlServer:
             self._drop(fd)
             return
         protocol.close_all(fds)
-        if not data or client.waits_for:  # gone, or talking out of turn
+        if not data or client.waits_for or client.follows is not None:  # gone, or out of turn
             self._drop(fd)
             return
         try:
@@ -203,6 +218,16 @@ class ControlServer:
             return self._state(request.after_id)
         if isinstance(request, SetLimits):
             return self._set(request)
+        if isinstance(request, TierList):
+            return self._tiers.tiers()
+        if isinstance(request, TierAdd):
+            return self._tiers.add(request)
+        if isinstance(request, TierRemove):
+            return self._tiers.remove(request)
+        if isinstance(request, TierFollow):
+            client.follows = request.id
+            client.deadline = time.monotonic() + _FOLLOW_SECONDS
+            return None
         try:
             return self._start(client, request)
         except OSError as error:
@@ -224,6 +249,15 @@ class ControlServer:
             targets=[one.as_dict() for one in figures],
             more=len(figures) == _TARGETS_PER_MESSAGE,
         )
+
+    def _follow(self, fd: int, client: _Client, now: float) -> None:
+        """Answer when a removal has ended, or it is time to say how far it is."""
+        assert client.follows is not None
+        reply = self._tiers.follow(client.follows)
+        if isinstance(reply, Leaving) and now < client.deadline:
+            return
+        client.follows = None
+        self._send(fd, reply)
 
     # --- Limits ----------------------------------------------------------------------------------
 

@@ -190,10 +190,10 @@ class Launcher:
             resident_bytes=self._config.resident_bytes,
             stress_pages_per_second=self._config.stress_pages_per_second,
             folder=self._folder.path,
-            disk_path=self._config.disk_path,
-            disk_cap_bytes=self._config.disk_cap_bytes,
-            disk_is_required="disk" in self._config.sources,
+            disks=[disk.as_dict() for disk in self._config.disks],
+            disks_are_required="disk" in self._config.sources,
             disk_is_encrypted=self._config.disk_is_encrypted,
+            on_full=self._config.on_full,
         )
         with contextlib.suppress(OSError):  # its end is noticed below
             protocol.send(self._control, configure, [self._folder.listener.fileno()])

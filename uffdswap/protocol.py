@@ -67,10 +67,10 @@ class Configure(Message):
     resident_bytes: int | None
     stress_pages_per_second: int
     folder: str
-    disk_path: str | None  # a disk tier from the start
-    disk_cap_bytes: int | None
-    disk_is_required: bool  # without it the session is refused; else it goes without
+    disks: list[dict[str, str | int | None]]  # from the start: `path` and `cap_bytes` of each
+    disks_are_required: bool  # without them the session is refused; else it goes without
     disk_is_encrypted: bool
+    on_full: str | None
 
 
 class Started(Message):
@@ -180,6 +180,14 @@ def _is_counters(value: object) -> bool:
     return isinstance(value, dict) and all(map(_is_count, value.values()))
 
 
+def _is_cells(value: object) -> bool:
+    if not isinstance(value, dict):
+        return False
+    return all(
+        one is None or isinstance(one, str | bool) or _is_count(one) for one in value.values()
+    )
+
+
 _CHECKS: dict[str, Callable[[Any], bool]] = {
     "int": _is_count,
     "int | None": lambda value: value is None or _is_count(value),
@@ -189,6 +197,9 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "float": lambda value: type(value) in (int, float) and value >= 0,
     "dict[str, int]": _is_counters,
     "list[int]": _is_counts,
+    "list[dict[str, str | int | None]]": lambda value: (
+        isinstance(value, list) and all(map(_is_cells, value))
+    ),
     "list[dict[str, int]]": lambda value: isinstance(value, list) and all(map(_is_counters, value)),
 }
 

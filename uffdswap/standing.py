@@ -190,10 +190,10 @@ class StandingAgent:
             resident_bytes=config.resident_bytes,
             stress_pages_per_second=config.stress_pages_per_second,
             folder=folder.path,
-            disk_path=config.disk_path,
-            disk_cap_bytes=config.disk_cap_bytes,
-            disk_is_required="disk" in config.sources,
+            disks=[disk.as_dict() for disk in config.disks],
+            disks_are_required="disk" in config.sources,
             disk_is_encrypted=config.disk_is_encrypted,
+            on_full=config.on_full,
         )
         with contextlib.suppress(OSError):  # its end is noticed when it is read
             protocol.send(session.control, configure, [folder.listener.fileno()])

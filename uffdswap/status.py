@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from .control import State, Target
 
-__all__ = ("SCHEMA", "document", "session_document", "table")
+__all__ = ("SCHEMA", "document", "session_document", "table", "tier_table")
 
 SCHEMA = "uffdswap.status/1"
 
@@ -27,7 +27,11 @@ _HEADER = (
     *("PID", "COMMAND", "LIMIT", "RESIDENT", "COLD", "STORED", "RATIO", "DISK", "SWAP"),
     *("FAULTS", "REFAULTS", "P99"),
 )
-_LEFT = ("COMMAND",)
+_TIER_HEADER = (
+    *("NAME", "KIND", "PLACE", "PRIORITY", "STATE"),
+    *("ORIGINAL", "STORED", "CAP", "FREE"),
+)
+_LEFT = ("COMMAND", "NAME", "KIND", "PLACE", "STATE")
 _NOTHING = "-"
 
 
@@ -36,12 +40,13 @@ def document(sessions: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"schema": SCHEMA, "sessions": list(sessions)}
 
 
-def session_document(state: State, targets: Sequence[Target]) -> dict[str, Any]:
+def session_document(
+    state: State, targets: Sequence[Target], tiers: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
     """Return one session as a JSON object."""
     counters = state.counters
     evicted_bytes = sum(target.evicted_pages for target in targets) * _PAGE_BYTES
     standby_bytes = counters["standby_pages"] * _PAGE_BYTES
-    disk_bytes = counters.get("disk_stored_bytes", 0)
     return {
         "launcher_pid": state.launcher_pid,
         "agent_pid": state.agent_pid,
@@ -56,7 +61,7 @@ def session_document(state: State, targets: Sequence[Target]) -> dict[str, Any]:
         "stored_bytes": {
             "standby": standby_bytes,
             "ram": counters["ram_stored_bytes"],
-            "disk": disk_bytes,
+            "disk": counters["disk_stored_bytes"],
         },
         "metadata_bytes": counters["metadata_bytes"],
         "used_share": _used_share(state),
@@ -68,6 +73,14 @@ def session_document(state: State, targets: Sequence[Target]) -> dict[str, Any]:
         },
         "targets": [_target_document(target) for target in targets],
         "counters": dict(counters),
+        "original_bytes": {
+            "standby": standby_bytes,
+            "ram": counters["ram_original_bytes"],
+            "disk": counters["disk_original_bytes"],
+        },
+        "swap_share": _swap_share(state, tiers),
+        "waits_for_room": bool(counters["waits_for_room"]),
+        "tiers": list(tiers),
     }
 
 
@@ -76,6 +89,21 @@ def _used_share(state: State) -> float | None:
     if state.memory_bytes is None:
         return None
     return round(state.counters["ram_bytes"] / state.memory_bytes, 4)
+
+
+def _swap_share(state: State, tiers: Sequence[dict[str, Any]]) -> float | None:
+    """Return how much is in use of all that budget and disks can hold; 1 is full. None: no budget.
+
+    What is free on a disk counts as far as its tier may use it, so that the share grows towards 1
+    as the session runs out of room, whichever tier it is that fills up.
+    """
+    if state.memory_bytes is None:
+        return None
+    disks = [tier for tier in tiers if tier["kind"] != "ram" and tier["state"] != "removing"]
+    stored_bytes: int = sum(tier["stored_bytes"] for tier in disks)
+    used_bytes = state.counters["ram_bytes"] + stored_bytes
+    free_bytes: int = sum(tier["free_bytes"] for tier in disks)
+    return round(used_bytes / (state.memory_bytes + stored_bytes + free_bytes), 4)
 
 
 def _target_document(target: Target) -> dict[str, Any]:
@@ -94,6 +122,16 @@ def _target_document(target: Target) -> dict[str, Any]:
         },
         "faults": target.faults,
         "refaults": target.refaults,
+        "original_bytes": {
+            "standby": target.standby_pages * _PAGE_BYTES,
+            "ram": target.ram_pages * _PAGE_BYTES,
+            "disk": target.disk_pages * _PAGE_BYTES,
+        },
+        "stored_bytes": {
+            "standby": target.standby_pages * _PAGE_BYTES,
+            "ram": target.ram_stored_bytes,
+            "disk": target.disk_stored_bytes,
+        },
     }
 
 
@@ -116,14 +154,23 @@ def table(sessions: Sequence[dict[str, Any]], *, exact: bool = False) -> str:
     for session in sessions:
         rows.append(_session_row(session, exact))
         rows += [_target_row(target, exact) for target in session["targets"]]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
-    return "\n".join(_line(row, widths) for row in rows)
+    return _aligned(rows)
 
 
-def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+def tier_table(tiers: Sequence[dict[str, Any]], *, exact: bool = False) -> str:
+    """Return a table with a row a tier."""
+    return _aligned([_TIER_HEADER, *(_tier_row(tier, exact) for tier in tiers)])
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(_line(rows[0], row, widths) for row in rows)
+
+
+def _line(header: Sequence[str], row: Sequence[str], widths: Sequence[int]) -> str:
     cells = [
         text.ljust(width) if name in _LEFT else text.rjust(width)
-        for name, text, width in zip(_HEADER, row, widths, strict=True)
+        for name, text, width in zip(header, row, widths, strict=True)
     ]
     return "  ".join(cells).rstrip()
 
@@ -142,7 +189,7 @@ def _session_row(session: dict[str, Any], exact: bool) -> tuple[str, ...]:
     limits = [value for value in session["limits"].values() if value is not None]
     stored = session["stored_bytes"]
     stored_bytes = sum(stored.values())
-    share = session["used_share"]
+    share = session["swap_share"]
     p99_us = session["latency_us"]["p99"]
     return (
         str(session["launcher_pid"]),
@@ -161,14 +208,34 @@ def _session_row(session: dict[str, Any], exact: bool) -> tuple[str, ...]:
 
 
 def _target_row(target: dict[str, Any], exact: bool) -> tuple[str, ...]:
+    stored = target["stored_bytes"]
+    stored_bytes = sum(stored.values())
     return (
         str(target["pid"] or "?"),
         f"  {target['command'] or '?'}",
         "",
         _size(target["resident_bytes"], exact),
         _size(target["evicted_bytes"], exact),
-        *("", "", "", ""),
+        _size(stored_bytes, exact),
+        _ratio(target["evicted_bytes"], stored_bytes),
+        _size(stored["disk"], exact),
+        "",
         str(target["faults"]),
         str(target["refaults"]),
         "",
+    )
+
+
+def _tier_row(tier: dict[str, Any], exact: bool) -> tuple[str, ...]:
+    place = str(tier["path"] or _NOTHING)
+    return (
+        tier["name"],
+        tier["kind"],
+        place.encode(errors="surrogateescape").decode(errors="replace"),
+        _NOTHING if tier["priority"] is None else str(tier["priority"]),
+        tier["state"],
+        _size(tier["original_bytes"], exact),
+        _size(tier["stored_bytes"], exact),
+        "none" if tier["cap_bytes"] is None else _size(tier["cap_bytes"], exact),
+        _NOTHING if tier["free_bytes"] is None else _size(tier["free_bytes"], exact),
     )

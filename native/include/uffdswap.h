@@ -47,6 +47,14 @@ struct usw_config {
 	uint32_t stress_pages_per_second;
 	uint32_t fault_threads; /* 0: choose by the number of CPUs */
 	uint32_t disk_plain;    /* do not encrypt what is written to disk tiers */
+	uint32_t on_full;       /* enum usw_on_full */
+};
+
+/* What to do when every tier is full. */
+enum usw_on_full {
+	USW_ON_FULL_AUTO, /* wait where there is a disk tier and another one would help, else kill */
+	USW_ON_FULL_WAIT,
+	USW_ON_FULL_KILL,
 };
 
 enum usw_event_kind {
@@ -57,7 +65,10 @@ enum usw_event_kind {
 	USW_EVENT_OUT_OF_MEMORY, /* nothing is left to give; every target has been killed; text */
 	USW_EVENT_POISONED, /* a page could not be proved right; text says which, tier, reason */
 	USW_EVENT_WARNING,
-	USW_EVENT_TIER_REMOVED, /* text names it */
+	USW_EVENT_TIER_REMOVED, /* target_id is the tier's ID; text names it */
+	USW_EVENT_TIER_KEPT,    /* a removal was given up; target_id as before; text says why */
+	USW_EVENT_FULL, /* every tier is full, and the session waits; text says what is held */
+	USW_EVENT_ROOM, /* the wait is over */
 	USW_EVENT_REQUEST_DONE, /* target_id is the request's number: usw_session_result() has it */
 };
 
@@ -129,16 +140,34 @@ struct usw_statistics {
 	uint64_t promoted_segments;
 	uint64_t disk_is_encrypted; /* g: 1 if what is written to disk tiers is encrypted */
 	uint64_t disk_uses_uring;   /* g: 1 if disk tiers are read and written through io_uring */
+	uint64_t waits_for_room;    /* g: 1 while every tier is full and the session waits */
+};
+
+enum usw_tier_kind {
+	USW_TIER_KIND_RAM,
+	USW_TIER_KIND_FOLDER,
+	USW_TIER_KIND_FILE,
+	USW_TIER_KIND_DEVICE,
+};
+
+enum usw_tier_condition {
+	USW_TIER_IS_ACTIVE,
+	USW_TIER_IS_FULL,
+	USW_TIER_IS_FAILING, /* its last write failed; it is tried again */
+	USW_TIER_IS_LEAVING, /* it is being removed */
 };
 
 /* One tier. The first of usw_session_tier_list() is RAM. */
 struct usw_tier_info {
 	char name[32];
 	char path[256]; /* empty for RAM */
+	uint32_t id;    /* never used again in this session; 0 for RAM */
+	int kind;       /* enum usw_tier_kind */
+	int condition;  /* enum usw_tier_condition */
 	int priority;
-	int is_leaving; /* it is being removed */
 	int is_encrypted;
-	uint64_t cap_bytes; /* UINT64_MAX: none */
+	uint64_t cap_bytes;  /* UINT64_MAX: none; for RAM the budget */
+	uint64_t free_bytes; /* what it could take besides, by its cap and by its file system */
 	uint64_t segments;
 	uint64_t pages;
 	uint64_t original_bytes;
@@ -173,14 +202,17 @@ void usw_session_set_limits(struct usw_session *session, uint64_t memory_limit_b
 
 /*
  * Add a disk tier: a folder, a file or a block device; `cap_bytes` UINT64_MAX for no cap. The tier
- * with the highest priority is filled first. Refused: -ENOENT, -EACCES, ... with a text that says why
- * and what would help; -EEXIST: it is one already.
+ * with the highest priority is filled first, and of those the one that was added first. `name` NULL:
+ * the first of disk1, disk2, ... that is free. Returns its ID, which is positive. Refused: -ENOENT,
+ * -EACCES, ... with a text that says why and what would help; -EEXIST: it is one already, or the
+ * name is taken.
  */
-int usw_session_tier_add(struct usw_session *session, const char *path, uint64_t cap_bytes,
-			 int priority, struct usw_error *error);
+int usw_session_tier_add(struct usw_session *session, const char *path, const char *name,
+			 uint64_t cap_bytes, int priority, struct usw_error *error);
 /*
  * Begin to remove a disk tier, by its name or path, while everything runs. Returns at once; a
- * TIER_REMOVED event tells the end, and usw_session_tier_list() how far it is. Nothing has happened
+ * TIER_REMOVED event tells the end, and usw_session_tier_list() how far it is; a TIER_KEPT event tells
+ * that what is left cannot hold it any more, and that it stays. Returns its ID. Nothing has happened
  * on -ENOENT (no such tier), -EALREADY (on its way out) or -ENOSPC (what is left cannot hold it).
  */
 int usw_session_tier_remove(struct usw_session *session, const char *name, struct usw_error *error);
@@ -213,20 +245,24 @@ void usw_session_kill_all(struct usw_session *session, const char *why);
 /* What one target holds and has done. Gauges are marked (g). */
 struct usw_target_figures {
 	uint32_t id;
-	int pid;                 /* 0: a fork that has not handed itself in yet */
-	uint64_t resident_bytes; /* g: anonymous, as last measured */
-	uint64_t evicted_pages;  /* g: the four below together */
-	uint64_t zero_pages;     /* g: stored nowhere, as the next */
-	uint64_t same_pages;     /* g */
-	uint64_t standby_pages;  /* g: out, not yet compressed */
-	uint64_t object_pages;   /* g: in a tier */
-	uint64_t faults;         /* evicted pages that came back because they were touched */
-	uint64_t refaults;       /* of those, touched again soon after they had left */
+	int pid;                    /* 0: a fork that has not handed itself in yet */
+	uint64_t resident_bytes;    /* g: anonymous, as last measured */
+	uint64_t evicted_pages;     /* g: the four below together */
+	uint64_t zero_pages;        /* g: stored nowhere, as the next */
+	uint64_t same_pages;        /* g */
+	uint64_t standby_pages;     /* g: out, not yet compressed */
+	uint64_t object_pages;      /* g: in a tier, the next two together */
+	uint64_t ram_pages;         /* g */
+	uint64_t disk_pages;        /* g */
+	uint64_t ram_stored_bytes;  /* g: what those take, garbage and tables not counted */
+	uint64_t disk_stored_bytes; /* g */
+	uint64_t faults;            /* evicted pages that came back because they were touched */
+	uint64_t refaults;          /* of those, touched again soon after they had left */
 };
 
 /*
  * The figures of the targets whose ID is above `after_id`, in the order of their IDs, at most
- * `capacity` of them. Returns how many. Counts evicted pages one by one, 40 ns each.
+ * `capacity` of them. Returns how many. Counts evicted pages one by one, some 60 ns each.
  */
 int usw_session_targets(struct usw_session *session, uint32_t after_id,
 			struct usw_target_figures *ret, int capacity);

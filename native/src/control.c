@@ -30,7 +30,7 @@
 #define USW_IDLE_NS 1000000000u
 #define USW_IDLE_PAUSE_US 200
 /* Page words looked at under map_lock for one target's figures: 200 us. */
-#define USW_TALLY_WORDS 4096u
+#define USW_TALLY_WORDS 3072u
 #define USW_ADDRESS_END ((uint64_t)1 << 47)
 
 // --- Posting (control thread) -------------------------------------------------------------------
@@ -365,12 +365,32 @@ bool usw_control_restore(struct usw_fault_thread *thread)
 
 // --- Figures (control thread) -------------------------------------------------------------------
 
+/** Count an object where it is. It may move or die while we look: then it was in RAM. */
+static void tally_object(const struct usw_session *session, uint64_t place,
+			 struct usw_target_figures *figures)
+{
+	struct usw_object object = {0};
+
+	figures->object_pages++;
+	bool found = usw_segments_find(&session->segments, usw_place_group(place),
+				       usw_place_index(place), &object);
+	if (found && usw_where_tier(object.where) != USW_TIER_RAM) {
+		figures->disk_pages++;
+		figures->disk_stored_bytes += object.length_bytes;
+	} else {
+		figures->ram_pages++;
+		figures->ram_stored_bytes += object.length_bytes;
+	}
+}
+
 static void tally_page(const struct usw_session *session, uint32_t id,
 		       struct usw_target_figures *figures)
 {
+	uint64_t word = usw_vswap_word(&session->vswap, id);
+
 	figures->evicted_pages++;
 	// The page may come back while we look, and its ID be free: then it was an evicted page.
-	switch (usw_word_backend(usw_vswap_word(&session->vswap, id))) {
+	switch (usw_word_backend(word)) {
 	case USW_BACKEND_ZERO:
 		figures->zero_pages++;
 		break;
@@ -381,7 +401,7 @@ static void tally_page(const struct usw_session *session, uint32_t id,
 		figures->standby_pages++;
 		break;
 	case USW_BACKEND_OBJECT:
-		figures->object_pages++;
+		tally_object(session, usw_word_place(word), figures);
 		break;
 	case USW_BACKEND_FREE:
 		figures->evicted_pages--;

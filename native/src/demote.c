@@ -9,6 +9,8 @@
 #include "compact.h"
 
 #define USW_WATERMARK_GAP_BYTES (4u << 20)
+/* A tier that leaves waits this long for RAM that the program does not give. */
+#define USW_TIGHT_NS 2000000000u
 
 /** What is held in RAM outside the targets, by now: segments change between two accounts. */
 static uint64_t ram_bytes_now(const struct usw_session *session)
@@ -16,6 +18,26 @@ static uint64_t ram_bytes_now(const struct usw_session *session)
 	uint64_t other = atomic_load(&session->ram_bytes) - atomic_load(&session->ram_stored_bytes);
 
 	return other + session->segments.used_bytes;
+}
+
+static bool is_tight(const struct usw_session *session, uint64_t ram_bytes)
+{
+	int64_t pages =
+		atomic_load(&session->resident_base) + atomic_load(&session->resident_delta);
+	uint64_t resident = pages > 0 ? (uint64_t)pages * USW_PAGE_BYTES : 0;
+
+	return ram_bytes + resident > atomic_load(&session->memory_limit_bytes);
+}
+
+/** There was room when its removal began. If that is gone for good, the tier stays. */
+static void keep_leaving_if_tight(struct usw_session *session, bool tight)
+{
+	if (!tight || usw_tiers_have_room(&session->tiers))
+		session->tight_since_ns = 0;
+	else if (!session->tight_since_ns)
+		session->tight_since_ns = usw_now_ns();
+	else if (usw_now_ns() - session->tight_since_ns > USW_TIGHT_NS)
+		usw_tiers_keep_leaving(&session->tiers);
 }
 
 static struct usw_tiers_plan make_plan(struct usw_session *session, bool in_need)
@@ -40,6 +62,7 @@ static struct usw_tiers_plan make_plan(struct usw_session *session, bool in_need
 				: session->is_demoting ? usw_min(ram - low, used - kept)
 						       : 0,
 		.promote_bytes = ram < low ? low - ram : 0,
+		.is_tight = is_tight(session, ram),
 	};
 }
 
@@ -51,6 +74,7 @@ bool usw_demote_step(struct usw_session *session, bool in_need)
 		return false;
 	session->segments.clock = atomic_load_explicit(&session->fault_clock, memory_order_relaxed);
 	struct usw_tiers_plan plan = make_plan(session, in_need);
+	keep_leaving_if_tight(session, plan.is_tight);
 	bool is_busy = usw_tiers_step(tiers, &plan);
 	if (tiers->to_empty) {
 		tiers->to_empty--;

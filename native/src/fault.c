@@ -142,6 +142,14 @@ static void count_source(struct usw_fault_thread *thread, enum usw_backend backe
 	}
 }
 
+/** A page has come back because it was touched, from wherever it was. */
+static void count_touch(struct usw_fault_thread *thread, struct usw_target *target, uint64_t now)
+{
+	usw_count(target, faults, 1);
+	if (heat_of(thread->session, usw_page_stamp(now)) > 0)
+		usw_count(target, refaults, 1);
+}
+
 static bool has_room(struct usw_fault_thread *thread, struct usw_target *target,
 		     const struct fault *fault)
 {
@@ -383,9 +391,7 @@ static enum verdict fault_in(struct usw_fault_thread *thread, struct usw_target 
 	if (ret)
 		return copy_failed(target, fault->page, ret);
 	count_source(thread, backend);
-	usw_count(target, faults, 1);
-	if (heat_of(session, usw_page_stamp(now)) > 0)
-		usw_count(target, refaults, 1);
+	count_touch(thread, target, now);
 	return ANSWERED;
 }
 
@@ -684,6 +690,18 @@ static void retry_target(struct usw_fault_thread *thread, struct usw_target *tar
 
 static void pump(struct usw_fault_thread *thread, struct usw_target *target);
 
+/** A page came in from a disk: because somebody waited for it, or ahead of that. */
+static void count_read(struct usw_fault_thread *thread, const struct usw_disk_read *read,
+		       uint64_t now)
+{
+	if (read->is_ahead) {
+		usw_count(&thread->counters, prefetched_pages, 1);
+		return;
+	}
+	usw_count(&thread->counters, faults_disk, 1);
+	count_touch(thread, read->target, now);
+}
+
 /** A page that was read has been looked at: is it still what the page map names? */
 static enum verdict settle_read(struct usw_fault_thread *thread, struct usw_disk_read *read)
 {
@@ -731,10 +749,8 @@ static enum verdict settle_read(struct usw_fault_thread *thread, struct usw_disk
 				  USW_BACKEND_OBJECT, true);
 
 		verdict = ret ? copy_failed(target, fault.page, ret) : ANSWERED;
-		if (verdict == ANSWERED && read->is_ahead)
-			usw_count(&thread->counters, prefetched_pages, 1);
-		if (verdict == ANSWERED && !read->is_ahead)
-			usw_count(&thread->counters, faults_disk, 1);
+		if (!ret)
+			count_read(thread, read, now);
 	}
 	if (verdict == DEFER)
 		return DEFER; // it stays ready, or is opened again

@@ -142,6 +142,16 @@ static bool account_if_due(struct usw_session *session)
 
 // --- Targets that came or went ------------------------------------------------------------------
 
+/** Whoever hears that a target is gone finds the accounts without it. */
+static void account_freed(struct usw_session *session)
+{
+	usw_vswap_collect(&session->vswap);
+	usw_segments_reap(&session->segments);
+	if (atomic_load(&session->tiers.count))
+		usw_tiers_count(&session->tiers);
+	set_limit(session, account_ram(session));
+}
+
 static void free_target(struct usw_session *session, struct usw_target *target)
 {
 	pthread_mutex_lock(&target->map_lock);
@@ -173,6 +183,7 @@ static void free_target(struct usw_session *session, struct usw_target *target)
 	usw_target_destroy(target);
 	pthread_mutex_unlock(&session->targets_lock);
 	atomic_fetch_sub(&session->targets_now, 1);
+	account_freed(session);
 	usw_session_report(session, USW_EVENT_TARGET_GONE, id, pid, "gone");
 }
 
@@ -282,6 +293,8 @@ static bool keep_reserve(struct usw_session *session)
 		session->reclaim.pressed = false;
 		return true;
 	}
+	if (session->reclaim.is_holding)
+		return false; // what leaves would have to be kept where there is no room
 	uint32_t evicted = sweep(session, (uint32_t)(reserve - room));
 	session->reclaim.pressed = usw_session_room(session) <= 0;
 	usw_fault_kick(session);
@@ -342,20 +355,99 @@ static void housekeep(struct usw_session *session)
 
 // --- Nothing left to give -----------------------------------------------------------------------
 
+static unsigned long long resident_mib(const struct usw_session *session)
+{
+	return (unsigned long long)usw_max(0, (uint64_t)atomic_load(&session->resident_base)) >> 8;
+}
+
+static unsigned long long mib(uint64_t bytes)
+{
+	return (unsigned long long)bytes >> 20;
+}
+
+/** True if the program would fit if all that has left were on a disk. */
+static bool would_tier_help(const struct usw_session *session)
+{
+	uint64_t memory = atomic_load(&session->memory_limit_bytes);
+	uint64_t resident = (uint64_t)atomic_load(&session->resident_base) * USW_PAGE_BYTES;
+	uint64_t ram = atomic_load(&session->ram_bytes);
+
+	return ram - usw_min(ram, session->segments.used_bytes) + resident <=
+	       memory + USW_OVERDRAFT_BYTES;
+}
+
 static void out_of_memory(struct usw_session *session)
 {
-	uint64_t resident = (uint64_t)atomic_load(&session->resident_base) * USW_PAGE_BYTES;
+	bool has_disk = atomic_load(&session->tiers.count);
+	bool helps = would_tier_help(session);
 
 	if (atomic_exchange(&session->out_of_memory, true))
 		return;
 	usw_session_report(
 		session, USW_EVENT_OUT_OF_MEMORY, 0, 0,
-		"the budget of %llu MiB cannot hold this program: %llu MiB are resident and cannot "
-		"leave, %llu MiB are needed for what has left; give --memory more",
-		(unsigned long long)(atomic_load(&session->memory_limit_bytes) >> 20),
-		(unsigned long long)(resident >> 20),
-		(unsigned long long)(atomic_load(&session->ram_bytes) >> 20));
+		"the budget of %llu MiB cannot hold this program%s: %llu MiB are resident and "
+		"cannot leave, %llu MiB are needed for what has left; give --memory more%s",
+		mib(atomic_load(&session->memory_limit_bytes)),
+		helps && has_disk ? ", and every disk tier is full" : "", resident_mib(session),
+		mib(atomic_load(&session->ram_bytes)),
+		!helps     ? ""
+		: has_disk ? ", or another --disk"
+			   : ", or a --disk");
 	usw_session_kill_all(session, "out of memory");
+}
+
+static bool shall_wait(const struct usw_session *session)
+{
+	switch ((enum usw_on_full)session->config.on_full) {
+	case USW_ON_FULL_AUTO:
+		return atomic_load(&session->tiers.count) && would_tier_help(session);
+	case USW_ON_FULL_WAIT:
+		return true;
+	case USW_ON_FULL_KILL:
+		break;
+	}
+	return false;
+}
+
+static void tell_full(struct usw_session *session)
+{
+	atomic_store(&session->waits_for_room, true);
+	if (atomic_exchange(&session->full_told, true))
+		return;
+	usw_session_report(
+		session, USW_EVENT_FULL, 0, 0,
+		"every tier is full, and the program has to wait for room: of a budget "
+		"of %llu MiB, %llu MiB are resident and %llu MiB needed for what has left",
+		mib(atomic_load(&session->memory_limit_bytes)), resident_mib(session),
+		mib(atomic_load(&session->ram_bytes)));
+}
+
+/** True if what has left takes all of the budget, and no disk takes any of it. */
+static bool is_cramped(struct usw_session *session)
+{
+	return atomic_load(&session->memory_limit_bytes) != UINT64_MAX &&
+	       atomic_load(&session->limit_pages) <= USW_FLOOR_PAGES &&
+	       !usw_tiers_have_room(&session->tiers);
+}
+
+/** True if a condition has held at each call for as long as it takes to be believed. */
+static bool lasts(uint64_t *since_ns, bool holds)
+{
+	if (!holds)
+		*since_ns = 0;
+	else if (!*since_ns)
+		*since_ns = usw_now_ns();
+	return holds && usw_now_ns() - *since_ns > USW_STUCK_NS;
+}
+
+static void end_wait(struct usw_session *session)
+{
+	if (!atomic_exchange(&session->waits_for_room, false))
+		return;
+	if (!atomic_load(&session->full_told))
+		usw_session_report(session, USW_EVENT_ROOM, 0, 0,
+				   "there is room again: the program goes on");
+	usw_fault_kick(session);
 }
 
 /** Over the budget by more than an overdraft, with nothing evictable or the floor reached. */
@@ -368,6 +460,50 @@ static bool is_over_budget(struct usw_session *session, bool gave)
 	if (memory == UINT64_MAX || total <= memory + USW_OVERDRAFT_BYTES)
 		return false;
 	return !gave || atomic_load(&session->limit_pages) <= USW_FLOOR_PAGES;
+}
+
+/** All that is left in order to get under the budget. True: a disk makes room. */
+static bool squeeze(struct usw_session *session)
+{
+	if (!session->reclaim.is_holding) {
+		drain_all(session, 0);
+		trim_all(session);
+		drop_copies(session);
+		usw_vswap_collect(&session->vswap);
+		compact_if_worth(session, 20);
+	}
+	if (!usw_tiers_have_room(&session->tiers))
+		usw_tiers_keep_leaving(&session->tiers);
+	return usw_demote_step(session, true);
+}
+
+/** The budget is not kept: make room, or wait for it, or give up. */
+static void make_room(struct usw_session *session)
+{
+	struct usw_reclaim *reclaim = &session->reclaim;
+
+	if (!lasts(&reclaim->stuck_since_ns, !squeeze(session)))
+		return;
+	if (!shall_wait(session)) {
+		out_of_memory(session);
+		return;
+	}
+	// Nothing leaves from now on, since there is no place for it, and so nothing comes in.
+	reclaim->is_holding = true;
+	tell_full(session);
+}
+
+static void warn_unmanaged(struct usw_session *session)
+{
+	int64_t over = -usw_session_room(session);
+
+	if (session->reclaim.warned_unmanaged ||
+	    over <= (int64_t)(USW_OVERDRAFT_BYTES / USW_PAGE_BYTES))
+		return;
+	session->reclaim.warned_unmanaged = true;
+	usw_session_report(session, USW_EVENT_WARNING, 0, 0,
+			   "the limit is below what cannot be evicted (%llu MiB resident)",
+			   resident_mib(session));
 }
 
 /** What to do when a sweep over everything gave nothing. */
@@ -385,32 +521,21 @@ static void nothing_to_give(struct usw_session *session, bool gave)
 	else if (!reclaim->barren_since_ns)
 		reclaim->barren_since_ns = usw_now_ns();
 	bool stuck = barren && usw_now_ns() - reclaim->barren_since_ns > USW_BARREN_NS;
-	atomic_store(&session->let_pass, stuck);
-	if (!over) {
-		reclaim->stuck_since_ns = 0;
-		if (stuck && !reclaim->warned_unmanaged &&
-		    usw_session_room(session) < -(int64_t)(USW_OVERDRAFT_BYTES / USW_PAGE_BYTES)) {
-			reclaim->warned_unmanaged = true;
-			usw_session_report(
-				session, USW_EVENT_WARNING, 0, 0,
-				"the limit is below what cannot be evicted (%llu MiB resident)",
-				(unsigned long long)(atomic_load(&session->resident_base) >> 8));
-		}
+	atomic_store(&session->let_pass, stuck && !over);
+
+	bool full = lasts(&reclaim->cramped_since_ns, is_cramped(session)) && shall_wait(session);
+	if (full)
+		tell_full(session);
+	if (over) {
+		make_room(session);
 		return;
 	}
-	drain_all(session, 0);
-	trim_all(session);
-	drop_copies(session);
-	usw_vswap_collect(&session->vswap);
-	compact_if_worth(session, 20);
-	if (usw_demote_step(session, true)) {
-		reclaim->stuck_since_ns = 0;
-		return; // what is on its way to a disk makes room
-	}
-	if (!reclaim->stuck_since_ns)
-		reclaim->stuck_since_ns = usw_now_ns();
-	else if (usw_now_ns() - reclaim->stuck_since_ns > USW_STUCK_NS)
-		out_of_memory(session);
+	reclaim->stuck_since_ns = 0;
+	reclaim->is_holding = false;
+	if (!full)
+		end_wait(session);
+	if (stuck)
+		warn_unmanaged(session);
 }
 
 // --- The thread ---------------------------------------------------------------------------------
@@ -494,7 +619,7 @@ static void sleep_until_needed(struct usw_session *session)
 
 	atomic_store(&reclaim->sleeping, 1);
 	if (!atomic_load(&session->stopping) &&
-	    usw_session_room(session) >= atomic_load(&session->low_pages))
+	    (usw_session_room(session) >= atomic_load(&session->low_pages) || reclaim->is_holding))
 		syscall(SYS_futex, &reclaim->kick, FUTEX_WAIT_PRIVATE, seen, &timeout, NULL, 0);
 	else if (!atomic_load(&session->stopping))
 		usleep(100); // over the limit and nothing to give: others first

@@ -85,10 +85,9 @@ static void on_moved(void *context)
 	usw_reclaim_kick(context);
 }
 
-static void on_tier_report(void *context, bool removed, const char *text)
+static void on_tier_report(void *context, enum usw_event_kind kind, uint32_t id, const char *text)
 {
-	usw_session_report(context, removed ? USW_EVENT_TIER_REMOVED : USW_EVENT_WARNING, 0, 0,
-			   "%s", text);
+	usw_session_report(context, kind, id, 0, "%s", text);
 }
 
 static int create_spaces(struct usw_session *session)
@@ -255,17 +254,20 @@ void usw_session_set_limits(struct usw_session *session, uint64_t memory_limit_b
 {
 	atomic_store(&session->memory_limit_bytes, memory_limit_bytes);
 	atomic_store(&session->resident_limit_bytes, resident_limit_bytes);
+	atomic_store(&session->full_told, false);
 	usw_reclaim_kick(session);
 	usw_watch_kick(session);
 }
 
 // --- Tiers --------------------------------------------------------------------------------------
 
-int usw_session_tier_add(struct usw_session *session, const char *path, uint64_t cap_bytes,
-			 int priority, struct usw_error *error)
+int usw_session_tier_add(struct usw_session *session, const char *path, const char *name,
+			 uint64_t cap_bytes, int priority, struct usw_error *error)
 {
-	int ret = usw_tiers_add(&session->tiers, path, cap_bytes, priority, error);
+	int ret = usw_tiers_add(&session->tiers, path, name, cap_bytes, priority, error);
 
+	if (ret > 0)
+		atomic_store(&session->full_told, false);
 	usw_reclaim_kick(session);
 	return ret;
 }
@@ -278,13 +280,19 @@ int usw_session_tier_remove(struct usw_session *session, const char *name, struc
 int usw_session_tier_list(struct usw_session *session, struct usw_tier_info *ret, int capacity)
 {
 	struct usw_statistics now;
+	uint64_t memory = atomic_load(&session->memory_limit_bytes);
 	int count = 0;
 
 	usw_session_statistics(session, &now);
+	uint64_t held = now.ram_bytes + now.resident_bytes;
 	if (capacity > 0)
 		ret[count++] = (struct usw_tier_info){
 			.name = "ram",
-			.cap_bytes = UINT64_MAX,
+			.kind = USW_TIER_KIND_RAM,
+			.cap_bytes = memory,
+			.free_bytes = memory == UINT64_MAX ? UINT64_MAX
+				      : memory > held      ? memory - held
+							   : 0,
 			.segments = now.ram_segments,
 			.pages = now.ram_pages,
 			.original_bytes = now.ram_original_bytes,
@@ -595,7 +603,7 @@ void usw_session_statistics(struct usw_session *session, struct usw_statistics *
 
 	for (uint32_t i = 1; i < USW_TIERS_MAX; i++) {
 		disk_objects += session->tiers.at[i].pages;
-		disk_bytes += session->tiers.at[i].held_bytes;
+		disk_bytes += session->tiers.at[i].stored_bytes;
 		disk_segments += session->tiers.at[i].segments;
 	}
 	// They were counted a moment ago, and pages die all the time.
@@ -632,9 +640,10 @@ void usw_session_statistics(struct usw_session *session, struct usw_statistics *
 		.disk_peak_bytes = session->tiers.peak_bytes,
 		.demoted_segments = session->tiers.demoted_segments,
 		.promoted_segments = session->tiers.promoted_segments,
-		.disk_is_encrypted = session->tiers.count && session->tiers.is_sealed,
-		.disk_uses_uring = session->tiers.count &&
+		.disk_is_encrypted = session->tiers.is_ready && session->tiers.is_sealed,
+		.disk_uses_uring = session->tiers.is_ready &&
 				   session->tiers.aio_engine == USW_AIO_URING,
+		.waits_for_room = session->waits_for_room,
 		.faults_total = sum.faults_total,
 		.faults_hole = sum.faults_hole,
 		.faults_standby = sum.faults_standby,

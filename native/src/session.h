@@ -63,8 +63,10 @@ struct usw_reclaim {
 	uint32_t last_clock; /* fault clock when it last waited awake */
 	bool pressed;        /* the last sweep did not make room: shared pages must go, too */
 	uint64_t stress_due_ns;
-	uint64_t barren_since_ns; /* no sweep has given anything since then; 0: the last one did */
-	uint64_t stuck_since_ns;  /* over the limit and nothing left to give since then; 0: no */
+	uint64_t barren_since_ns;  /* no sweep has given anything since then; 0: the last one did */
+	uint64_t stuck_since_ns;   /* over the limit and nothing left to give since then; 0: no */
+	uint64_t cramped_since_ns; /* no tier takes anything since then; 0: one does */
+	bool is_holding;           /* nothing is let in or taken out: there is no place for it */
 	uint64_t random;
 	bool warned_unmanaged;
 	struct usw_target *turn; /* whose turn it is to give pages */
@@ -119,6 +121,8 @@ struct usw_session {
 
 	_Atomic bool stopping;
 	_Atomic bool out_of_memory;
+	_Atomic bool waits_for_room; /* every tier is full, and that is not the end */
+	_Atomic bool full_told;      /* and that was said; cleared by whoever makes room */
 	struct usw_fault_thread threads[USW_FAULT_THREADS_MAX];
 	uint32_t thread_count;
 	uint32_t next_thread;
@@ -127,8 +131,9 @@ struct usw_session {
 	struct usw_event_queue events;
 	struct usw_requests requests;
 
-	bool is_demoting;   /* between the watermarks on the way down; reclaim thread */
-	uint64_t own_bytes; /* the agent's own anonymous memory; reclaim thread */
+	bool is_demoting;        /* between the watermarks on the way down; reclaim thread */
+	uint64_t tight_since_ns; /* RAM is tight since then; 0: it is not; reclaim thread */
+	uint64_t own_bytes;      /* the agent's own anonymous memory; reclaim thread */
 	_Atomic uint64_t resident_peak_bytes;
 	_Atomic uint64_t ram_bytes;
 	_Atomic uint64_t ram_peak_bytes;

@@ -11,13 +11,18 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 
 #include "tier.h"
+#include "uffd_abi.h"
 
 /* How often the segments are counted, and what is free on disks is asked for. */
 #define USW_SWEEP_NS 20000000u
 /* After a failed write a tier is left alone for a while. */
 #define USW_RETRY_NS 500000000u
+/* A move reads so much at a time, and looks after the disk each so many objects. */
+#define USW_PIECE_BYTES 65536u
+#define USW_LOOK_OBJECTS 16u
 /* A segment of which this share was read one by one is wanted as a whole. */
 #define USW_PROMOTE_SHARE 4u
 
@@ -57,8 +62,52 @@ static int fill_slot(struct usw_tiers *tiers, struct usw_move *move)
 }
 
 /**
+ * Ask for the next piece. What is read comes in small ones: a fault that wants one page from the same
+ * disk waits behind them, and the program should not notice that a tier leaves. 0 or -errno.
+ */
+static int ask_piece(struct usw_tiers *tiers, struct usw_move *move)
+{
+	uint64_t place = move->is_write ? move->to : move->from;
+	uint32_t left = move->length_bytes - move->asked_bytes;
+	uint32_t length = move->is_write ? left : (uint32_t)usw_min(left, USW_PIECE_BYTES);
+
+	move->request = (struct usw_aio_request){
+		.fd = atomic_load(&tiers->at[usw_where_tier(place)].fd),
+		.is_write = move->is_write,
+		.length_bytes = length,
+		.buffer = move->buffer + move->asked_bytes,
+		.offset_bytes = usw_disk_offset(usw_where_slot(place)) + move->asked_bytes,
+	};
+	int ret = usw_aio_submit(tiers->aio, &move->request);
+	if (!ret)
+		move->asked_bytes += length;
+	return ret;
+}
+
+/** Take note of what the disk has done, and go on with it. */
+static void collect(struct usw_tiers *tiers)
+{
+	struct usw_aio_request *request;
+
+	while ((request = usw_aio_reap(tiers->aio))) {
+		struct usw_move *move =
+			(struct usw_move *)((char *)request - offsetof(struct usw_move, request));
+
+		if (!request->result && move->asked_bytes < move->length_bytes) {
+			int ret = ask_piece(tiers, move);
+
+			if (!ret)
+				continue;
+			request->result = ret;
+		}
+		move->is_through = true;
+	}
+	usw_aio_flush(tiers->aio);
+}
+
+/**
  * The reverse, into the segment's place in RAM, which nobody reads before it is published. What
- * cannot be opened is left as zeros, which the page's hash refuses when it is asked for.
+ * cannot be opened becomes zeros, which the page's hash refuses when it is asked for.
  */
 static void empty_slot(struct usw_tiers *tiers, struct usw_move *move)
 {
@@ -67,10 +116,14 @@ static void empty_slot(struct usw_tiers *tiers, struct usw_move *move)
 	char *ram = segments->data.base + (uint64_t)move->segment * USW_SEGMENT_BYTES;
 	struct usw_object object;
 
-	memset(ram, 0, h->append_bytes);
+	// One call instead of a fault for each page; without it they fault.
+	madvise(ram, (h->append_bytes + USW_PAGE_BYTES - 1) & ~(USW_PAGE_BYTES - 1),
+		MADV_POPULATE_WRITE);
 	for (uint32_t index = 0; index < h->object_count; index++) {
 		if (!usw_segments_find(segments, move->segment, index, &object))
 			continue;
+		if (index % USW_LOOK_OBJECTS == 0)
+			collect(tiers);
 		const char *in = move->buffer + usw_disk_object_offset(object.offset_bytes, index);
 		char *out = ram + object.offset_bytes;
 
@@ -95,8 +148,6 @@ static void finish_move(struct usw_tiers *tiers, struct usw_move *move)
 
 static void begin_move(struct usw_tiers *tiers, struct usw_move *move)
 {
-	uint64_t place = move->is_write ? move->to : move->from;
-	struct usw_tier *tier = &tiers->at[usw_where_tier(place)];
 	int ret = 0;
 
 	if (!move->buffer) {
@@ -108,20 +159,41 @@ static void begin_move(struct usw_tiers *tiers, struct usw_move *move)
 	}
 	if (!ret && move->is_write)
 		ret = fill_slot(tiers, move);
-	move->request = (struct usw_aio_request){
-		.fd = atomic_load(&tier->fd),
-		.is_write = move->is_write,
-		.length_bytes = move->length_bytes,
-		.buffer = move->buffer,
-		.offset_bytes = usw_disk_offset(usw_where_slot(place)),
-	};
+	move->asked_bytes = 0;
+	move->is_through = false;
 	atomic_store_explicit(&move->stage, USW_MOVE_RUNNING, memory_order_relaxed);
 	if (!ret)
-		ret = usw_aio_submit(tiers->aio, &move->request);
+		ret = ask_piece(tiers, move);
 	if (ret) {
 		move->request.result = ret;
-		finish_move(tiers, move);
+		move->is_through = true;
 	}
+}
+
+/** Begin what was asked for and finish what is through. True if there was something. */
+static bool serve_moves(struct usw_tiers *tiers)
+{
+	bool busy = false;
+
+	for (uint32_t i = 0; i < USW_MOVES_MAX; i++) {
+		struct usw_move *move = &tiers->moves[i];
+
+		if (atomic_load_explicit(&move->stage, memory_order_acquire) == USW_MOVE_ASKED) {
+			begin_move(tiers, move);
+			usw_aio_flush(tiers->aio);
+		}
+	}
+	collect(tiers);
+	for (uint32_t i = 0; i < USW_MOVES_MAX; i++) {
+		struct usw_move *move = &tiers->moves[i];
+
+		if (atomic_load_explicit(&move->stage, memory_order_relaxed) != USW_MOVE_RUNNING ||
+		    !move->is_through)
+			continue;
+		finish_move(tiers, move);
+		busy = true;
+	}
+	return busy;
 }
 
 /** Give space back on disks, one slot at a time. True if there was one. */
@@ -139,6 +211,21 @@ static bool give_dead_slot(struct usw_tiers *tiers)
 	return true;
 }
 
+/** A file that nobody needs any more gives all of its space back at once. */
+static void end_files(struct usw_tiers *tiers)
+{
+	for (uint32_t i = 1; i < USW_TIERS_MAX; i++) {
+		struct usw_tier *tier = &tiers->at[i];
+
+		if (atomic_load_explicit(&tier->ending, memory_order_acquire) != USW_ENDING_ASKED)
+			continue;
+		if (ftruncate(atomic_load(&tier->fd), 0) < 0)
+			errno = 0; // closing it does the same
+		atomic_store_explicit(&tier->ending, USW_ENDING_DONE, memory_order_release);
+		tiers->hooks.moved(tiers->hooks.context);
+	}
+}
+
 static void *mover_main(void *argument)
 {
 	struct usw_tiers *tiers = argument;
@@ -147,24 +234,10 @@ static void *mover_main(void *argument)
 	uint64_t wakes;
 
 	while (!atomic_load(&tiers->stopping) || usw_aio_under_way(tiers->aio)) {
-		struct usw_aio_request *request;
-		bool busy = false;
+		bool busy = serve_moves(tiers);
 
-		for (uint32_t i = 0; i < USW_MOVES_MAX; i++) {
-			struct usw_move *move = &tiers->moves[i];
-
-			if (atomic_load_explicit(&move->stage, memory_order_acquire) ==
-			    USW_MOVE_ASKED) {
-				begin_move(tiers, move);
-				usw_aio_flush(tiers->aio);
-			}
-		}
-		while ((request = usw_aio_reap(tiers->aio))) {
-			finish_move(tiers, (struct usw_move *)((char *)request -
-							       offsetof(struct usw_move, request)));
-			busy = true;
-		}
 		busy |= give_dead_slot(tiers);
+		end_files(tiers);
 		if (busy || poll(ready, 2, -1) <= 0)
 			continue;
 		if (ready[0].revents && read(tiers->wake_fd, &wakes, sizeof(wakes)) < 0)
@@ -180,7 +253,43 @@ static uint32_t slot_length(const struct usw_segment *h)
 	return usw_disk_length(h->append_bytes, h->object_count);
 }
 
-/** The owner says that a slot holds nothing any more: the mover gives it back. */
+/** Let the mover give a slot back. False: it has too many to give already. */
+static bool queue_dead(struct usw_tiers *tiers, const struct usw_dead_slot *dead)
+{
+	pthread_mutex_lock(&tiers->lock);
+	bool is_full = tiers->dead_head - tiers->dead_tail == USW_DEAD_SLOTS_MAX;
+	if (!is_full)
+		tiers->dead[tiers->dead_head++ % USW_DEAD_SLOTS_MAX] = *dead;
+	pthread_mutex_unlock(&tiers->lock);
+	if (!is_full)
+		wake(tiers);
+	return !is_full;
+}
+
+/**
+ * A file that leaves as a whole needs no holes; to punch one waits for all reads under way, and
+ * holds up those that follow. False: the slot is to be given back now.
+ */
+static bool hold_back(struct usw_tiers *tiers, const struct usw_dead_slot *dead)
+{
+	const struct usw_tier *tier = &tiers->at[dead->tier];
+
+	if (atomic_load(&tier->state) != USW_TIER_LEAVING || tier->kind == USW_TIER_KIND_DEVICE)
+		return false;
+	if (tiers->held_back_count == tiers->held_back_capacity) {
+		uint32_t capacity = tiers->held_back_capacity * 2 + 256;
+		void *bigger = realloc(tiers->held_back, capacity * sizeof(*tiers->held_back));
+
+		if (!bigger)
+			return false;
+		tiers->held_back = bigger;
+		tiers->held_back_capacity = capacity;
+	}
+	tiers->held_back[tiers->held_back_count++] = *dead;
+	return true;
+}
+
+/** The owner says that a slot holds nothing any more. */
 static void slot_is_free(void *context, uint64_t where, const struct usw_segment *segment)
 {
 	struct usw_tiers *tiers = context;
@@ -190,15 +299,47 @@ static void slot_is_free(void *context, uint64_t where, const struct usw_segment
 		.length_bytes = slot_length(segment),
 	};
 
-	pthread_mutex_lock(&tiers->lock);
-	bool is_full = tiers->dead_head - tiers->dead_tail == USW_DEAD_SLOTS_MAX;
-	if (!is_full)
-		tiers->dead[tiers->dead_head++ % USW_DEAD_SLOTS_MAX] = dead;
-	pthread_mutex_unlock(&tiers->lock);
-	if (is_full)
+	if (!hold_back(tiers, &dead) && !queue_dead(tiers, &dead))
 		usw_disk_give(tiers->at[dead.tier].disk, dead.slot, dead.length_bytes);
-	else
-		wake(tiers);
+}
+
+/** Slots that were held back for a tier that leaves. */
+static uint32_t count_held_back(const struct usw_tiers *tiers, uint32_t number)
+{
+	uint32_t count = 0;
+
+	for (uint32_t i = 0; i < tiers->held_back_count; i++)
+		count += tiers->held_back[i].tier == number;
+	return count;
+}
+
+/** The file is gone, and with it its slots. */
+static void drop_held_back(struct usw_tiers *tiers, uint32_t number)
+{
+	uint32_t left = 0;
+
+	for (uint32_t i = 0; i < tiers->held_back_count; i++)
+		if (tiers->held_back[i].tier != number)
+			tiers->held_back[left++] = tiers->held_back[i];
+	tiers->held_back_count = left;
+}
+
+/** Tiers that stay after all get their slots back, as fast as the mover can give them. */
+static void give_held_back(struct usw_tiers *tiers)
+{
+	uint32_t i = 0;
+
+	while (i < tiers->held_back_count) {
+		struct usw_dead_slot *dead = &tiers->held_back[i];
+
+		if (atomic_load(&tiers->at[dead->tier].state) == USW_TIER_LEAVING) {
+			i++;
+			continue;
+		}
+		if (!queue_dead(tiers, dead))
+			return;
+		*dead = tiers->held_back[--tiers->held_back_count];
+	}
 }
 
 static struct usw_move *idle_move(struct usw_tiers *tiers)
@@ -225,10 +366,25 @@ static void ask(struct usw_tiers *tiers, struct usw_move *move, uint32_t segment
 	wake(tiers);
 }
 
+/** Bytes of all slots of a disk that are taken, and of those that are on their way back. */
+static uint64_t held(struct usw_disk *disk)
+{
+	pthread_mutex_lock(&disk->lock);
+	uint64_t bytes = disk->held_bytes;
+	pthread_mutex_unlock(&disk->lock);
+	return bytes;
+}
+
 static bool may_write(const struct usw_tier *tier, uint64_t now_ns)
 {
 	return atomic_load(&tier->state) == USW_TIER_ACTIVE && now_ns >= tier->retry_ns &&
-	       tier->free_bytes >= USW_SLOT_BYTES;
+	       atomic_load(&tier->free_bytes) >= USW_SLOT_BYTES;
+}
+
+static bool is_before(const struct usw_tier *tier, const struct usw_tier *other)
+{
+	return tier->priority != other->priority ? tier->priority > other->priority
+						 : tier->id < other->id;
 }
 
 /** The tier to write to: the highest priority with room, then the oldest; 0: none. */
@@ -239,7 +395,7 @@ static uint32_t choose_tier(struct usw_tiers *tiers)
 
 	for (uint32_t i = 1; i < USW_TIERS_MAX; i++)
 		if (may_write(&tiers->at[i], now_ns) &&
-		    (!best || tiers->at[i].priority > tiers->at[best].priority))
+		    (!best || is_before(&tiers->at[i], &tiers->at[best])))
 			best = i;
 	return best;
 }
@@ -247,6 +403,18 @@ static uint32_t choose_tier(struct usw_tiers *tiers)
 bool usw_tiers_have_room(struct usw_tiers *tiers)
 {
 	return choose_tier(tiers) != 0;
+}
+
+/** Space on disks is taken here and nowhere else: so the highest that it ever was is known. */
+static void raise_peak(struct usw_tiers *tiers)
+{
+	uint64_t held_bytes = 0;
+
+	for (uint32_t i = 1; i < USW_TIERS_MAX; i++)
+		if (atomic_load(&tiers->at[i].state) != USW_TIER_NONE)
+			held_bytes += held(tiers->at[i].disk);
+	if (held_bytes > atomic_load(&tiers->peak_bytes))
+		atomic_store(&tiers->peak_bytes, held_bytes);
 }
 
 static bool begin_demotion(struct usw_tiers *tiers, uint32_t segment)
@@ -259,11 +427,14 @@ static bool begin_demotion(struct usw_tiers *tiers, uint32_t segment)
 		struct usw_tier *tier = &tiers->at[number];
 
 		if (usw_disk_take(tier->disk, length, &slot) == 0) {
-			tier->free_bytes -= usw_min(tier->free_bytes, length);
+			uint64_t left = atomic_load(&tier->free_bytes);
+
+			atomic_store(&tier->free_bytes, left - usw_min(left, length));
+			raise_peak(tiers);
 			ask(tiers, move, segment, usw_where(++tiers->generation, number, slot));
 			return true;
 		}
-		tier->free_bytes = 0; // full until the next count
+		atomic_store(&tier->free_bytes, 0); // full until the next count
 	}
 	return false;
 }
@@ -283,13 +454,12 @@ static void report_failure(struct usw_tiers *tiers, struct usw_tier *tier, int e
 	char text[200];
 
 	tier->retry_ns = usw_now_ns() + USW_RETRY_NS;
-	if (tier->has_failed)
+	if (atomic_exchange(&tier->has_failed, true))
 		return;
-	tier->has_failed = true;
 	snprintf(text, sizeof(text),
 		 "disk tier %s: a write failed (%s); its pages stay in RAM, and it is tried again",
 		 tier->name, strerror(-error));
-	tiers->hooks.report(tiers->hooks.context, false, text);
+	tiers->hooks.report(tiers->hooks.context, USW_EVENT_WARNING, tier->id, text);
 }
 
 static void settle_demotion(struct usw_tiers *tiers, struct usw_move *move, struct usw_segment *h)
@@ -301,7 +471,7 @@ static void settle_demotion(struct usw_tiers *tiers, struct usw_move *move, stru
 	if (move->request.result)
 		report_failure(tiers, tier, move->request.result);
 	else
-		tier->has_failed = false;
+		atomic_store(&tier->has_failed, false);
 	if (move->request.result || !live) {
 		slot_is_free(tiers, move->to, h);
 		return;
@@ -329,7 +499,7 @@ static void settle_promotion(struct usw_tiers *tiers, struct usw_move *move, str
 			"disk tier %s: %u pages were damaged on the disk; a program that touches one "
 			"gets SIGBUS",
 			tier->name, move->damaged);
-		tiers->hooks.report(tiers->hooks.context, false, text);
+		tiers->hooks.report(tiers->hooks.context, USW_EVENT_WARNING, tier->id, text);
 	}
 	usw_segments_publish(tiers->segments, move->segment, move->to);
 	atomic_store_explicit(&h->touched, tiers->segments->clock, memory_order_relaxed);
@@ -374,10 +544,9 @@ static void under_way(struct usw_tiers *tiers, uint64_t *ret_given, uint64_t *re
 	}
 }
 
-/** Count what lives in each tier. */
-static void count_tiers(struct usw_tiers *tiers)
+void usw_tiers_count(struct usw_tiers *tiers)
 {
-	uint64_t segments[16] = {0}, pages[16] = {0}, live_bytes = 0, held_bytes = 0;
+	uint64_t segments[16] = {0}, pages[16] = {0}, stored_bytes[16] = {0}, live_bytes = 0;
 
 	for (uint32_t i = 1; i < tiers->segments->high_water; i++) {
 		struct usw_segment *h = usw_segments_header(tiers->segments, i);
@@ -387,6 +556,7 @@ static void count_tiers(struct usw_tiers *tiers)
 		    number == USW_TIER_RAM)
 			continue;
 		segments[number]++;
+		stored_bytes[number] += slot_length(h);
 		pages[number] += atomic_load_explicit(&h->live_count, memory_order_relaxed);
 		live_bytes += atomic_load_explicit(&h->live_bytes, memory_order_relaxed);
 	}
@@ -396,19 +566,14 @@ static void count_tiers(struct usw_tiers *tiers)
 
 		if (atomic_load(&tier->state) == USW_TIER_NONE)
 			continue;
-		tier->free_bytes = usw_disk_free_bytes(tier->disk);
+		atomic_store(&tier->free_bytes, usw_disk_free_bytes(tier->disk));
 		atomic_store(&tier->segments, segments[i]);
 		atomic_store(&tier->pages, pages[i]);
-		pthread_mutex_lock(&tier->disk->lock);
-		atomic_store(&tier->held_bytes, tier->disk->held_bytes);
-		held_bytes += tier->disk->held_bytes;
-		pthread_mutex_unlock(&tier->disk->lock);
+		atomic_store(&tier->stored_bytes, stored_bytes[i]);
 	}
-	if (held_bytes > atomic_load(&tiers->peak_bytes))
-		atomic_store(&tiers->peak_bytes, held_bytes);
 }
 
-enum wish { STAYS, WANTED, NEEDED };
+enum wish { STAYS, WANTED, LEAVES, NEEDED };
 
 /**
  * A segment should come back if it is read again and again, one object at a time; it must if its
@@ -421,8 +586,10 @@ static enum wish wish_of(struct usw_tiers *tiers, const struct usw_segment *h)
 	if (atomic_load_explicit(&h->state, memory_order_relaxed) != USW_SEGMENT_CLOSED ||
 	    number == USW_TIER_RAM || h->is_moving)
 		return STAYS;
-	if (atomic_load(&tiers->at[number].state) == USW_TIER_LEAVING || usw_segment_has_garbage(h))
+	if (usw_segment_has_garbage(h))
 		return NEEDED;
+	if (atomic_load(&tiers->at[number].state) == USW_TIER_LEAVING)
+		return LEAVES;
 	return atomic_load_explicit(&h->refaults, memory_order_relaxed) >
 			       h->object_count / USW_PROMOTE_SHARE
 		       ? WANTED
@@ -431,9 +598,11 @@ static enum wish wish_of(struct usw_tiers *tiers, const struct usw_segment *h)
 
 /**
  * Bring segments back, in the order in which they lie in the table. One that is needed comes even
- * without room, alone: it makes room by being emptied, or makes another go down elsewhere.
+ * without room, alone, since it makes room by being emptied; one that leaves does too, but for when
+ * RAM is tight, since it makes others go down elsewhere or pages leave.
  */
-static void promote_some(struct usw_tiers *tiers, uint64_t room_bytes, uint64_t taken_bytes)
+static void promote_some(struct usw_tiers *tiers, const struct usw_tiers_plan *plan,
+			 uint64_t taken_bytes)
 {
 	uint32_t end = tiers->segments->high_water;
 
@@ -444,15 +613,37 @@ static void promote_some(struct usw_tiers *tiers, uint64_t room_bytes, uint64_t 
 		struct usw_segment *h = usw_segments_header(tiers->segments, segment);
 
 		enum wish wish = wish_of(tiers, h);
-		bool has_room = taken_bytes + USW_SEGMENT_BYTES <= room_bytes;
+		bool has_room = taken_bytes + USW_SEGMENT_BYTES <= plan->promote_bytes;
+		bool is_urgent = wish == NEEDED || (wish == LEAVES && !plan->is_tight);
 
-		if (wish != STAYS && (has_room || (wish == NEEDED && !taken_bytes))) {
+		if (wish != STAYS && (has_room || (is_urgent && !taken_bytes))) {
 			if (!begin_promotion(tiers, segment))
 				return;
 			taken_bytes += USW_SEGMENT_BYTES;
 		}
 		tiers->waiting_segment++;
 	}
+}
+
+/** True if a tier that leaves is empty, and its file as well. */
+static bool has_left(struct usw_tiers *tiers, uint32_t number)
+{
+	struct usw_tier *tier = &tiers->at[number];
+
+	if (atomic_load(&tier->state) != USW_TIER_LEAVING)
+		return false;
+	pthread_mutex_lock(&tier->disk->lock);
+	uint32_t used = tier->disk->used_slots;
+	pthread_mutex_unlock(&tier->disk->lock);
+	uint32_t held_back = count_held_back(tiers, number);
+	if (used != held_back)
+		return false;
+	if (held_back && atomic_load(&tier->ending) == USW_ENDING_NOT) {
+		atomic_store_explicit(&tier->ending, USW_ENDING_ASKED, memory_order_release);
+		wake(tiers);
+	}
+	return !held_back ||
+	       atomic_load_explicit(&tier->ending, memory_order_acquire) == USW_ENDING_DONE;
 }
 
 /** A tier that is empty and leaves is gone. */
@@ -463,24 +654,40 @@ static void close_leaving(struct usw_tiers *tiers)
 	for (uint32_t i = 1; i < USW_TIERS_MAX; i++) {
 		struct usw_tier *tier = &tiers->at[i];
 
-		if (atomic_load(&tier->state) != USW_TIER_LEAVING)
+		if (!has_left(tiers, i))
 			continue;
-		pthread_mutex_lock(&tier->disk->lock);
-		bool is_empty = tier->disk->used_slots == 0;
-		pthread_mutex_unlock(&tier->disk->lock);
-		if (!is_empty)
-			continue;
+		drop_held_back(tiers, i);
 		snprintf(text, sizeof(text), "disk tier %s is removed", tier->name);
+		uint32_t id = tier->id; // once it is gone, another may have its place
 		atomic_store(&tier->fd, -1);
 		pthread_mutex_lock(&tiers->lock); // the control thread may be looking at it
 		usw_disk_close(tier->disk);
 		atomic_store(&tier->segments, 0);
 		atomic_store(&tier->pages, 0);
-		atomic_store(&tier->held_bytes, 0);
+		atomic_store(&tier->stored_bytes, 0);
 		atomic_store(&tier->state, USW_TIER_NONE);
 		pthread_mutex_unlock(&tiers->lock);
 		atomic_fetch_sub(&tiers->count, 1);
-		tiers->hooks.report(tiers->hooks.context, true, text);
+		tiers->hooks.report(tiers->hooks.context, USW_EVENT_TIER_REMOVED, id, text);
+	}
+}
+
+void usw_tiers_keep_leaving(struct usw_tiers *tiers)
+{
+	char text[200];
+
+	for (uint32_t i = 1; i < USW_TIERS_MAX; i++) {
+		struct usw_tier *tier = &tiers->at[i];
+		uint32_t leaving = USW_TIER_LEAVING;
+
+		// One whose file is being ended holds nothing any more.
+		if (atomic_load(&tier->ending) != USW_ENDING_NOT ||
+		    !atomic_compare_exchange_strong(&tier->state, &leaving, USW_TIER_ACTIVE))
+			continue;
+		snprintf(text, sizeof(text),
+			 "disk tier %s stays: what is left has no room any more for what it holds",
+			 tier->name);
+		tiers->hooks.report(tiers->hooks.context, USW_EVENT_TIER_KEPT, tier->id, text);
 	}
 }
 
@@ -493,8 +700,9 @@ bool usw_tiers_step(struct usw_tiers *tiers, const struct usw_tiers_plan *plan)
 	settle(tiers);
 	if (usw_now_ns() - tiers->swept_ns > USW_SWEEP_NS) {
 		tiers->swept_ns = usw_now_ns();
-		count_tiers(tiers);
+		usw_tiers_count(tiers);
 		close_leaving(tiers);
+		give_held_back(tiers);
 	}
 	under_way(tiers, &given, &taken);
 	while (plan->demote_bytes > given) {
@@ -505,7 +713,7 @@ bool usw_tiers_step(struct usw_tiers *tiers, const struct usw_tiers_plan *plan)
 		under_way(tiers, &given, &taken);
 	}
 	if (tiers->segments->disk_segments)
-		promote_some(tiers, plan->promote_bytes, taken);
+		promote_some(tiers, plan, taken);
 	under_way(tiers, &given, &taken);
 	return given + taken > 0;
 }
@@ -547,27 +755,84 @@ undo:
 	return ret;
 }
 
-static int find_number(struct usw_tiers *tiers, const char *path, uint32_t *ret_number)
+/** Caller is the control thread, which alone adds tiers, and holds tiers->lock. */
+static struct usw_tier *find_tier(struct usw_tiers *tiers, const char *name)
 {
-	for (uint32_t i = USW_TIERS_MAX - 1; i > 0; i--) {
-		if (atomic_load(&tiers->at[i].state) == USW_TIER_NONE)
-			*ret_number = i;
-		else if (strcmp(tiers->at[i].disk->path, path) == 0)
-			return -EEXIST;
-	}
-	return *ret_number ? 0 : -ENOSPC;
+	for (uint32_t i = 1; i < USW_TIERS_MAX; i++)
+		if (atomic_load(&tiers->at[i].state) != USW_TIER_NONE &&
+		    (strcmp(tiers->at[i].name, name) == 0 ||
+		     strcmp(tiers->at[i].disk->path, name) == 0))
+			return &tiers->at[i];
+	return NULL;
 }
 
-int usw_tiers_add(struct usw_tiers *tiers, const char *path, uint64_t cap_bytes, int priority,
-		  struct usw_error *error)
+/** Neither path nor name may be in use. Caller holds tiers->lock. */
+static int refuse_double(struct usw_tiers *tiers, const char *path, const char *name,
+			 struct usw_error *error)
 {
-	uint32_t number = 0;
-	int ret = find_number(tiers, path, &number);
+	const struct usw_tier *tier = find_tier(tiers, path);
 
-	if (ret == -EEXIST)
-		return fail(error, EEXIST, "%.120s is a disk tier already; `tier list` names them",
+	if (tier && atomic_load(&tier->state) == USW_TIER_LEAVING)
+		return fail(error, EEXIST, "%.120s is a disk tier that is just being removed",
 			    path);
+	if (tier)
+		return fail(error, EEXIST,
+			    "%.120s is a disk tier already; `uffdswap tier list` names them", path);
+	if (name && (strcmp(name, "ram") == 0 || find_tier(tiers, name)))
+		return fail(error, EEXIST,
+			    "there is a tier %.31s already; `uffdswap tier list` names them", name);
+	return 0;
+}
+
+/** A number that is free; 0: there is none. */
+static uint32_t find_number(struct usw_tiers *tiers)
+{
+	for (uint32_t i = 1; i < USW_TIERS_MAX; i++)
+		if (atomic_load(&tiers->at[i].state) == USW_TIER_NONE)
+			return i;
+	return 0;
+}
+
+/** `name`, or the first of disk1, disk2, ... that is free. Caller holds tiers->lock. */
+static void give_name(struct usw_tiers *tiers, struct usw_tier *tier, const char *name)
+{
+	if (name) {
+		snprintf(tier->name, sizeof(tier->name), "%s", name);
+		return;
+	}
+	for (uint32_t i = 1;; i++) {
+		char next[sizeof(tier->name)];
+
+		snprintf(next, sizeof(next), "disk%u", i);
+		if (find_tier(tiers, next))
+			continue;
+		strcpy(tier->name, next);
+		return;
+	}
+}
+
+static enum usw_tier_kind kind_of(const struct usw_disk *disk)
+{
+	struct stat status;
+
+	if (disk->is_device)
+		return USW_TIER_KIND_DEVICE;
+	// The nameless file in a folder has no link.
+	return fstat(disk->fd, &status) == 0 && status.st_nlink == 0 ? USW_TIER_KIND_FOLDER
+								     : USW_TIER_KIND_FILE;
+}
+
+int usw_tiers_add(struct usw_tiers *tiers, const char *path, const char *name, uint64_t cap_bytes,
+		  int priority, struct usw_error *error)
+{
+	pthread_mutex_lock(&tiers->lock);
+	int ret = refuse_double(tiers, path, name, error);
+	pthread_mutex_unlock(&tiers->lock);
+	uint32_t number = find_number(tiers);
+
 	if (ret)
+		return ret;
+	if (!number)
 		return fail(error, ENOSPC,
 			    "cannot add %.80s: there are as many tiers as there may be", path);
 	struct usw_tier *tier = &tiers->at[number];
@@ -579,18 +844,21 @@ int usw_tiers_add(struct usw_tiers *tiers, const char *path, uint64_t cap_bytes,
 	ret = usw_disk_open(tier->disk, path, cap_bytes, error);
 	if (ret)
 		return ret;
-	tier->free_bytes = usw_disk_free_bytes(tier->disk);
+	atomic_store(&tier->free_bytes, usw_disk_free_bytes(tier->disk));
 	tier->priority = priority;
 	tier->retry_ns = 0;
-	tier->has_failed = false;
+	atomic_store(&tier->ending, USW_ENDING_NOT);
+	atomic_store(&tier->has_failed, false);
 	atomic_store(&tier->align_bytes, tier->disk->align_bytes);
 	atomic_store(&tier->fd, tier->disk->fd);
 	pthread_mutex_lock(&tiers->lock);
-	snprintf(tier->name, sizeof(tier->name), "disk%u", number);
+	tier->id = ++tiers->added_count;
+	tier->kind = kind_of(tier->disk);
+	give_name(tiers, tier, name);
 	atomic_store(&tier->state, USW_TIER_ACTIVE);
 	pthread_mutex_unlock(&tiers->lock);
 	atomic_fetch_add(&tiers->count, 1);
-	return 0;
+	return (int)tier->id;
 }
 
 /** What the other disks could take. */
@@ -604,16 +872,6 @@ static uint64_t free_elsewhere(struct usw_tiers *tiers, const struct usw_tier *l
 	return bytes;
 }
 
-static struct usw_tier *find_tier(struct usw_tiers *tiers, const char *name)
-{
-	for (uint32_t i = 1; i < USW_TIERS_MAX; i++)
-		if (atomic_load(&tiers->at[i].state) != USW_TIER_NONE &&
-		    (strcmp(tiers->at[i].name, name) == 0 ||
-		     strcmp(tiers->at[i].disk->path, name) == 0))
-			return &tiers->at[i];
-	return NULL;
-}
-
 /** Caller holds tiers->lock, so that no tier is closed meanwhile. */
 static int begin_removal(struct usw_tiers *tiers, const char *name, uint64_t ram_free_bytes,
 			 struct usw_error *error)
@@ -621,26 +879,24 @@ static int begin_removal(struct usw_tiers *tiers, const char *name, uint64_t ram
 	struct usw_tier *tier = find_tier(tiers, name);
 
 	if (!tier)
-		return fail(error, ENOENT, "there is no disk tier %.80s; `tier list` names them",
-			    name);
+		return fail(error, ENOENT,
+			    "there is no disk tier %.80s; `uffdswap tier list` names them", name);
 	if (atomic_load(&tier->state) == USW_TIER_LEAVING)
 		return fail(error, EALREADY, "disk tier %s is being removed already", tier->name);
-	pthread_mutex_lock(&tier->disk->lock);
-	uint64_t held = tier->disk->held_bytes;
-	pthread_mutex_unlock(&tier->disk->lock);
+	uint64_t needed = held(tier->disk);
 	uint64_t left = free_elsewhere(tiers, tier);
-	if (ram_free_bytes < held && left < held - ram_free_bytes) {
+	if (ram_free_bytes < needed && left < needed - ram_free_bytes) {
 		error->code = ENOSPC;
 		snprintf(
 			error->text, sizeof(error->text),
 			"disk tier %s holds %llu MiB, and what is left has room for %llu; nothing was "
 			"moved. Raise --memory or add a tier first",
-			tier->name, (unsigned long long)(held >> 20),
+			tier->name, (unsigned long long)(needed >> 20),
 			(unsigned long long)((ram_free_bytes + left) >> 20));
 		return -ENOSPC;
 	}
 	atomic_store(&tier->state, USW_TIER_LEAVING);
-	return 0;
+	return (int)tier->id;
 }
 
 int usw_tiers_remove(struct usw_tiers *tiers, const char *name, uint64_t ram_free_bytes,
@@ -649,9 +905,19 @@ int usw_tiers_remove(struct usw_tiers *tiers, const char *name, uint64_t ram_fre
 	pthread_mutex_lock(&tiers->lock);
 	int ret = begin_removal(tiers, name, ram_free_bytes, error);
 	pthread_mutex_unlock(&tiers->lock);
-	if (!ret)
+	if (ret > 0)
 		tiers->hooks.moved(tiers->hooks.context);
 	return ret;
+}
+
+static enum usw_tier_condition condition_of(const struct usw_tier *tier)
+{
+	if (atomic_load(&tier->state) == USW_TIER_LEAVING)
+		return USW_TIER_IS_LEAVING;
+	if (atomic_load(&tier->has_failed))
+		return USW_TIER_IS_FAILING;
+	return atomic_load(&tier->free_bytes) < USW_SLOT_BYTES ? USW_TIER_IS_FULL
+							       : USW_TIER_IS_ACTIVE;
 }
 
 int usw_tiers_describe(struct usw_tiers *tiers, uint32_t number, struct usw_tier_info *ret)
@@ -661,17 +927,19 @@ int usw_tiers_describe(struct usw_tiers *tiers, uint32_t number, struct usw_tier
 
 	// Under the lock a tier that leaves cannot be closed.
 	pthread_mutex_lock(&tiers->lock);
-	uint32_t state = atomic_load(&tier->state);
-	if (state != USW_TIER_NONE) {
+	if (atomic_load(&tier->state) != USW_TIER_NONE) {
 		*ret = (struct usw_tier_info){
+			.id = tier->id,
+			.kind = tier->kind,
+			.condition = condition_of(tier),
 			.priority = tier->priority,
-			.is_leaving = state == USW_TIER_LEAVING,
 			.is_encrypted = tiers->is_sealed,
 			.cap_bytes = tier->disk->cap_bytes,
+			.free_bytes = atomic_load(&tier->free_bytes),
 			.segments = atomic_load(&tier->segments),
 			.pages = atomic_load(&tier->pages),
 			.original_bytes = atomic_load(&tier->pages) * USW_PAGE_BYTES,
-			.stored_bytes = atomic_load(&tier->held_bytes),
+			.stored_bytes = atomic_load(&tier->stored_bytes),
 		};
 		strcpy(ret->name, tier->name);
 		strcpy(ret->path, tier->disk->path);
@@ -718,6 +986,7 @@ void usw_tiers_deinit(struct usw_tiers *tiers)
 			usw_disk_close(tiers->at[i].disk);
 		free(tiers->at[i].disk);
 	}
+	free(tiers->held_back);
 	usw_cleanup_close(&tiers->wake_fd);
 	pthread_mutex_destroy(&tiers->lock);
 	tiers->segments = NULL;

@@ -40,19 +40,26 @@ enum usw_tier_state {
 	USW_TIER_LEAVING, /* its segments are on their way out; nothing new goes there */
 };
 
+/** The end of a tier's file, which takes a while: the owner asks, the mover does it. */
+enum usw_tier_ending { USW_ENDING_NOT, USW_ENDING_ASKED, USW_ENDING_DONE };
+
 struct usw_tier {
 	_Atomic uint32_t state; /* enum usw_tier_state */
 	_Atomic int fd;         /* of the disk, for fault threads; -1: none */
 	_Atomic uint32_t align_bytes;
+	_Atomic uint32_t ending;     /* enum usw_tier_ending */
 	char name[32];               /* written before the state, with `lock` */
+	uint32_t id;                 /* in the order in which they were added */
+	enum usw_tier_kind kind;     /* as before */
 	int priority;                /* higher is filled first */
 	struct usw_disk *disk;       /* kept for the next tier of this number */
 	uint64_t retry_ns;           /* nothing is written to it before; owner */
-	bool has_failed;             /* and it was reported; owner */
-	uint64_t free_bytes;         /* when last asked; owner */
+	_Atomic bool has_failed;     /* and it was reported; owner */
+	_Atomic uint64_t free_bytes; /* when last asked; owner */
 	_Atomic uint64_t segments;   /* g; owner */
 	_Atomic uint64_t pages;      /* g; owner */
-	_Atomic uint64_t held_bytes; /* g */
+	/* g; of the segments that live there. Slots that are on their way back are held, too. */
+	_Atomic uint64_t stored_bytes;
 };
 
 enum usw_move_stage { USW_MOVE_IDLE, USW_MOVE_ASKED, USW_MOVE_RUNNING, USW_MOVE_DONE };
@@ -64,7 +71,9 @@ struct usw_move {
 	bool is_write;
 	uint64_t from, to; /* where */
 	uint32_t length_bytes;
-	uint32_t damaged; /* objects that could not be opened */
+	uint32_t asked_bytes; /* of it, read or written or being so; the mover's */
+	bool is_through;      /* all of it, or it has failed; the mover's */
+	uint32_t damaged;     /* objects that could not be opened */
 	struct usw_aio_request request;
 	char *buffer; /* USW_SLOT_BYTES; the mover's */
 };
@@ -76,7 +85,8 @@ struct usw_dead_slot {
 /** Whom to tell. Called from the owner's or the mover's thread; must not wait. */
 struct usw_tiers_hooks {
 	void (*moved)(void *context); /* a move is done: step, please */
-	void (*report)(void *context, bool removed, const char *text);
+	/* WARNING, TIER_REMOVED or TIER_KEPT, the tier's ID, and a sentence */
+	void (*report)(void *context, enum usw_event_kind kind, uint32_t id, const char *text);
 	void *context;
 };
 
@@ -87,6 +97,7 @@ struct usw_tiers {
 	struct usw_seal_key key;
 	struct usw_tier at[USW_TIERS_MAX];
 	_Atomic uint32_t count; /* active or leaving */
+	uint32_t added_count;   /* ever; control thread */
 
 	uint64_t generation;      /* of the last move; owner */
 	uint64_t swept_ns;        /* when segments were last counted; owner */
@@ -98,6 +109,9 @@ struct usw_tiers {
 	struct usw_dead_slot dead[USW_DEAD_SLOTS_MAX];
 	uint32_t dead_head, dead_tail;
 	bool is_ready; /* key and mover are there; control thread */
+	/* Of files that leave, given back with the file; owner. */
+	struct usw_dead_slot *held_back;
+	uint32_t held_back_count, held_back_capacity;
 
 	pthread_t mover;
 	int wake_fd;
@@ -122,6 +136,7 @@ void usw_tiers_deinit(struct usw_tiers *tiers);
 struct usw_tiers_plan {
 	uint64_t demote_bytes;  /* this much RAM should be freed */
 	uint64_t promote_bytes; /* this much may be taken by segments that come back */
+	bool is_tight;          /* no RAM is left at all: tiers that leave have to wait */
 };
 
 /**
@@ -133,17 +148,29 @@ bool usw_tiers_step(struct usw_tiers *tiers, const struct usw_tiers_plan *plan);
 /** True if there is a disk that could take something now. Owner only. */
 bool usw_tiers_have_room(struct usw_tiers *tiers);
 
-/** Add a tier. Control thread. -EEXIST: there is one of this path; -ENOSPC: there are too many. */
-int usw_tiers_add(struct usw_tiers *tiers, const char *path, uint64_t cap_bytes, int priority,
-		  struct usw_error *error);
+/** Count what lives in each tier now, not only from time to time. Owner only. */
+void usw_tiers_count(struct usw_tiers *tiers);
+
+/**
+ * Add a tier; NULL for the next free name. Control thread. Its ID, or -EEXIST: there is one of this
+ * path or name; -ENOSPC: there are too many.
+ */
+int usw_tiers_add(struct usw_tiers *tiers, const char *path, const char *name, uint64_t cap_bytes,
+		  int priority, struct usw_error *error);
 
 /**
  * Begin to remove a tier: its segments are brought back, the rest is usw_tiers_step()'s. Control
- * thread. `ram_free_bytes`: what RAM may take. -ENOENT: no such tier; -EALREADY: it is on its way
- * out; -ENOSPC: what is left cannot hold it. Then nothing has happened.
+ * thread. `ram_free_bytes`: what RAM may take. Its ID, or -ENOENT: no such tier; -EALREADY: it is on
+ * its way out; -ENOSPC: what is left cannot hold it. Then nothing has happened.
  */
 int usw_tiers_remove(struct usw_tiers *tiers, const char *name, uint64_t ram_free_bytes,
 		     struct usw_error *error);
+
+/**
+ * Give up removals: there is no room for what they bring back. Owner only. What has come back
+ * already may go down again.
+ */
+void usw_tiers_keep_leaving(struct usw_tiers *tiers);
 
 /** Describe a tier for the user. Control thread. 1, or 0 if there is none of this number. */
 int usw_tiers_describe(struct usw_tiers *tiers, uint32_t number, struct usw_tier_info *ret);

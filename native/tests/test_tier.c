@@ -19,18 +19,21 @@ static uint32_t ids[PAGES];
 static char page[USW_PAGE_BYTES];
 static char folder[] = "/var/tmp/uffdswap-test-XXXXXX";
 static char file[sizeof(folder) + 8];
-static _Atomic uint32_t reports, removals;
+static _Atomic uint32_t reports, removals, kept;
 
 static void on_moved(void *context)
 {
 	(void)context;
 }
 
-static void on_report(void *context, bool removed, const char *text)
+static void on_report(void *context, enum usw_event_kind kind, uint32_t id, const char *text)
 {
 	(void)context;
-	CHECK(strlen(text) > 10);
-	atomic_fetch_add(removed ? &removals : &reports, 1);
+	CHECK(strlen(text) > 10 && id > 0);
+	atomic_fetch_add(kind == USW_EVENT_TIER_REMOVED ? &removals
+			 : kind == USW_EVENT_TIER_KEPT  ? &kept
+							: &reports,
+			 1);
 }
 
 static void fill_object(uint32_t number)
@@ -51,6 +54,7 @@ static void world_init(bool is_sealed, const struct usw_aio_injection *injection
 	memset(&tiers, 0, sizeof(tiers));
 	atomic_store(&reports, 0);
 	atomic_store(&removals, 0);
+	atomic_store(&kept, 0);
 	CHECK_EQ(usw_segments_create(&segments, SEGMENTS + 1), 0);
 	CHECK_EQ(usw_vswap_create(&vswap, &segments, 4096), 0);
 	CHECK_EQ(usw_tiers_init(&tiers, &segments, is_sealed, &hooks), 0);
@@ -148,6 +152,14 @@ static uint32_t count_wrong(void)
 	return wrong;
 }
 
+static struct usw_tier_info describe(uint32_t number)
+{
+	struct usw_tier_info info;
+
+	CHECK_EQ(usw_tiers_describe(&tiers, number, &info), 1);
+	return info;
+}
+
 static uint64_t words_digest(void)
 {
 	uint64_t digest = 0;
@@ -163,8 +175,8 @@ static void test_down_and_up(bool is_sealed, const struct usw_aio_injection *inj
 	world_init(is_sealed, injection);
 	uint64_t digest = words_digest();
 	uint64_t used = segments.used_bytes;
-	CHECK_EQ(usw_tiers_add(&tiers, folder, UINT64_MAX, 0, &error), 0);
-	CHECK_EQ(usw_tiers_add(&tiers, folder, UINT64_MAX, 0, &error), -EEXIST);
+	CHECK_THAT(usw_tiers_add(&tiers, folder, NULL, UINT64_MAX, 0, &error), >, 0);
+	CHECK_EQ(usw_tiers_add(&tiers, folder, NULL, UINT64_MAX, 0, &error), -EEXIST);
 	run(UINT64_MAX, all_are_down);
 	usw_segments_check(&segments);
 	CHECK_EQ(segments.used_bytes, usw_space_held_bytes(&segments.data));
@@ -172,7 +184,7 @@ static void test_down_and_up(bool is_sealed, const struct usw_aio_injection *inj
 	CHECK_THAT(tiers.demoted_segments, >=, 8);
 	CHECK_EQ(words_digest(), digest);
 
-	CHECK_EQ(usw_tiers_remove(&tiers, "disk1", UINT64_MAX, &error), 0);
+	CHECK_THAT(usw_tiers_remove(&tiers, "disk1", UINT64_MAX, &error), >, 0);
 	CHECK_EQ(usw_tiers_remove(&tiers, "disk1", UINT64_MAX, &error), -EALREADY);
 	run(0, is_removed);
 	CHECK_EQ(usw_tiers_remove(&tiers, "disk1", UINT64_MAX, &error), -ENOENT);
@@ -196,7 +208,7 @@ static void test_a_failed_write_leaves_all_where_it_was(void)
 	const struct usw_aio_injection injection = {.before = fails_while_set, .context = &failing};
 
 	world_init(true, &injection);
-	CHECK_EQ(usw_tiers_add(&tiers, folder, UINT64_MAX, 0, &error), 0);
+	CHECK_THAT(usw_tiers_add(&tiers, folder, NULL, UINT64_MAX, 0, &error), >, 0);
 	uint64_t used = segments.used_bytes;
 	run(UINT64_MAX, one_has_failed);
 	CHECK_EQ(reports, 1);
@@ -213,23 +225,88 @@ static void test_a_failed_write_leaves_all_where_it_was(void)
 static void test_a_full_disk_takes_what_it_can(void)
 {
 	world_init(true, NULL);
-	CHECK_EQ(usw_tiers_add(&tiers, folder, 3 * USW_SLOT_BYTES, 0, &error), 0);
-	CHECK_EQ(usw_tiers_add(&tiers, file, 2 * USW_SLOT_BYTES, 5, &error), 0);
+	CHECK_THAT(usw_tiers_add(&tiers, folder, NULL, 3 * USW_SLOT_BYTES, 0, &error), >, 0);
+	CHECK_THAT(usw_tiers_add(&tiers, file, NULL, 2 * USW_SLOT_BYTES, 5, &error), >, 0);
 	// The one with the higher priority first, then the other, then nothing more.
 	run(UINT64_MAX, both_are_full);
 	CHECK_EQ(used_slots(2), 2);
 	CHECK_EQ(used_slots(1), 3);
 	CHECK_EQ(segments.disk_segments, 5);
 	usw_segments_check(&segments);
+	usw_tiers_count(&tiers);
+	CHECK_EQ(describe(1).condition, USW_TIER_IS_FULL);
+	CHECK_EQ(describe(1).segments, 3);
+	CHECK_EQ(describe(1).original_bytes, describe(1).pages * USW_PAGE_BYTES);
+	CHECK_EQ(describe(1).kind, USW_TIER_KIND_FOLDER);
+	CHECK_EQ(describe(2).kind, USW_TIER_KIND_FILE);
+	uint64_t stored = describe(1).stored_bytes + describe(2).stored_bytes;
+	CHECK_EQ(tiers.peak_bytes, stored);
+	CHECK_THAT(stored, <=, 5 * USW_SLOT_BYTES);
 
 	// Nothing else can hold them; with RAM, all that can.
 	CHECK_EQ(usw_tiers_remove(&tiers, "disk1", 0, &error), -ENOSPC);
 	CHECK(strstr(error.text, "nothing was moved"));
-	CHECK_EQ(usw_tiers_remove(&tiers, "disk1", UINT64_MAX, &error), 0);
-	CHECK_EQ(usw_tiers_remove(&tiers, file, UINT64_MAX, &error), 0);
+	CHECK_THAT(usw_tiers_remove(&tiers, "disk1", UINT64_MAX, &error), >, 0);
+	CHECK_THAT(usw_tiers_remove(&tiers, file, UINT64_MAX, &error), >, 0);
 	run(0, all_are_up);
 	run(0, is_removed);
 	CHECK_EQ(count_wrong(), 0);
+	world_deinit();
+}
+
+static bool one_is_up(void)
+{
+	return segments.disk_segments < 5;
+}
+
+/** A removal for which there is no room any more is given up, and nothing is lost by it. */
+static void test_a_removal_can_be_given_up(void)
+{
+	world_init(true, NULL);
+	int id = usw_tiers_add(&tiers, folder, "slow", 5 * USW_SLOT_BYTES, 0, &error);
+	CHECK_THAT(id, >, 0);
+	run(UINT64_MAX, both_are_full);
+	CHECK_EQ(usw_tiers_remove(&tiers, "slow", UINT64_MAX, &error), id);
+	CHECK_EQ(usw_tiers_add(&tiers, folder, NULL, UINT64_MAX, 0, &error), -EEXIST);
+	CHECK(strstr(error.text, "being removed"));
+	while (!one_is_up()) {
+		usw_tiers_step(&tiers, &(struct usw_tiers_plan){0});
+		usleep(200);
+	}
+	usw_tiers_keep_leaving(&tiers);
+	CHECK_EQ(kept, 1);
+	CHECK(describe(1).condition != USW_TIER_IS_LEAVING);
+	run(0, is_given_back); // what had been held back for the end of the file
+	CHECK_EQ(tiers.held_back_count, 0);
+	run(UINT64_MAX, both_are_full);
+	usw_tiers_keep_leaving(&tiers);
+	CHECK_EQ(kept, 1);
+	CHECK_EQ(usw_tiers_remove(&tiers, "slow", UINT64_MAX, &error), id);
+	run(0, is_removed);
+	CHECK_EQ(count_wrong(), 0);
+	world_deinit();
+}
+
+/** Names are unique, and of equal priorities the older is filled first, whatever its number. */
+static void test_names_and_order(void)
+{
+	world_init(true, NULL);
+	CHECK_EQ(usw_tiers_add(&tiers, folder, "disk2", 2 * USW_SLOT_BYTES, 7, &error), 1);
+	CHECK_EQ(usw_tiers_add(&tiers, file, "disk2", UINT64_MAX, 7, &error), -EEXIST);
+	CHECK_EQ(usw_tiers_add(&tiers, file, "ram", UINT64_MAX, 7, &error), -EEXIST);
+	CHECK_EQ(usw_tiers_add(&tiers, file, NULL, 2 * USW_SLOT_BYTES, 7, &error), 2);
+	CHECK_EQ(strcmp(describe(2).name, "disk1"), 0);
+	CHECK_EQ(usw_tiers_remove(&tiers, "disk2", 0, &error), 1);
+	run(0, is_removed);
+	CHECK_EQ(usw_tiers_add(&tiers, folder, NULL, 3 * USW_SLOT_BYTES, 7, &error), 3);
+	CHECK_EQ(strcmp(describe(1).name, "disk2"), 0);
+	while (segments.disk_segments < 2) {
+		usw_tiers_step(&tiers, &(struct usw_tiers_plan){.demote_bytes = 1});
+		usleep(200);
+	}
+	CHECK_EQ(used_slots(2), 2);
+	run(UINT64_MAX, both_are_full);
+	CHECK_EQ(used_slots(1), 3);
 	world_deinit();
 }
 
@@ -238,7 +315,7 @@ static int open_tier_file(void)
 	int fd = open(file, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
 
 	CHECK(fd >= 0);
-	CHECK_EQ(usw_tiers_add(&tiers, file, UINT64_MAX, 0, &error), 0);
+	CHECK_THAT(usw_tiers_add(&tiers, file, NULL, UINT64_MAX, 0, &error), >, 0);
 	return fd;
 }
 
@@ -254,7 +331,7 @@ static void test_damage_is_seen(void)
 	CHECK_EQ(pread(fd, &byte, 1, 5000), 1);
 	byte ^= 4;
 	CHECK_EQ(pwrite(fd, &byte, 1, 5000), 1);
-	CHECK_EQ(usw_tiers_remove(&tiers, "disk1", UINT64_MAX, &error), 0);
+	CHECK_THAT(usw_tiers_remove(&tiers, "disk1", UINT64_MAX, &error), >, 0);
 	run(0, is_removed);
 	CHECK_EQ(count_wrong(), 1);
 	CHECK_EQ(tiers.damaged_objects, 1);
@@ -262,11 +339,11 @@ static void test_damage_is_seen(void)
 	world_deinit();
 
 	world_init(true, NULL);
-	CHECK_EQ(usw_tiers_add(&tiers, file, UINT64_MAX, 0, &error), 0);
+	CHECK_THAT(usw_tiers_add(&tiers, file, NULL, UINT64_MAX, 0, &error), >, 0);
 	run(UINT64_MAX, all_are_down);
 	CHECK_EQ(pread(fd, slot, sizeof(slot), 0), sizeof(slot));
 	CHECK_EQ(pwrite(fd, slot, sizeof(slot), (off_t)usw_disk_offset(1)), sizeof(slot));
-	CHECK_EQ(usw_tiers_remove(&tiers, "disk1", UINT64_MAX, &error), 0);
+	CHECK_THAT(usw_tiers_remove(&tiers, "disk1", UINT64_MAX, &error), >, 0);
 	run(0, is_removed);
 	CHECK_THAT(count_wrong(), >, 200);
 	CHECK_EQ(count_wrong(), tiers.damaged_objects);
@@ -279,7 +356,7 @@ static void test_damage_is_seen(void)
 static void test_the_dead_leave(void)
 {
 	world_init(true, NULL);
-	CHECK_EQ(usw_tiers_add(&tiers, folder, UINT64_MAX, 0, &error), 0);
+	CHECK_THAT(usw_tiers_add(&tiers, folder, NULL, UINT64_MAX, 0, &error), >, 0);
 	run(UINT64_MAX, all_are_down);
 	uint32_t slots = used_slots(1);
 	for (uint32_t i = 0; i < PAGES / 2; i++)
@@ -320,6 +397,8 @@ int main(void)
 	test_down_and_up(true, &short_transfers);
 	test_a_failed_write_leaves_all_where_it_was();
 	test_a_full_disk_takes_what_it_can();
+	test_a_removal_can_be_given_up();
+	test_names_and_order();
 	test_damage_is_seen();
 	test_the_dead_leave();
 	CHECK_EQ(rmdir(folder), 0);

@@ -96,6 +96,8 @@ def test_bad_size(witness: Witness, option: str, size: str) -> None:
         (["--disk", "/nonexistent/x", "-m", "1G"], "cannot use /nonexistent/x as a disk tier"),
         (["--disk", "/dev/null", "-m", "1G"], "neither a folder nor a file"),
         (["--disk", "/tmp", "--no-disk", "-m", "1G"], "exclude each other"),
+        (["--disk", "/tmp", "--disk", "/tmp/", "-m", "1G"], "/tmp is a disk tier already"),
+        (["--on-full", "stop", "-m", "1G"], '--on-full: "stop" is none of the choices'),
         (["-x"], "-x"),
         (["--quiet=1", "-m", "1G"], "--quiet"),
     ],

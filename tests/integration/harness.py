@@ -292,6 +292,10 @@ class Session:
         """Return what the program has printed so far."""
         return (self._folder / "stdout").read_text(errors="replace")
 
+    def errors(self) -> str:
+        """Return what has come on stderr so far."""
+        return (self._folder / "stderr").read_text(errors="replace")
+
     def wait_for_output(self, text: str, *, seconds: float = 60.0) -> None:
         """Wait until the program has printed `text`; fail if it ends or takes too long."""
         deadline = time.monotonic() + seconds * PATIENCE
@@ -299,8 +303,8 @@ class Session:
             ended = self._process.poll() is not None
             late = time.monotonic() > deadline
             if (ended or late) and text not in self.output():
-                errors = (self._folder / "stderr").read_text(errors="replace")
-                pytest.fail(f'{shlex.join(self._args)}\nno "{text}" in:\n{self.output()}\n{errors}')
+                found = f"{self.output()}\n{self.errors()}"
+                pytest.fail(f'{shlex.join(self._args)}\nno "{text}" in:\n{found}')
             time.sleep(0.01)
 
     def send_line(self, line: str = "") -> None:
@@ -329,7 +333,7 @@ class Session:
             args=self._args,
             returncode=os.waitstatus_to_exitcode(report["status"]),
             stdout=self.output(),
-            stderr=(self._folder / "stderr").read_text(errors="replace"),
+            stderr=self.errors(),
             stats=json.loads(stats) if stats else {},
             left_over=tuple(report["left_over"]),
             timed_out=bool(report["timed_out"]),

@@ -69,9 +69,10 @@ def test_without_a_disk_nothing_is_written(uffdswap_run: RunFunction) -> None:
 def test_a_full_disk_ends_as_none_does_and_keeps_its_cap(
     uffdswap_run: RunFunction, tmp_path: Path
 ) -> None:
-    outcome = uffdswap_run(COMMAND, memory=BUDGET, options=("--disk", f"{tmp_path}:8M"))
+    options = ("--disk", f"{tmp_path}:8M", "--on-full", "kill")
+    outcome = uffdswap_run(COMMAND, memory=BUDGET, options=options)
     assert outcome.returncode == 125, outcome.describe()
-    assert "the budget of 48 MiB cannot hold this program" in outcome.stderr
+    assert "cannot hold this program, and every disk tier is full" in outcome.stderr
     assert 0 < outcome.stats["peak"]["disk_bytes"] <= 8 * MIB
 
 

@@ -29,7 +29,7 @@ SECONDS = 20.0
 class FakeSession:
     """A data plane that accepts every `HELLO` and tells what it was asked to do."""
 
-    def __init__(self, **limits: int) -> None:
+    def __init__(self, **limits: Any) -> None:
         self.limits = limits
         self.events: list[Event] = []
         self.killed: list[str] = []
@@ -37,7 +37,7 @@ class FakeSession:
         self.targets = 0
         self.alive: set[int] = set()
         self.unnamed = 0
-        self.tiers: list[tuple[str, int | None]] = []
+        self.tiers: list[tuple[str, int]] = []
         self._readable, self._writable = os.pipe()
 
     def tell(self, kind: EventKind, target_id: int = 0, pid: int = 0, text: str = "") -> None:
@@ -48,7 +48,7 @@ class FakeSession:
         self.events.append(Event(kind=kind, target_id=target_id, pid=pid, text=text))
         os.write(self._writable, b"!")
 
-    def add_tier(self, path: str, cap_bytes: int | None = None) -> None:
+    def add_tier(self, path: str, cap_bytes: int) -> None:
         if path.startswith("/nonexistent"):
             raise OSError(2, f"cannot use {path}")
         self.tiers.append((path, cap_bytes))
@@ -131,10 +131,10 @@ class Harness:
             resident_bytes=None,
             stress_pages_per_second=0,
             folder=str(self.folder),
-            disk_path=None,
-            disk_cap_bytes=None,
-            disk_is_required=False,
+            disks=[],
+            disks_are_required=False,
             disk_is_encrypted=True,
+            on_full=None,
         )
         protocol.send(self.control, message.replaced(**changes), [self._listener.fileno()])
 
@@ -206,21 +206,24 @@ def test_limits_reach_the_data_plane_and_no_limit_is_left_out(harness: Harness) 
     assert session.tiers == []
 
 
-def test_disk_tier_is_there_from_the_start(harness: Harness) -> None:
-    harness.configure(disk_path="/var/tmp", disk_cap_bytes=1 << 30, disk_is_encrypted=False)
+def test_disk_tiers_are_there_from_the_start(harness: Harness) -> None:
+    disks = [{"path": "/var/tmp", "cap_bytes": 1 << 30}, {"path": "/srv", "cap_bytes": None}]
+    harness.configure(disks=disks, disk_is_encrypted=False, on_full="kill")
     assert harness.receive() == protocol.Ready()
     assert harness.session is not None
-    assert harness.session.tiers == [("/var/tmp", 1 << 30)]
+    assert harness.session.tiers == [("/var/tmp", 1 << 30), ("/srv", 2**64 - 1)]
     assert harness.session.limits["disk_is_encrypted"] is False
+    assert harness.session.limits["on_full"] == "kill"
 
 
 def test_disk_tier_that_was_asked_for_is_needed(harness: Harness) -> None:
-    harness.configure(disk_path="/nonexistent", disk_is_required=True)
+    disks = [{"path": "/nonexistent", "cap_bytes": None}]
+    harness.configure(disks=disks, disks_are_required=True)
     assert harness.receive() == protocol.Refused(pid=0, text="cannot use /nonexistent")
 
 
 def test_disk_tier_nobody_asked_for_may_be_missing(harness: Harness) -> None:
-    harness.configure(disk_path="/nonexistent", disk_is_required=False)
+    harness.configure(disks=[{"path": "/nonexistent", "cap_bytes": None}])
     expected = "going without a disk tier: cannot use /nonexistent"
     assert harness.receive() == protocol.Warn(text=expected, serious=False)
     assert harness.receive() == protocol.Ready()
@@ -274,6 +277,8 @@ def test_second_configuration_is_out_of_turn(harness: Harness) -> None:
         ),
         ((EventKind.POISONED, 3, 42, "page"), protocol.Warn(text="page", serious=True)),
         ((EventKind.WARNING, 0, 0, "note"), protocol.Warn(text="note", serious=False)),
+        ((EventKind.ROOM, 0, 0, "room"), protocol.Warn(text="room", serious=False)),
+        ((EventKind.TIER_KEPT, 1, 0, "stays"), protocol.Warn(text="stays", serious=False)),
     ],
 )
 def test_events_are_told(

@@ -24,7 +24,7 @@ def test_defaults_are_no_limit_and_the_first_policy() -> None:
     found = config(memory="max")
     assert (found.memory_bytes, found.resident_bytes) == (None, None)
     assert found.policy == "clock"
-    assert found.stats_path is None
+    assert (found.stats_path, found.on_full) == (None, None)
     assert (found.stress_pages_per_second, found.verbosity) == (0, 0)
 
 
@@ -36,24 +36,28 @@ def test_options_have_their_meaning() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "place"),
+    ("options", "places"),
     [
-        ({"memory": "1G"}, ("/var/tmp", None)),
-        ({"resident": "1G"}, (None, None)),
-        ({"memory": "max"}, (None, None)),
-        ({"memory": "1G", "no_disk": "1"}, (None, None)),
-        ({"memory": "1G", "disk": "/srv/swap"}, ("/srv/swap", None)),
-        ({"memory": "1G", "disk": "/srv/swap:4G"}, ("/srv/swap", 4 << 30)),
-        ({"memory": "1G", "disk": "/srv/swap:max"}, ("/srv/swap:max", None)),
-        ({"memory": "1G", "disk": "/srv:1/swap"}, ("/srv:1/swap", None)),
-        ({"memory": "1G", "disk": "swap:2M"}, (str(Path.cwd() / "swap"), 2 << 20)),
+        ({"memory": "1G"}, [("/var/tmp", None)]),
+        ({"resident": "1G"}, []),
+        ({"memory": "max"}, []),
+        ({"memory": "1G", "no_disk": "1"}, []),
+        ({"memory": "1G", "disk": "/srv/swap"}, [("/srv/swap", None)]),
+        ({"memory": "1G", "disk": "/srv/swap:4G"}, [("/srv/swap", 4 << 30)]),
+        ({"memory": "1G", "disk": "/srv/swap:max"}, [("/srv/swap:max", None)]),
+        ({"memory": "1G", "disk": "/srv:1/swap"}, [("/srv:1/swap", None)]),
+        ({"memory": "1G", "disk": "swap:2M"}, [(str(Path.cwd() / "swap"), 2 << 20)]),
+        (
+            {"memory": "1G", "disk": "/b:1G\n/a\n/c:2G"},
+            [("/b", 1 << 30), ("/a", None), ("/c", 2 << 30)],
+        ),
     ],
 )
 def test_disk_is_a_place_and_a_cap(
-    options: dict[str, str], place: tuple[str | None, int | None]
+    options: dict[str, str], places: list[tuple[str, int | None]]
 ) -> None:
     found = config({}, **options)
-    assert (found.disk_path, found.disk_cap_bytes) == place
+    assert [(disk.path, disk.cap_bytes) for disk in found.disks] == places
 
 
 @pytest.mark.parametrize(
@@ -61,6 +65,8 @@ def test_disk_is_a_place_and_a_cap(
     [
         ({"disk": "/srv:1M"}, "not a place and a size"),
         ({"disk": ":1G"}, "not a place and a size"),
+        ({"disk": ""}, "not a place and a size"),
+        ({"disk": "/srv\n/srv:1M"}, '--disk: "/srv:1M" is not'),
         ({"disk": "/srv:12Q"}, "--disk: "),
         ({"disk": "/srv", "no_disk": "1"}, "exclude each other"),
     ],
@@ -90,6 +96,7 @@ def test_every_option_has_its_variable() -> None:
         "UFFDSWAP_DISK": "/srv:4G",
         "UFFDSWAP_NO_DISK": "0",
         "UFFDSWAP_NO_DISK_ENCRYPTION": "1",
+        "UFFDSWAP_ON_FULL": "kill",
         "UFFDSWAP_POLICY": "clock",
         "UFFDSWAP_STATS": "s.json",
         "UFFDSWAP_STRESS": "7",
@@ -103,6 +110,7 @@ def test_every_option_has_its_variable() -> None:
         disk="/srv:4G",
         no_disk="0",
         no_disk_encryption="1",
+        on_full="kill",
         policy="clock",
         stats="s.json",
         stress="7",
@@ -138,6 +146,7 @@ def test_no_limit_at_all_is_an_error_that_says_what_to_give(options: dict[str, s
         ({"memory": "1X"}, '--memory: "1X" is not a size'),
         ({"memory": ""}, "--memory: .* not a size"),
         ({"memory": "1G", "policy": "lru"}, '--policy: .*"lru".*clock'),
+        ({"memory": "1G", "on_full": "stop"}, '--on-full: "stop" .*give wait or kill'),
         ({"stress": "0"}, "--stress: .* not a rate"),
         ({"stress": "-5"}, "--stress: .* not a rate"),
         ({"stress": "1.5"}, "--stress: .* not a rate"),

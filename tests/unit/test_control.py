@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from uffdswap import control, control_server, protocol
-from uffdswap._lib import Statistics, TargetFigures
+from uffdswap._lib import Statistics, TargetFigures, Tier
 from uffdswap.control_server import ControlServer, Roll
-from uffdswap.errors import NoSuchSession, ProtocolError
+from uffdswap.errors import NoSuchSession, ProtocolError, UsageError
 from uffdswap.runtime import listen_for_control, session_folders
-from uffdswap.status import session_document, table
+from uffdswap.status import session_document, table, tier_table
 
 LAUNCHER = 77
 
@@ -30,10 +30,31 @@ def figures(number: int) -> TargetFigures:
     return TargetFigures(**{**values, "id": number, "pid": 1000 + number})
 
 
+def tier(number: int, **changes: Any) -> Tier:
+    values = {
+        **dict.fromkeys(Tier.field_names(), 0),
+        "id": number,
+        "name": f"disk{number}",
+        "kind": "folder",
+        "path": f"/srv/{number}",
+        "state": "active",
+        "is_encrypted": True,
+        "cap_bytes": 2**64 - 1,
+        "free_bytes": 1 << 30,
+        "original_bytes": 4096 * number,
+        "stored_bytes": 1000 * number,
+    }
+    return Tier(**{**values, **changes})
+
+
+RAM = tier(0, name="ram", kind="ram", path="", cap_bytes=1 << 30)
+
+
 class FakeSession:
     """A data plane whose requests end when the test says so."""
 
     def __init__(self) -> None:
+        self.disks = [tier(1), tier(2)]
         self.target_ids = [1, 2, 3]
         self.asked: list[tuple[Any, ...]] = []
         self.results: dict[int, int | None] = {}
@@ -73,6 +94,25 @@ class FakeSession:
 
     def set_limits(self, **limits: int) -> None:
         self.limits = limits
+
+    def tiers(self) -> list[Tier]:
+        return [RAM, *self.disks]
+
+    def add_tier(self, path: str, *, name: str | None, cap_bytes: int, priority: int) -> int:
+        if path == "/bad":
+            raise OSError(errno.EACCES, "cannot use /bad")
+        added = tier(7, name=name or "disk7", path=path, cap_bytes=cap_bytes, priority=priority)
+        self.disks.append(added)
+        return 7
+
+    def remove_tier(self, name: str) -> int:
+        for i, one in enumerate(self.disks):
+            if one.name == name:
+                if one.state == "removing":
+                    raise OSError(errno.EALREADY, f"{name} is being removed already")
+                self.disks[i] = one.replaced(state="removing")
+                return one.id
+        raise OSError(errno.ENOENT, f"there is no disk tier {name}")
 
 
 class Rig:
@@ -137,6 +177,11 @@ REQUESTS: list[protocol.Message] = [
     control.Reclaim(pid=1, size_bytes=2),
     control.Park(pid=1),
     control.Restore(pid=1),
+    control.TierList(),
+    control.TierAdd(path="/srv", cap_bytes=None, name=None, priority=0),
+    control.TierAdd(path="/srv", cap_bytes=1, name="fast", priority=5),
+    control.TierRemove(name="fast"),
+    control.TierFollow(id=3),
 ]
 
 
@@ -303,6 +348,104 @@ def test_crowd_waits_for_its_turn(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> 
     assert isinstance(rig.answer(clients[2]), control.State)
 
 
+# --- Tiers ---------------------------------------------------------------------------------------
+
+
+def test_tiers_are_listed_ram_first(rig: Rig) -> None:
+    reply = rig.ask(control.TierList())
+    assert isinstance(reply, control.Tiers)
+    ram, first, second = reply.tiers
+    assert (ram["name"], ram["path"], ram["priority"]) == ("ram", None, None)
+    assert (ram["cap_bytes"], first["cap_bytes"]) == (1 << 30, None)
+    assert (second["name"], second["stored_bytes"]) == ("disk2", 2000)
+
+
+def test_tier_is_added_and_shown_alone(rig: Rig) -> None:
+    reply = rig.ask(control.TierAdd(path="/x", cap_bytes=5 << 20, name="fast", priority=3))
+    assert isinstance(reply, control.Tiers)
+    (row,) = reply.tiers
+    assert (row["name"], row["path"], row["cap_bytes"], row["priority"]) == (
+        *("fast", "/x"),
+        *(5 << 20, 3),
+    )
+    refused = rig.ask(control.TierAdd(path="/bad", cap_bytes=None, name=None, priority=0))
+    assert refused == control.Failed(kind="tier", text="cannot use /bad")
+
+
+def test_removal_is_followed_to_its_end(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = rig.connect()
+    client.send(protocol.encode(control.TierRemove(name="disk2")))
+    rig.turn()
+    going = control.Leaving(id=2, name="disk2", stored_bytes=2000, left_bytes=2000)
+    assert rig.answer(client) == going
+    again = rig.ask(control.TierRemove(name="disk2"))
+    assert again == control.Failed(kind="tier", text="disk2 is being removed already")
+
+    client.send(protocol.encode(control.TierFollow(id=2)))
+    rig.turn()
+    client.setblocking(False)
+    with pytest.raises(BlockingIOError):  # nothing has happened, and half a second is not over
+        client.recv(1)
+    assert rig.server.deadline() is not None
+    client.settimeout(5)
+    rig.session.disks[1] = rig.session.disks[1].replaced(stored_bytes=500)
+    with monkeypatch.context() as patch:
+        patch.setattr("time.monotonic", lambda: 1e12)
+        rig.turn()
+    assert rig.answer(client) == going.replaced(left_bytes=500)
+
+    client.send(protocol.encode(control.TierFollow(id=2)))
+    rig.turn()
+    del rig.session.disks[1]
+    rig.server.end_removal(2, "")
+    rig.turn()
+    reply = rig.answer(client)
+    assert isinstance(reply, control.Removed)
+    assert (reply.name, reply.original_bytes, reply.stored_bytes) == ("disk2", 8192, 2000)
+    gone = rig.ask(control.TierRemove(name="disk2"))
+    assert gone == control.Failed(kind="tier", text="there is no disk tier disk2")
+
+
+@pytest.mark.parametrize("is_lost", [False, True], ids=["told", "lost"])
+def test_removal_that_is_given_up_says_why(rig: Rig, is_lost: bool) -> None:
+    rig.ask(control.TierRemove(name="disk1"))
+    rig.session.disks[0] = tier(1)
+    if not is_lost:
+        rig.server.end_removal(1, "it stays, for this reason")
+    reply = rig.ask(control.TierFollow(id=1))
+    assert isinstance(reply, control.Failed)
+    assert reply.text == ("the disk tier stays" if is_lost else "it stays, for this reason")
+
+
+def test_removal_nobody_asked_for_is_not_waited_for(rig: Rig) -> None:
+    reply = rig.ask(control.TierFollow(id=99))
+    assert isinstance(reply, control.Failed)
+
+
+def test_client_that_follows_and_talks_is_out_of_turn(rig: Rig) -> None:
+    client = rig.connect()
+    client.send(protocol.encode(control.TierRemove(name="disk1")))
+    rig.turn()
+    rig.answer(client)
+    client.send(protocol.encode(control.TierFollow(id=1)))
+    client.send(protocol.encode(control.TierList()))
+    rig.turn()
+    assert client.recv(1) == b""
+    assert rig.session.disks[0].state == "removing"  # it goes on all the same
+
+
+def test_many_removals_do_not_pile_up(rig: Rig) -> None:
+    client = rig.connect()
+    for number in range(1, 100):
+        rig.session.disks = [tier(number, name="one")]
+        client.send(protocol.encode(control.TierRemove(name="one")))
+        rig.turn()
+        assert isinstance(rig.answer(client), control.Leaving)
+        rig.server.end_removal(number, "")
+    assert len(rig.server._tiers._removals) <= 32
+    assert isinstance(rig.ask(control.TierFollow(id=99)), control.Removed)
+
+
 # --- Client --------------------------------------------------------------------------------------
 
 
@@ -328,10 +471,52 @@ def test_table_and_document_are_of_the_same_session(rig: Rig) -> None:
     state = rig.ask(control.Status(after_id=0))
     assert isinstance(state, control.State)
     targets = [control.Target(**one) for one in state.targets]
-    report = session_document(state, targets)
+    tiers = rig.ask(control.TierList())
+    assert isinstance(tiers, control.Tiers)
+    report = session_document(state, targets, tiers.tiers)
     assert report["evicted_bytes"] == 3 * 4096
     assert report["used_share"] == 0.0
     lines = table([report], exact=True).splitlines()
     assert len(lines) == 5
     assert lines[1].split()[:3] == [str(LAUNCHER), "session", str(1 << 30)]
-    assert lines[2].split() == ["1001", "?", "1", "4096", "1", "1"]
+    figures = ["1001", "?", "1", "4096", "4098", "1.0x", "1", "1", "1"]
+    assert lines[2].split() == figures
+    assert report["targets"][0]["original_bytes"] == dict.fromkeys(("standby", "ram", "disk"), 4096)
+    assert report["swap_share"] == round((7 + 3000) / (3 * 2**30 + 3000), 4)
+    assert report["waits_for_room"] is True
+    assert report["tiers"] == tiers.tiers
+
+
+def test_tier_table_has_a_row_a_tier(rig: Rig) -> None:
+    rig.session.disks[0] = tier(1, path="/s\udcff", state="full", cap_bytes=5000)
+    reply = rig.ask(control.TierList())
+    assert isinstance(reply, control.Tiers)
+    _header, ram, first, second = tier_table(reply.tiers, exact=True).splitlines()
+    assert ram.split()[:5] == ["ram", "ram", "-", "-", "active"]
+    assert first.split() == [
+        *("disk1", "folder", "/s\ufffd", "0", "full"),
+        *("4096", "1000", "5000", str(1 << 30)),
+    ]
+    assert second.split()[-2] == "none"
+
+
+def test_without_a_pid_the_only_session_is_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class One:
+        pid = 5
+
+        def close(self) -> None:
+            """Hang up."""
+
+    environment = {"XDG_RUNTIME_DIR": str(tmp_path)}
+    found: list[Any] = []
+    monkeypatch.setattr(control, "sessions", lambda _environment: list(found))
+    with pytest.raises(NoSuchSession, match="no session is running") as none:
+        control.choose(None, environment)
+    assert none.value.exit_status == 3
+    found.append(One())
+    assert control.choose(None, environment) is found[0]
+    found.append(One())
+    with pytest.raises(UsageError, match="2 sessions are running: their agents are 5, 5"):
+        control.choose(None, environment)

@@ -19,7 +19,16 @@ from uffdswap.cli._parse import parse_run
 
 Parsed = tuple[dict[str, str], tuple[str, ...]]
 
-VALUE_OPTIONS = ("-m", "--memory", "--resident", "--disk", "--policy", "--stats", "--stress")
+VALUE_OPTIONS = (
+    "-m",
+    "--memory",
+    "--resident",
+    "--disk",
+    "--on-full",
+    "--policy",
+    "--stats",
+    "--stress",
+)
 SWITCHES = ("-q", "--quiet", "-v", "--verbose", "--no-disk", "--no-disk-encryption")
 VALUES = st.sampled_from(["1G", "50%", "clock", "x.json", "a=b", "=", "-", "--", "-v", "-1", ""])
 WORDS = st.one_of(
@@ -74,6 +83,7 @@ def test_both_ways_agree(arguments: list[str]) -> None:
         (["-m", "1G", "-m", "2G", "prog"], {"memory": "2G"}, ("prog",)),
         (["-", "x"], {}, ("-", "x")),
         (["-m", "", "x"], {"memory": ""}, ("x",)),
+        (["--disk", "/a:1G", "--disk=/b", "x"], {"disk": "/a:1G\n/b"}, ("x",)),
     ],
 )
 def test_plain_command_lines_need_no_typer(

@@ -29,6 +29,9 @@ VALUES: dict[str, st.SearchStrategy[object]] = {
     "float": st.floats(0, 1e12),
     "list[int]": st.lists(COUNTS, max_size=5),
     "dict[str, int]": st.dictionaries(TEXTS, COUNTS, max_size=5),
+    "list[dict[str, str | int | None]]": st.lists(
+        st.dictionaries(TEXTS, st.none() | TEXTS | COUNTS | st.booleans(), max_size=5), max_size=3
+    ),
 }
 KINDS = list(protocol._TYPES.values())
 

@@ -82,6 +82,7 @@ def app() -> typer.Typer:
     from .live import park, reclaim, restore, set_limits  # noqa: PLC0415
     from .run import command  # noqa: PLC0415
     from .status import status  # noqa: PLC0415
+    from .tier import add, remove, show  # noqa: PLC0415
     from .version import version  # noqa: PLC0415
 
     application = typer.Typer(
@@ -97,6 +98,13 @@ def app() -> typer.Typer:
     application.command("reclaim")(reclaim)
     application.command("park")(park)
     application.command("restore")(restore)
+    tiers = typer.Typer(
+        help="List, add and remove tiers of a running session.", no_args_is_help=True
+    )
+    tiers.command("list")(show)
+    tiers.command("add")(add)
+    tiers.command("remove")(remove)
+    application.add_typer(tiers, name="tier")
     application.command("estimate")(estimate)
     application.command("agent")(agent)
     application.command("shim-path")(print_shim_path)

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ("Memory", "Resident")
+__all__ = ("Disk", "Memory", "OnFull", "Resident")
 
 Memory = Annotated[
     str | None,
@@ -26,5 +26,23 @@ Resident = Annotated[
     str | None,
     typer.Option(
         metavar="SIZE", show_default=False, help="Limit on resident anonymous memory alone."
+    ),
+]
+Disk = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATH[:SIZE]",
+        show_default=False,
+        help="Disk tier: a folder, file or block device; several are filled in the order given."
+        " [default: /var/tmp, no cap]",
+    ),
+]
+OnFull = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WHAT",
+        show_default=False,
+        help="When every tier is full: wait for room, or kill."
+        " [default: wait if there is a disk tier]",
     ),
 ]

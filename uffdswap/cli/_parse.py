@@ -15,10 +15,12 @@ _VALUES = {
     "--memory": "memory",
     "--resident": "resident",
     "--disk": "disk",
+    "--on-full": "on_full",
     "--policy": "policy",
     "--stats": "stats",
     "--stress": "stress",
 }
+_SEVERAL = ("disk",)
 _SWITCHES = {
     "-q": "quiet",
     "--quiet": "quiet",
@@ -44,9 +46,9 @@ def parse_run(arguments: list[str]) -> tuple[dict[str, str], tuple[str, ...]] | 
         if word in _SWITCHES and not equals:
             counts[_SWITCHES[word]] += 1
         elif word in _VALUES and equals and word.startswith("--"):
-            options[_VALUES[word]] = value
+            _set(options, _VALUES[word], value)
         elif word in _VALUES and not equals and rest and not rest[-1].startswith("-"):
-            options[_VALUES[word]] = rest.pop()
+            _set(options, _VALUES[word], rest.pop())
         else:
             return None
     if rest and rest[-1] == "--":
@@ -55,3 +57,9 @@ def parse_run(arguments: list[str]) -> tuple[dict[str, str], tuple[str, ...]] | 
         return None
     options |= {name: str(count) for name, count in counts.items() if count}
     return options, tuple(reversed(rest))
+
+
+def _set(options: dict[str, str], name: str, value: str) -> None:
+    """The last value wins, but for what may be given several times: then there is one a line."""
+    before = f"{options[name]}\n" if name in _SEVERAL and name in options else ""
+    options[name] = before + value

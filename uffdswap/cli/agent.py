@@ -13,6 +13,7 @@ from ..config import resolve
 from ..runtime import shim_path, standing_path
 from ..standing import StandingAgent
 from ._execute import print_line
+from ._options import Disk, OnFull
 
 __all__ = ("agent", "print_shim_path")
 
@@ -40,6 +41,8 @@ def agent(
             help="Limit on resident anonymous memory, likewise (UFFDSWAP_RESIDENT).",
         ),
     ] = None,
+    disk: Disk = None,
+    on_full: OnFull = None,
 ) -> None:
     """Stay in the foreground and manage the programs that join by the preload library alone.
 
@@ -47,7 +50,12 @@ def agent(
 
     Each program has, with its children, a session and a budget of its own.
     """
-    options = {"memory": memory, "resident": resident}
+    options = {
+        "memory": memory,
+        "resident": resident,
+        "disk": "\n".join(disk or ()),
+        "on_full": on_full,
+    }
     defaults = {f"UFFDSWAP_{name.upper()}": text for name, text in options.items() if text}
     defaults.setdefault("UFFDSWAP_MEMORY", "max")
     resolve({}, defaults)  # to refuse at once what every program would be refused for

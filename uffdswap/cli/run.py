@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ._execute import execute
-from ._options import Memory, Resident
+from ._options import Disk, Memory, OnFull, Resident
 
 __all__ = ("command",)
 
@@ -31,14 +31,7 @@ def command(  # noqa: PLR0913, PLR0917 # one parameter an option, for typer
     program: Annotated[list[str], typer.Argument(metavar="PROGRAM [ARGS]...", show_default=False)],
     memory: Memory = None,
     resident: Resident = None,
-    disk: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PATH[:SIZE]",
-            show_default=False,
-            help="Disk tier: a folder, file or block device. [default: /var/tmp, no cap]",
-        ),
-    ] = None,
+    disk: Disk = None,
     no_disk: Annotated[
         int, typer.Option("--no-disk", count=True, show_default=False, help="No disk tier.")
     ] = 0,
@@ -51,6 +44,7 @@ def command(  # noqa: PLR0913, PLR0917 # one parameter an option, for typer
             help="Write to the disk tier as it is.",
         ),
     ] = 0,
+    on_full: OnFull = None,
     policy: Annotated[
         str | None,
         typer.Option(metavar="NAME", show_default=False, help="Replacement policy: clock."),
@@ -80,9 +74,10 @@ def command(  # noqa: PLR0913, PLR0917 # one parameter an option, for typer
     given = {
         "memory": memory,
         "resident": resident,
-        "disk": disk,
+        "disk": "\n".join(disk) if disk else None,
         "no_disk": str(no_disk) if no_disk else None,
         "no_disk_encryption": str(no_disk_encryption) if no_disk_encryption else None,
+        "on_full": on_full,
         "policy": policy,
         "stats": stats,
         "stress": stress,

@@ -35,14 +35,15 @@ def status(
     """Show the running sessions: a row a session, and below it a row a process.
 
     RESIDENT is in memory, COLD has left (in the size it had), STORED is what that costs now, SWAP
-    the share of the budget that is kept for it. Children of a program are part of its session.
+    the share in use of all that the tiers can hold. Children of a program are part of its session.
     """
     clients = control.sessions(os.environ) if pid is None else [control.connect(pid, os.environ)]
     found: list[dict[str, Any]] = []
     for client in clients:
         with client:
             try:
-                found.append(session_document(*client.state()))
+                state, targets = client.state()
+                found.append(session_document(state, targets, client.tiers()))
             except UffdswapError:
                 if pid is not None:
                     raise  # of all sessions, one may just be ending

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: MIT
+"""The agent's side of `uffdswap tier`: what there is, one more, one less.
+
+Apart from the control server because a removal has a story: it goes on while its client is told how
+far it is, or has gone; and how it ended must be there when it is asked for.
+"""
+
+from __future__ import annotations
+
+import time
+
+from .control import Failed, Leaving, Removed, TierAdd, TierRemove, Tiers
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from . import protocol
+    from ._lib import NativeSession, Tier
+
+__all__ = ("TierDesk",)
+
+_NO_LIMIT = 2**64 - 1
+_REMOVALS_MAX = 32  # tiers have eight places, so that no removal under way is ever forgotten
+
+
+class _Removal:
+    """A removal, under way or over."""
+
+    def __init__(self, tier: Tier) -> None:
+        self.tier = tier
+        self.started = time.monotonic()
+        self.seconds: float | None = None  # None: it goes on
+        self.why_kept = ""
+
+    def end(self, why_kept: str) -> None:
+        if self.seconds is None:
+            self.seconds = time.monotonic() - self.started
+            self.why_kept = why_kept
+
+
+class TierDesk:
+    """Carries out what clients ask of tiers."""
+
+    def __init__(self, session: NativeSession) -> None:
+        self._session = session
+        self._removals: dict[int, _Removal] = {}
+
+    def tiers(self) -> Tiers:
+        """Return all tiers, RAM first."""
+        return Tiers(tiers=[_row(tier) for tier in self._session.tiers()])
+
+    def add(self, request: TierAdd) -> protocol.Message:
+        """Add a tier; the reply has it alone."""
+        cap_bytes = _NO_LIMIT if request.cap_bytes is None else request.cap_bytes
+        try:
+            number = self._session.add_tier(
+                request.path, name=request.name, cap_bytes=cap_bytes, priority=request.priority
+            )
+        except OSError as error:
+            return Failed(kind="tier", text=error.strerror or str(error))
+        return Tiers(tiers=[_row(tier) for tier in self._session.tiers() if tier.id == number])
+
+    def remove(self, request: TierRemove) -> protocol.Message:
+        """Begin to remove a tier; the reply tells what there is to move."""
+        before = {tier.id: tier for tier in self._session.tiers()}
+        try:
+            number = self._session.remove_tier(request.name)
+        except OSError as error:
+            return Failed(kind="tier", text=error.strerror or str(error))
+        while len(self._removals) >= _REMOVALS_MAX:
+            del self._removals[min(self._removals)]
+        self._removals[number] = _Removal(before[number])
+        return _leaving(before[number], before[number])
+
+    def end(self, number: int, why_kept: str) -> None:
+        """Take note of the end of a removal, with the reason if it was given up."""
+        if number in self._removals:
+            self._removals[number].end(why_kept)
+
+    def follow(self, number: int) -> protocol.Message:
+        """Tell how far a removal is, or how it ended."""
+        removal = self._removals.get(number)
+        if removal is None:
+            return Failed(kind="tier", text="this tier is not being removed")
+        if removal.seconds is None:
+            left = [tier for tier in self._session.tiers() if tier.id == number]
+            if left and left[0].state == "removing":
+                return _leaving(removal.tier, left[0])
+            removal.end("the disk tier stays" if left else "")  # the news of it was lost
+        if removal.why_kept:
+            return Failed(kind="tier", text=removal.why_kept)
+        assert removal.seconds is not None
+        return Removed(
+            name=removal.tier.name,
+            original_bytes=removal.tier.original_bytes,
+            stored_bytes=removal.tier.stored_bytes,
+            seconds=removal.seconds,
+        )
+
+
+def _row(tier: Tier) -> dict[str, str | int | None]:
+    is_ram = tier.kind == "ram"
+    return {
+        "name": tier.name,
+        "kind": tier.kind,
+        "path": None if is_ram else tier.path,
+        "priority": None if is_ram else tier.priority,
+        "state": tier.state,
+        "encrypted": None if is_ram else tier.is_encrypted,
+        "pages": tier.pages,
+        "segments": tier.segments,
+        "original_bytes": tier.original_bytes,
+        "stored_bytes": tier.stored_bytes,
+        "cap_bytes": None if tier.cap_bytes == _NO_LIMIT else tier.cap_bytes,
+        "free_bytes": None if tier.free_bytes == _NO_LIMIT else tier.free_bytes,
+    }
+
+
+def _leaving(before: Tier, now: Tier) -> Leaving:
+    return Leaving(
+        id=before.id,
+        name=before.name,
+        stored_bytes=before.stored_bytes,
+        left_bytes=min(now.stored_bytes, before.stored_bytes),
+    )
