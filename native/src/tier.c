@@ -16,8 +16,9 @@
 
 /* How often the segments are counted, and what is free on disks is asked for. */
 #define USW_SWEEP_NS 20000000u
-/* After a failed write a tier is left alone for a while. */
-#define USW_RETRY_NS 500000000u
+/* After a failure a tier is left alone for a while: shorter than the reclaim thread is patient when
+   nothing else is left to give, so that one failure ends nobody. */
+#define USW_RETRY_NS 50000000u
 /* A segment of which this share was read one by one is wanted as a whole. */
 #define USW_PROMOTE_SHARE 4u
 
@@ -227,7 +228,7 @@ static void ask(struct usw_tiers *tiers, struct usw_move *move, uint32_t segment
 
 static bool may_write(const struct usw_tier *tier, uint64_t now_ns)
 {
-	return atomic_load(&tier->state) == USW_TIER_ACTIVE && now_ns >= tier->retry_ns &&
+	return atomic_load(&tier->state) == USW_TIER_ACTIVE && now_ns >= tier->write_retry_ns &&
 	       tier->free_bytes >= USW_SLOT_BYTES;
 }
 
@@ -278,17 +279,24 @@ static bool begin_promotion(struct usw_tiers *tiers, uint32_t segment)
 	return true;
 }
 
-static void report_failure(struct usw_tiers *tiers, struct usw_tier *tier, int error)
+/** What failed is tried again after a while; the user is told once, until it has worked. */
+static void report_failure(struct usw_tiers *tiers, struct usw_tier *tier, bool is_write, int error)
 {
+	uint64_t retry_ns = usw_now_ns() + USW_RETRY_NS;
+	bool *has_failed = is_write ? &tier->write_failed : &tier->read_failed;
 	char text[200];
 
-	tier->retry_ns = usw_now_ns() + USW_RETRY_NS;
-	if (tier->has_failed)
+	if (is_write)
+		tier->write_retry_ns = retry_ns;
+	else
+		atomic_store(&tier->read_retry_ns, retry_ns);
+	if (*has_failed)
 		return;
-	tier->has_failed = true;
+	*has_failed = true;
 	snprintf(text, sizeof(text),
-		 "disk tier %s: a write failed (%s); its pages stay in RAM, and it is tried again",
-		 tier->name, strerror(-error));
+		 "disk tier %s: a %s failed (%s); its pages stay %s, and it is tried again",
+		 tier->name, is_write ? "write" : "read", strerror(-error),
+		 is_write ? "in RAM" : "there");
 	tiers->hooks.report(tiers->hooks.context, false, text);
 }
 
@@ -299,9 +307,9 @@ static void settle_demotion(struct usw_tiers *tiers, struct usw_move *move, stru
 	uint32_t live = atomic_load_explicit(&h->live_count, memory_order_relaxed);
 
 	if (move->request.result)
-		report_failure(tiers, tier, move->request.result);
+		report_failure(tiers, tier, true, move->request.result);
 	else
-		tier->has_failed = false;
+		tier->write_failed = false;
 	if (move->request.result || !live) {
 		slot_is_free(tiers, move->to, h);
 		return;
@@ -318,10 +326,12 @@ static void settle_promotion(struct usw_tiers *tiers, struct usw_move *move, str
 
 	if (move->request.result) {
 		// Each object is still asked for by itself, and poisoned by itself, when it faults.
-		report_failure(tiers, tier, move->request.result);
+		report_failure(tiers, tier, false, move->request.result);
 		atomic_store_explicit(&h->refaults, 0, memory_order_relaxed);
+		atomic_store_explicit(&h->is_recalled, false, memory_order_relaxed);
 		return;
 	}
+	tier->read_failed = false;
 	if (move->damaged) {
 		atomic_fetch_add(&tiers->damaged_objects, move->damaged);
 		snprintf(
@@ -362,16 +372,26 @@ static void settle(struct usw_tiers *tiers)
 }
 
 /** Bytes of RAM that moves under way will give or take. */
-static void under_way(struct usw_tiers *tiers, uint64_t *ret_given, uint64_t *ret_taken)
+struct traffic {
+	uint64_t given, taken;
+	bool is_hopeful; /* a move among them is not just a try after a failure */
+};
+
+static struct traffic under_way(const struct usw_tiers *tiers)
 {
-	*ret_given = *ret_taken = 0;
+	struct traffic traffic = {0};
+
 	for (uint32_t i = 0; i < USW_MOVES_MAX; i++) {
-		struct usw_move *move = &tiers->moves[i];
+		const struct usw_move *move = &tiers->moves[i];
+		const struct usw_tier *tier =
+			&tiers->at[usw_where_tier(move->is_write ? move->to : move->from)];
 
 		if (atomic_load_explicit(&move->stage, memory_order_relaxed) == USW_MOVE_IDLE)
 			continue;
-		*(move->is_write ? ret_given : ret_taken) += move->length_bytes;
+		*(move->is_write ? &traffic.given : &traffic.taken) += move->length_bytes;
+		traffic.is_hopeful |= !(move->is_write ? tier->write_failed : tier->read_failed);
 	}
+	return traffic;
 }
 
 /** Count what lives in each tier. */
@@ -412,16 +432,19 @@ enum wish { STAYS, WANTED, NEEDED };
 
 /**
  * A segment should come back if it is read again and again, one object at a time; it must if its
- * tier is to go, or if so much of it is garbage that it is to be emptied into another.
+ * tier is to go, if it was asked for as a whole, or if so much of it is garbage that it is to be
+ * emptied into another.
  */
-static enum wish wish_of(struct usw_tiers *tiers, const struct usw_segment *h)
+static enum wish wish_of(struct usw_tiers *tiers, const struct usw_segment *h, uint64_t now_ns)
 {
 	uint32_t number = usw_where_tier(atomic_load_explicit(&h->where, memory_order_relaxed));
+	const struct usw_tier *tier = &tiers->at[number];
 
 	if (atomic_load_explicit(&h->state, memory_order_relaxed) != USW_SEGMENT_CLOSED ||
-	    number == USW_TIER_RAM || h->is_moving)
+	    number == USW_TIER_RAM || h->is_moving || !usw_tier_may_read(tier, now_ns))
 		return STAYS;
-	if (atomic_load(&tiers->at[number].state) == USW_TIER_LEAVING || usw_segment_has_garbage(h))
+	if (atomic_load(&tier->state) == USW_TIER_LEAVING || usw_segment_has_garbage(h) ||
+	    atomic_load_explicit(&h->is_recalled, memory_order_relaxed))
 		return NEEDED;
 	return atomic_load_explicit(&h->refaults, memory_order_relaxed) >
 			       h->object_count / USW_PROMOTE_SHARE
@@ -436,6 +459,7 @@ static enum wish wish_of(struct usw_tiers *tiers, const struct usw_segment *h)
 static void promote_some(struct usw_tiers *tiers, uint64_t room_bytes, uint64_t taken_bytes)
 {
 	uint32_t end = tiers->segments->high_water;
+	uint64_t now_ns = usw_now_ns();
 
 	for (uint32_t looked = 1; looked < end; looked++) {
 		if (tiers->waiting_segment < 1 || tiers->waiting_segment >= end)
@@ -443,7 +467,7 @@ static void promote_some(struct usw_tiers *tiers, uint64_t room_bytes, uint64_t 
 		uint32_t segment = tiers->waiting_segment;
 		struct usw_segment *h = usw_segments_header(tiers->segments, segment);
 
-		enum wish wish = wish_of(tiers, h);
+		enum wish wish = wish_of(tiers, h, now_ns);
 		bool has_room = taken_bytes + USW_SEGMENT_BYTES <= room_bytes;
 
 		if (wish != STAYS && (has_room || (wish == NEEDED && !taken_bytes))) {
@@ -484,10 +508,24 @@ static void close_leaving(struct usw_tiers *tiers)
 	}
 }
 
+/** Send segments down: those that are parked first, then the coldest. */
+static void demote_some(struct usw_tiers *tiers, const struct usw_tiers_plan *plan)
+{
+	for (;;) {
+		bool is_enough = plan->demote_bytes <= under_way(tiers).given;
+		uint32_t segment = 0;
+
+		if (plan->demote_parked)
+			segment = usw_segments_parked(tiers->segments);
+		if (!segment && !is_enough)
+			segment = usw_segments_coldest(tiers->segments, USW_TIER_RAM);
+		if (!segment || !begin_demotion(tiers, segment))
+			return;
+	}
+}
+
 bool usw_tiers_step(struct usw_tiers *tiers, const struct usw_tiers_plan *plan)
 {
-	uint64_t given, taken;
-
 	if (!atomic_load(&tiers->count))
 		return false;
 	settle(tiers);
@@ -496,18 +534,10 @@ bool usw_tiers_step(struct usw_tiers *tiers, const struct usw_tiers_plan *plan)
 		count_tiers(tiers);
 		close_leaving(tiers);
 	}
-	under_way(tiers, &given, &taken);
-	while (plan->demote_bytes > given) {
-		uint32_t segment = usw_segments_coldest(tiers->segments, USW_TIER_RAM);
-
-		if (!segment || !begin_demotion(tiers, segment))
-			break;
-		under_way(tiers, &given, &taken);
-	}
+	demote_some(tiers, plan);
 	if (tiers->segments->disk_segments)
-		promote_some(tiers, plan->promote_bytes, taken);
-	under_way(tiers, &given, &taken);
-	return given + taken > 0;
+		promote_some(tiers, plan->promote_bytes, under_way(tiers).taken);
+	return under_way(tiers).is_hopeful;
 }
 
 // --- Adding and removing ------------------------------------------------------------------------
@@ -581,8 +611,9 @@ int usw_tiers_add(struct usw_tiers *tiers, const char *path, uint64_t cap_bytes,
 		return ret;
 	tier->free_bytes = usw_disk_free_bytes(tier->disk);
 	tier->priority = priority;
-	tier->retry_ns = 0;
-	tier->has_failed = false;
+	tier->write_retry_ns = 0;
+	atomic_store(&tier->read_retry_ns, 0);
+	tier->write_failed = tier->read_failed = false;
 	atomic_store(&tier->align_bytes, tier->disk->align_bytes);
 	atomic_store(&tier->fd, tier->disk->fd);
 	pthread_mutex_lock(&tiers->lock);
