@@ -19,6 +19,8 @@
 /* After a failure a tier is left alone for a while: shorter than the reclaim thread is patient when
    nothing else is left to give, so that one failure ends nobody. */
 #define USW_RETRY_NS 50000000u
+/* A disk that goes on failing is told of once in this time. */
+#define USW_TELL_NS 60000000000u
 /* A segment of which this share was read one by one is wanted as a whole. */
 #define USW_PROMOTE_SHARE 4u
 
@@ -279,20 +281,23 @@ static bool begin_promotion(struct usw_tiers *tiers, uint32_t segment)
 	return true;
 }
 
-/** What failed is tried again after a while; the user is told once, until it has worked. */
+/** What failed is tried again after a while; the user is told now and then. */
 static void report_failure(struct usw_tiers *tiers, struct usw_tier *tier, bool is_write, int error)
 {
-	uint64_t retry_ns = usw_now_ns() + USW_RETRY_NS;
-	bool *has_failed = is_write ? &tier->write_failed : &tier->read_failed;
+	uint64_t now_ns = usw_now_ns();
+	uint64_t *told_ns = is_write ? &tier->write_told_ns : &tier->read_told_ns;
 	char text[200];
 
-	if (is_write)
-		tier->write_retry_ns = retry_ns;
-	else
-		atomic_store(&tier->read_retry_ns, retry_ns);
-	if (*has_failed)
+	if (is_write) {
+		tier->write_retry_ns = now_ns + USW_RETRY_NS;
+		tier->write_failed = true;
+	} else {
+		atomic_store(&tier->read_retry_ns, now_ns + USW_RETRY_NS);
+		tier->read_failed = true;
+	}
+	if (*told_ns && now_ns - *told_ns < USW_TELL_NS)
 		return;
-	*has_failed = true;
+	*told_ns = now_ns;
 	snprintf(text, sizeof(text),
 		 "disk tier %s: a %s failed (%s); its pages stay %s, and it is tried again",
 		 tier->name, is_write ? "write" : "read", strerror(-error),
@@ -614,6 +619,7 @@ int usw_tiers_add(struct usw_tiers *tiers, const char *path, uint64_t cap_bytes,
 	tier->write_retry_ns = 0;
 	atomic_store(&tier->read_retry_ns, 0);
 	tier->write_failed = tier->read_failed = false;
+	tier->write_told_ns = tier->read_told_ns = 0;
 	atomic_store(&tier->align_bytes, tier->disk->align_bytes);
 	atomic_store(&tier->fd, tier->disk->fd);
 	pthread_mutex_lock(&tiers->lock);

@@ -44,17 +44,18 @@ struct usw_tier {
 	_Atomic uint32_t state; /* enum usw_tier_state */
 	_Atomic int fd;         /* of the disk, for fault threads; -1: none */
 	_Atomic uint32_t align_bytes;
-	char name[32];                  /* written before the state, with `lock` */
-	int priority;                   /* higher is filled first */
-	struct usw_disk *disk;          /* kept for the next tier of this number */
-	uint64_t write_retry_ns;        /* nothing is written to it before; owner */
-	_Atomic uint64_t read_retry_ns; /* no whole segment is read from it before; owner */
-	bool write_failed;              /* and it was reported; owner */
-	bool read_failed;               /* the same; owner */
-	uint64_t free_bytes;            /* when last asked; owner */
-	_Atomic uint64_t segments;      /* g; owner */
-	_Atomic uint64_t pages;         /* g; owner */
-	_Atomic uint64_t held_bytes;    /* g */
+	char name[32];                        /* written before the state, with `lock` */
+	int priority;                         /* higher is filled first */
+	struct usw_disk *disk;                /* kept for the next tier of this number */
+	uint64_t write_retry_ns;              /* nothing is written to it before; owner */
+	_Atomic uint64_t read_retry_ns;       /* no whole segment is read from it before; owner */
+	bool write_failed;                    /* the last one did; owner */
+	bool read_failed;                     /* the same; owner */
+	uint64_t write_told_ns, read_told_ns; /* when the user was told; 0: never; owner */
+	uint64_t free_bytes;                  /* when last asked; owner */
+	_Atomic uint64_t segments;            /* g; owner */
+	_Atomic uint64_t pages;               /* g; owner */
+	_Atomic uint64_t held_bytes;          /* g */
 };
 
 enum usw_move_stage { USW_MOVE_IDLE, USW_MOVE_ASKED, USW_MOVE_RUNNING, USW_MOVE_DONE };
