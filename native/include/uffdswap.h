@@ -276,7 +276,7 @@ int usw_session_targets(struct usw_session *session, uint32_t after_id,
 
 /* Evict about so many pages, the coldest first, of one target or (target_id 0) of all. */
 int usw_session_reclaim(struct usw_session *session, uint32_t target_id, uint64_t pages);
-/* Evict all that can leave a target, and compress it. */
+/* Evict all that can leave a target, compress it, and send it to a disk tier if there is one. */
 int usw_session_park(struct usw_session *session, uint32_t target_id);
 /* Bring back what has left a target, as far as the limits allow without evicting for it. */
 int usw_session_restore(struct usw_session *session, uint32_t target_id);

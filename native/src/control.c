@@ -15,6 +15,7 @@
 #include "control.h"
 #include "evict.h"
 #include "fault.h"
+#include "park.h"
 
 /* Pages evicted, and standby pages compressed, before the reclaim thread looks after the limit. */
 #define USW_STEP_BATCHES 4
@@ -23,6 +24,8 @@
 /* Pages brought in, and page words looked at, before a fault thread looks after faults. */
 #define USW_STEP_RESTORE_PAGES 32u
 #define USW_STEP_RESTORE_WORDS 4096u
+/* A segment that was asked for is looked for again after this long. */
+#define USW_RECALL_POLL_MS 1
 /* A lap takes one off every page's heat; after so many without a page there is nothing to have. */
 #define USW_BARREN_LAPS (USW_HEAT_MAX + 2u)
 /* A program that goes on touching its memory is never empty: that is not waited for. */
@@ -221,11 +224,15 @@ static bool is_idle_for_long(struct usw_request *request)
 	return now_ns - request->idle_since_ns > USW_IDLE_NS;
 }
 
-/** Everything that has left is to be as small as it can be. */
-static void settle_parked(struct usw_target *target)
+/** Everything that has left is to be as small, and as deep, as it can be. True: it goes on. */
+static bool settle_parked(struct usw_request *request, struct usw_target *target)
 {
 	if (target->standby.space && usw_standby_drain(target, 0, UINT32_MAX) == 0)
 		usw_standby_trim(&target->standby);
+	if (atomic_load(&request->cancelled) || !usw_park_step(target))
+		return false;
+	usleep(USW_IDLE_PAUSE_US);
+	return true;
 }
 
 /** One batch for a request. False: nothing can be taken now. */
@@ -258,6 +265,7 @@ static bool evict_step(struct usw_session *session, struct usw_request *request)
 	struct usw_target *target = whose_turn(session, request);
 
 	if (!target && request->target_id) {
+		usw_park_end(session, request->target_id);
 		finish(session, request, -ESRCH);
 		return false;
 	}
@@ -279,8 +287,9 @@ static bool evict_step(struct usw_session *session, struct usw_request *request)
 	}
 	if (!is_satisfied(request))
 		return true;
-	if (target && request->kind == USW_REQUEST_PARK)
-		settle_parked(target);
+	if (target && request->kind == USW_REQUEST_PARK && settle_parked(request, target))
+		return true;
+	usw_park_end(session, request->target_id);
 	finish(session, request, 0);
 	return false;
 }
@@ -322,9 +331,9 @@ static bool has_spare_room(const struct usw_session *session)
 	return usw_session_room(session) > 2 * atomic_load(&session->low_pages);
 }
 
-/** One step of a restore. True: the request goes on. */
-static bool restore_step(struct usw_fault_thread *thread, struct usw_target *target,
-			 struct usw_request *request)
+/** One step of a restore: when the next is due, in ms; -1: it is done. */
+static int restore_step(struct usw_fault_thread *thread, struct usw_target *target,
+			struct usw_request *request)
 {
 	uint64_t behind = request->moved_pages + USW_STEP_RESTORE_PAGES;
 	uint32_t words = 0;
@@ -335,32 +344,36 @@ static bool restore_step(struct usw_fault_thread *thread, struct usw_target *tar
 
 		if (!word || !has_spare_room(thread->session) || atomic_load(&request->cancelled)) {
 			finish(thread->session, request, 0);
-			return false;
+			return -1;
 		}
 		int brought = usw_fault_bring_in(thread, target, request->address);
+		if (brought == -EINPROGRESS)
+			return USW_RECALL_POLL_MS;
 		if (brought < 0)
-			return true; // the event is read before the next step
+			return 0; // the event is read before the next step
 		request->moved_pages += (uint32_t)brought;
 		request->address += USW_PAGE_BYTES;
 	}
-	return true;
+	return 0;
 }
 
-bool usw_control_restore(struct usw_fault_thread *thread)
+int usw_control_restore(struct usw_fault_thread *thread)
 {
 	struct usw_session *session = thread->session;
-	bool more = false;
+	int due_ms = -1;
 
 	if (usw_likely(!atomic_load(&session->requests.posted_count)))
-		return false;
+		return -1;
 	for (uint32_t i = USW_REQUESTS_EVICT; i < USW_REQUESTS_MAX; i++) {
 		struct usw_request *request = &session->requests.at[i];
 		struct usw_target *target = own_target(thread, request);
 
-		if (target)
-			more |= restore_step(thread, target, request);
+		int next_ms = target ? restore_step(thread, target, request) : -1;
+
+		if (next_ms >= 0)
+			due_ms = due_ms < 0 || next_ms < due_ms ? next_ms : due_ms;
 	}
-	return more;
+	return due_ms;
 }
 
 // --- Figures (control thread) -------------------------------------------------------------------

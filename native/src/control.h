@@ -18,7 +18,10 @@
 /** Go on with reclaims and parks for a step. Reclaim thread. True: there is more to do at once. */
 bool usw_control_evict(struct usw_session *session);
 
-/** Go on with the restores of this thread's targets for a step. True: there is more to do. */
-bool usw_control_restore(struct usw_fault_thread *thread);
+/**
+ * Go on with the restores of this thread's targets for a step. Returns when the next step is due, in
+ * ms; -1 if none is.
+ */
+int usw_control_restore(struct usw_fault_thread *thread);
 
 #endif /* USW_CONTROL_H */

@@ -45,9 +45,11 @@ static struct usw_tiers_plan make_plan(struct usw_session *session, bool in_need
 	uint64_t memory = atomic_load(&session->memory_limit_bytes);
 	uint64_t used = session->segments.used_bytes;
 	uint64_t ram = ram_bytes_now(session);
+	bool demote_parked = session->parking.stage == USW_PARKING_DOWN;
 
 	if (memory == UINT64_MAX)
-		return (struct usw_tiers_plan){.promote_bytes = UINT64_MAX};
+		return (struct usw_tiers_plan){.promote_bytes = UINT64_MAX,
+					       .demote_parked = demote_parked};
 
 	uint64_t high = memory / 2;
 	uint64_t low = high - usw_min(high / 4, usw_max(USW_WATERMARK_GAP_BYTES, memory / 32));
@@ -63,6 +65,7 @@ static struct usw_tiers_plan make_plan(struct usw_session *session, bool in_need
 						       : 0,
 		.promote_bytes = ram < low ? low - ram : 0,
 		.is_tight = is_tight(session, ram),
+		.demote_parked = demote_parked,
 	};
 }
 

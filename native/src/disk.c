@@ -157,9 +157,18 @@ int usw_disk_open(struct usw_disk *disk, const char *path, uint64_t cap_bytes,
 	return 0;
 }
 
+/** The path still names our file: it may have been removed, and another be there by now. */
+static bool is_still_there(const struct usw_disk *disk)
+{
+	struct stat ours, there;
+
+	return fstat(disk->fd, &ours) == 0 && lstat(disk->path, &there) == 0 &&
+	       ours.st_dev == there.st_dev && ours.st_ino == there.st_ino;
+}
+
 void usw_disk_close(struct usw_disk *disk)
 {
-	if (disk->is_ours)
+	if (disk->is_ours && is_still_there(disk))
 		unlink(disk->path);
 	else if (disk->fd >= 0 && !disk->is_device && ftruncate(disk->fd, 0) < 0)
 		errno = 0; // the key is gone: what is left tells nothing

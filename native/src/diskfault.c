@@ -143,6 +143,9 @@ static const char *unpack(struct usw_disk_faults *faults, struct usw_session *se
 int usw_diskfault_open(struct usw_disk_faults *faults, struct usw_session *session,
 		       struct usw_disk_read *read, const char **ret_why)
 {
+	// Not the disk's fault: it is asked again.
+	if (read->request.result == -ENOMEM || read->request.result == -ECANCELED)
+		return -EAGAIN;
 	const char *why = unpack(faults, session, read, read->buffer + USW_DISK_READ_BYTES);
 
 	if (!why) {

@@ -76,7 +76,8 @@ int usw_diskfault_begin(struct usw_disk_faults *faults, struct usw_session *sess
 void usw_diskfault_collect(struct usw_disk_faults *faults);
 
 /**
- * Open what was read. 0: the page is in usw_diskfault_page(). -EAGAIN: it has moved meanwhile.
+ * Open what was read. 0: the page is in usw_diskfault_page(). -EAGAIN: it has moved meanwhile, or was
+ * not read for want of memory: begin anew.
  * -EBADMSG: it is damaged; `ret_why` says how.
  */
 int usw_diskfault_open(struct usw_disk_faults *faults, struct usw_session *session,

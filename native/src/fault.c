@@ -22,6 +22,7 @@
 #include "diskfault.h"
 #include "event.h"
 #include "fault.h"
+#include "park.h"
 #include "ring.h"
 #include "uffd.h"
 
@@ -34,6 +35,8 @@
 /* Zero pages that are let go at once when they are written one after the other. */
 #define USW_WRITE_PAGES_MAX 16u
 #define USW_EPOLL_EVENTS 16
+/* With so much room the limit is far away: 64 MiB. */
+#define USW_FAR_PAGES 16384
 /* Number of the field in /proc/PID/stat, counted from 1 (proc_pid_stat(5)). */
 #define USW_STAT_PROCESSOR 39
 /* A waiting fault is looked at again after this long even if nobody kicks. */
@@ -314,6 +317,19 @@ static void name_tier(struct usw_session *session, uint64_t where, char *text, s
 // --- Content in memory ---------------------------------------------------------------------------
 
 /**
+ * A long stream over pages on a disk with the limit far away: a program wakes up. Then whole segments
+ * are read ahead of it. Near the limit they are not: their pages would have to leave again, and a
+ * page that is read alone keeps its copy on the disk.
+ */
+static bool wakes_up(const struct usw_session *session, const struct usw_target *target,
+		     const struct usw_forecast *forecast, uint64_t address,
+		     const struct usw_disk_place *place)
+{
+	return forecast->window == USW_STREAM_WINDOW_MAX &&
+	       usw_session_room(session) > USW_FAR_PAGES && usw_park_recall(target, address, place);
+}
+
+/**
  * Bring in what the stream of this fault will ask for, in address order and in runs, whatever
  * backends hold it. Never at the expense of the last room, and given up at the first trouble: the
  * pages that are missing will be asked for.
@@ -348,6 +364,7 @@ static void prefetch(struct usw_fault_thread *thread, struct usw_target *target,
 		if (ret == -EREMOTE) {
 			// Asked for now, all together; it comes in by itself when it is there.
 			if (!bring_in(thread, target, &run) ||
+			    wakes_up(session, target, forecast, address, &place) ||
 			    !read_ahead(thread, target, address, usw_page_id(now), &place))
 				break;
 			continue;
@@ -395,10 +412,15 @@ static enum verdict fault_in(struct usw_fault_thread *thread, struct usw_target 
 	return ANSWERED;
 }
 
-/** Ask a disk for a page that is restored: it comes in by itself. -EAGAIN: too many are under way. */
+/**
+ * Ask a disk for a page that is restored: its whole segment, or the page alone, which then comes in
+ * by itself. -EAGAIN: too many are under way.
+ */
 static int ask_for(struct usw_fault_thread *thread, struct usw_target *target, uint64_t page,
 		   uint32_t id, const struct usw_disk_place *place)
 {
+	if (usw_park_recall(target, page, place))
+		return -EINPROGRESS;
 	bool asked = read_ahead(thread, target, page, id, place);
 
 	if (thread->disk)
@@ -1039,9 +1061,9 @@ void *usw_fault_main(void *argument)
 
 	usw_session_hurry(0);
 	while (!atomic_load_explicit(&thread->session->stopping, memory_order_relaxed)) {
-		bool restoring = usw_control_restore(thread);
+		int restore_ms = usw_control_restore(thread);
 
-		wait_and_settle(thread, restoring                          ? 0
+		wait_and_settle(thread, restore_ms >= 0                    ? restore_ms
 					: thread->deferred_list || waiting ? USW_DEFERRED_POLL_MS
 									   : -1);
 		waiting = settle_reads(thread);

@@ -27,7 +27,8 @@ int usw_fault_watch_exit(struct usw_target *target);
 
 /**
  * Bring an evicted page back that nobody waits for. The target's fault thread only. 1, or 0 if
- * there was nothing to bring or it cannot be brought; -EAGAIN: not now, an event is unread.
+ * there was nothing to bring or it cannot be brought; -EAGAIN: not now, an event is unread;
+ * -EINPROGRESS: its segment is on its way up from a disk.
  */
 int usw_fault_bring_in(struct usw_fault_thread *thread, struct usw_target *target, uint64_t page);
 

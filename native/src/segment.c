@@ -114,6 +114,8 @@ static int open_segment(struct usw_segments *segments)
 	h->object_count = 0;
 	atomic_store_explicit(&h->touched, segments->clock, memory_order_relaxed);
 	atomic_store_explicit(&h->refaults, 0, memory_order_relaxed);
+	h->is_parked = false;
+	atomic_store_explicit(&h->is_recalled, false, memory_order_relaxed);
 	atomic_store_explicit(&h->live_bytes, 0, memory_order_relaxed);
 	atomic_store_explicit(&h->live_count, 0, memory_order_relaxed);
 	atomic_store_explicit(&h->state, USW_SEGMENT_OPEN, memory_order_release);
@@ -290,22 +292,43 @@ uint32_t usw_segments_emptiest(const struct usw_segments *segments)
 uint32_t usw_segments_coldest(const struct usw_segments *segments, uint32_t tier)
 {
 	uint32_t best = 0;
-	int32_t best_age = 0;
+	int64_t best_rank = 0;
 
 	for (uint32_t segment = 1; segment < segments->high_water; segment++) {
 		struct usw_segment *h = header(segments, segment);
 		// Signed: a reader's clock may be ahead of ours.
 		int32_t age = (int32_t)(segments->clock -
 					atomic_load_explicit(&h->touched, memory_order_relaxed));
+		int64_t rank = age;
 
-		if (is_settled(h, tier) && (!best || age > best_age) &&
+		if (usw_segment_is_incompressible(h))
+			rank += (int64_t)1 << 32;
+		if (is_settled(h, tier) && (!best || rank > best_rank) &&
 		    !usw_segment_has_garbage(h) &&
 		    atomic_load_explicit(&h->live_count, memory_order_relaxed) > 0) {
 			best = segment;
-			best_age = age;
+			best_rank = rank;
 		}
 	}
 	return best;
+}
+
+uint32_t usw_segments_parked(const struct usw_segments *segments)
+{
+	for (uint32_t segment = 1; segment < segments->high_water; segment++) {
+		const struct usw_segment *h = header(segments, segment);
+
+		if (h->is_parked && is_settled(h, USW_TIER_RAM) &&
+		    atomic_load_explicit(&h->live_count, memory_order_relaxed) > 0)
+			return segment;
+	}
+	return 0;
+}
+
+void usw_segments_close_open(struct usw_segments *segments)
+{
+	if (segments->open)
+		close_segment(segments);
 }
 
 void usw_segments_publish(struct usw_segments *segments, uint32_t segment, uint64_t where)
@@ -318,6 +341,8 @@ void usw_segments_publish(struct usw_segments *segments, uint32_t segment, uint6
 	usw_assert(usw_where_generation(where) > usw_where_generation(where_is(h)));
 	usw_assert(atomic_load_explicit(&h->state, memory_order_relaxed) == USW_SEGMENT_CLOSED);
 	atomic_store_explicit(&h->refaults, 0, memory_order_relaxed);
+	h->is_parked = false;
+	atomic_store_explicit(&h->is_recalled, false, memory_order_relaxed);
 	// Everything written before is seen by whoever sees this; whoever sees what comes after must
 	// see this.
 	atomic_store(&h->where, where);

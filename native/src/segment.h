@@ -44,6 +44,8 @@ struct usw_segment {
 	_Atomic uint32_t touched;    /* fault clock when an object was last read; a hint */
 	_Atomic uint32_t refaults;   /* objects read one by one since it was last moved; a hint */
 	bool is_moving;              /* on its way to another tier; owner */
+	bool is_parked;              /* to go down whatever the budget; owner */
+	_Atomic bool is_recalled;    /* to come back whole; raised by fault threads */
 	uint32_t append_bytes;       /* where the next object goes; owner */
 	uint32_t object_count;       /* entries used in its table; owner */
 	_Atomic uint32_t live_bytes; /* of objects that are not dead, in units as stored */
@@ -59,6 +61,12 @@ static inline bool usw_segment_has_garbage(const struct usw_segment *segment)
 {
 	return atomic_load_explicit(&segment->live_bytes, memory_order_relaxed) <
 	       segment->append_bytes - segment->append_bytes / 4;
+}
+
+/** True if keeping it compressed saves less than an eighth of what its pages would take. */
+static inline bool usw_segment_is_incompressible(const struct usw_segment *segment)
+{
+	return segment->append_bytes / 7 >= segment->object_count * (USW_PAGE_BYTES / 8);
 }
 
 /**
@@ -155,9 +163,16 @@ uint32_t usw_segments_emptiest(const struct usw_segments *segments);
 
 /**
  * The closed segment of a tier that has not been read for the longest time and is not being moved;
- * 0 if there is none. One that is to be emptied does not count. Owner only.
+ * 0 if there is none. Those whose objects did not compress come before all others: in RAM they gain
+ * nothing. One that is to be emptied does not count. Owner only.
  */
 uint32_t usw_segments_coldest(const struct usw_segments *segments, uint32_t tier);
+
+/** A settled segment in RAM that is parked; 0 if there is none. Owner only. */
+uint32_t usw_segments_parked(const struct usw_segments *segments);
+
+/** Nothing is appended to the open segment any more. Owner only. */
+void usw_segments_close_open(struct usw_segments *segments);
 
 static inline struct usw_segment *usw_segments_header(const struct usw_segments *segments,
 						      uint32_t segment)

@@ -224,6 +224,7 @@ void usw_session_destroy(struct usw_session *session)
 		usw_target_destroy(target);
 	}
 	usw_tiers_deinit(&session->tiers);
+	free(session->parking.shares); // a park may have been going on
 	usw_standby_space_destroy(&session->standbys);
 	usw_nodes_destroy(&session->nodes);
 	usw_vswap_destroy(&session->vswap);

@@ -93,6 +93,21 @@ struct usw_watch {
 	_Atomic int64_t growth_pages_per_ms;
 };
 
+enum usw_parking_stage {
+	USW_PARKING_EMPTY, /* segments with garbage are emptied */
+	USW_PARKING_COUNT, /* what is whose is counted */
+	USW_PARKING_DOWN,  /* what was marked is written */
+};
+
+/** The park that is at its last part; see park.h. */
+struct usw_parking {
+	uint32_t target_id; /* 0: there is none */
+	enum usw_parking_stage stage;
+	uint32_t empties_left;
+	uint64_t address; /* counted up to here */
+	uint32_t *shares; /* by segment: objects of the target */
+};
+
 struct usw_session {
 	struct usw_config config;
 	uint64_t hash_seed;
@@ -131,9 +146,10 @@ struct usw_session {
 	struct usw_event_queue events;
 	struct usw_requests requests;
 
-	bool is_demoting;        /* between the watermarks on the way down; reclaim thread */
-	uint64_t tight_since_ns; /* RAM is tight since then; 0: it is not; reclaim thread */
-	uint64_t own_bytes;      /* the agent's own anonymous memory; reclaim thread */
+	struct usw_parking parking; /* reclaim thread */
+	bool is_demoting;           /* between the watermarks on the way down; reclaim thread */
+	uint64_t tight_since_ns;    /* RAM is tight since then; 0: it is not; reclaim thread */
+	uint64_t own_bytes;         /* the agent's own anonymous memory; reclaim thread */
 	_Atomic uint64_t resident_peak_bytes;
 	_Atomic uint64_t ram_bytes;
 	_Atomic uint64_t ram_peak_bytes;

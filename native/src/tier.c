@@ -18,8 +18,11 @@
 
 /* How often the segments are counted, and what is free on disks is asked for. */
 #define USW_SWEEP_NS 20000000u
-/* After a failed write a tier is left alone for a while. */
-#define USW_RETRY_NS 500000000u
+/* After a failure a tier is left alone for a while: shorter than the reclaim thread is patient when
+   nothing else is left to give, so that one failure ends nobody. */
+#define USW_RETRY_NS 50000000u
+/* A disk that goes on failing is told of once in this time. */
+#define USW_TELL_NS 60000000000u
 /* A move reads so much at a time, and looks after the disk each so many objects. */
 #define USW_PIECE_BYTES 65536u
 #define USW_LOOK_OBJECTS 16u
@@ -377,7 +380,7 @@ static uint64_t held(struct usw_disk *disk)
 
 static bool may_write(const struct usw_tier *tier, uint64_t now_ns)
 {
-	return atomic_load(&tier->state) == USW_TIER_ACTIVE && now_ns >= tier->retry_ns &&
+	return atomic_load(&tier->state) == USW_TIER_ACTIVE && now_ns >= tier->write_retry_ns &&
 	       atomic_load(&tier->free_bytes) >= USW_SLOT_BYTES;
 }
 
@@ -449,16 +452,27 @@ static bool begin_promotion(struct usw_tiers *tiers, uint32_t segment)
 	return true;
 }
 
-static void report_failure(struct usw_tiers *tiers, struct usw_tier *tier, int error)
+/** What failed is tried again after a while; the user is told now and then. */
+static void report_failure(struct usw_tiers *tiers, struct usw_tier *tier, bool is_write, int error)
 {
+	uint64_t now_ns = usw_now_ns();
+	uint64_t *told_ns = is_write ? &tier->write_told_ns : &tier->read_told_ns;
 	char text[200];
 
-	tier->retry_ns = usw_now_ns() + USW_RETRY_NS;
-	if (atomic_exchange(&tier->has_failed, true))
+	if (is_write) {
+		tier->write_retry_ns = now_ns + USW_RETRY_NS;
+		atomic_store(&tier->write_failed, true);
+	} else {
+		atomic_store(&tier->read_retry_ns, now_ns + USW_RETRY_NS);
+		tier->read_failed = true;
+	}
+	if (*told_ns && now_ns - *told_ns < USW_TELL_NS)
 		return;
+	*told_ns = now_ns;
 	snprintf(text, sizeof(text),
-		 "disk tier %s: a write failed (%s); its pages stay in RAM, and it is tried again",
-		 tier->name, strerror(-error));
+		 "disk tier %s: a %s failed (%s); its pages stay %s, and it is tried again",
+		 tier->name, is_write ? "write" : "read", strerror(-error),
+		 is_write ? "in RAM" : "there");
 	tiers->hooks.report(tiers->hooks.context, USW_EVENT_WARNING, tier->id, text);
 }
 
@@ -469,9 +483,9 @@ static void settle_demotion(struct usw_tiers *tiers, struct usw_move *move, stru
 	uint32_t live = atomic_load_explicit(&h->live_count, memory_order_relaxed);
 
 	if (move->request.result)
-		report_failure(tiers, tier, move->request.result);
+		report_failure(tiers, tier, true, move->request.result);
 	else
-		atomic_store(&tier->has_failed, false);
+		atomic_store(&tier->write_failed, false);
 	if (move->request.result || !live) {
 		slot_is_free(tiers, move->to, h);
 		return;
@@ -488,10 +502,12 @@ static void settle_promotion(struct usw_tiers *tiers, struct usw_move *move, str
 
 	if (move->request.result) {
 		// Each object is still asked for by itself, and poisoned by itself, when it faults.
-		report_failure(tiers, tier, move->request.result);
+		report_failure(tiers, tier, false, move->request.result);
 		atomic_store_explicit(&h->refaults, 0, memory_order_relaxed);
+		atomic_store_explicit(&h->is_recalled, false, memory_order_relaxed);
 		return;
 	}
+	tier->read_failed = false;
 	if (move->damaged) {
 		atomic_fetch_add(&tiers->damaged_objects, move->damaged);
 		snprintf(
@@ -532,16 +548,26 @@ static void settle(struct usw_tiers *tiers)
 }
 
 /** Bytes of RAM that moves under way will give or take. */
-static void under_way(struct usw_tiers *tiers, uint64_t *ret_given, uint64_t *ret_taken)
+struct traffic {
+	uint64_t given, taken;
+	bool is_hopeful; /* a move among them is not just a try after a failure */
+};
+
+static struct traffic under_way(const struct usw_tiers *tiers)
 {
-	*ret_given = *ret_taken = 0;
+	struct traffic traffic = {0};
+
 	for (uint32_t i = 0; i < USW_MOVES_MAX; i++) {
-		struct usw_move *move = &tiers->moves[i];
+		const struct usw_move *move = &tiers->moves[i];
+		const struct usw_tier *tier =
+			&tiers->at[usw_where_tier(move->is_write ? move->to : move->from)];
 
 		if (atomic_load_explicit(&move->stage, memory_order_relaxed) == USW_MOVE_IDLE)
 			continue;
-		*(move->is_write ? ret_given : ret_taken) += move->length_bytes;
+		*(move->is_write ? &traffic.given : &traffic.taken) += move->length_bytes;
+		traffic.is_hopeful |= !(move->is_write ? tier->write_failed : tier->read_failed);
 	}
+	return traffic;
 }
 
 void usw_tiers_count(struct usw_tiers *tiers)
@@ -577,16 +603,19 @@ enum wish { STAYS, WANTED, LEAVES, NEEDED };
 
 /**
  * A segment should come back if it is read again and again, one object at a time; it must if its
- * tier is to go, or if so much of it is garbage that it is to be emptied into another.
+ * tier is to go, if it was asked for as a whole, or if so much of it is garbage that it is to be
+ * emptied into another.
  */
-static enum wish wish_of(struct usw_tiers *tiers, const struct usw_segment *h)
+static enum wish wish_of(struct usw_tiers *tiers, const struct usw_segment *h, uint64_t now_ns)
 {
 	uint32_t number = usw_where_tier(atomic_load_explicit(&h->where, memory_order_relaxed));
+	const struct usw_tier *tier = &tiers->at[number];
 
 	if (atomic_load_explicit(&h->state, memory_order_relaxed) != USW_SEGMENT_CLOSED ||
-	    number == USW_TIER_RAM || h->is_moving)
+	    number == USW_TIER_RAM || h->is_moving || !usw_tier_may_read(tier, now_ns))
 		return STAYS;
-	if (usw_segment_has_garbage(h))
+	if (usw_segment_has_garbage(h) ||
+	    atomic_load_explicit(&h->is_recalled, memory_order_relaxed))
 		return NEEDED;
 	if (atomic_load(&tiers->at[number].state) == USW_TIER_LEAVING)
 		return LEAVES;
@@ -605,6 +634,7 @@ static void promote_some(struct usw_tiers *tiers, const struct usw_tiers_plan *p
 			 uint64_t taken_bytes)
 {
 	uint32_t end = tiers->segments->high_water;
+	uint64_t now_ns = usw_now_ns();
 
 	for (uint32_t looked = 1; looked < end; looked++) {
 		if (tiers->waiting_segment < 1 || tiers->waiting_segment >= end)
@@ -612,7 +642,7 @@ static void promote_some(struct usw_tiers *tiers, const struct usw_tiers_plan *p
 		uint32_t segment = tiers->waiting_segment;
 		struct usw_segment *h = usw_segments_header(tiers->segments, segment);
 
-		enum wish wish = wish_of(tiers, h);
+		enum wish wish = wish_of(tiers, h, now_ns);
 		bool has_room = taken_bytes + USW_SEGMENT_BYTES <= plan->promote_bytes;
 		bool is_urgent = wish == NEEDED || (wish == LEAVES && !plan->is_tight);
 
@@ -691,10 +721,24 @@ void usw_tiers_keep_leaving(struct usw_tiers *tiers)
 	}
 }
 
+/** Send segments down: those that are parked first, then the coldest. */
+static void demote_some(struct usw_tiers *tiers, const struct usw_tiers_plan *plan)
+{
+	for (;;) {
+		bool is_enough = plan->demote_bytes <= under_way(tiers).given;
+		uint32_t segment = 0;
+
+		if (plan->demote_parked)
+			segment = usw_segments_parked(tiers->segments);
+		if (!segment && !is_enough)
+			segment = usw_segments_coldest(tiers->segments, USW_TIER_RAM);
+		if (!segment || !begin_demotion(tiers, segment))
+			return;
+	}
+}
+
 bool usw_tiers_step(struct usw_tiers *tiers, const struct usw_tiers_plan *plan)
 {
-	uint64_t given, taken;
-
 	if (!atomic_load(&tiers->count))
 		return false;
 	settle(tiers);
@@ -704,18 +748,10 @@ bool usw_tiers_step(struct usw_tiers *tiers, const struct usw_tiers_plan *plan)
 		close_leaving(tiers);
 		give_held_back(tiers);
 	}
-	under_way(tiers, &given, &taken);
-	while (plan->demote_bytes > given) {
-		uint32_t segment = usw_segments_coldest(tiers->segments, USW_TIER_RAM);
-
-		if (!segment || !begin_demotion(tiers, segment))
-			break;
-		under_way(tiers, &given, &taken);
-	}
+	demote_some(tiers, plan);
 	if (tiers->segments->disk_segments)
-		promote_some(tiers, plan, taken);
-	under_way(tiers, &given, &taken);
-	return given + taken > 0;
+		promote_some(tiers, plan, under_way(tiers).taken);
+	return under_way(tiers).is_hopeful;
 }
 
 // --- Adding and removing ------------------------------------------------------------------------
@@ -846,9 +882,12 @@ int usw_tiers_add(struct usw_tiers *tiers, const char *path, const char *name, u
 		return ret;
 	atomic_store(&tier->free_bytes, usw_disk_free_bytes(tier->disk));
 	tier->priority = priority;
-	tier->retry_ns = 0;
+	tier->write_retry_ns = 0;
+	atomic_store(&tier->read_retry_ns, 0);
+	atomic_store(&tier->write_failed, false);
+	tier->read_failed = false;
+	tier->write_told_ns = tier->read_told_ns = 0;
 	atomic_store(&tier->ending, USW_ENDING_NOT);
-	atomic_store(&tier->has_failed, false);
 	atomic_store(&tier->align_bytes, tier->disk->align_bytes);
 	atomic_store(&tier->fd, tier->disk->fd);
 	pthread_mutex_lock(&tiers->lock);
@@ -914,7 +953,7 @@ static enum usw_tier_condition condition_of(const struct usw_tier *tier)
 {
 	if (atomic_load(&tier->state) == USW_TIER_LEAVING)
 		return USW_TIER_IS_LEAVING;
-	if (atomic_load(&tier->has_failed))
+	if (atomic_load(&tier->write_failed))
 		return USW_TIER_IS_FAILING;
 	return atomic_load(&tier->free_bytes) < USW_SLOT_BYTES ? USW_TIER_IS_FULL
 							       : USW_TIER_IS_ACTIVE;

@@ -47,17 +47,20 @@ struct usw_tier {
 	_Atomic uint32_t state; /* enum usw_tier_state */
 	_Atomic int fd;         /* of the disk, for fault threads; -1: none */
 	_Atomic uint32_t align_bytes;
-	_Atomic uint32_t ending;     /* enum usw_tier_ending */
-	char name[32];               /* written before the state, with `lock` */
-	uint32_t id;                 /* in the order in which they were added */
-	enum usw_tier_kind kind;     /* as before */
-	int priority;                /* higher is filled first */
-	struct usw_disk *disk;       /* kept for the next tier of this number */
-	uint64_t retry_ns;           /* nothing is written to it before; owner */
-	_Atomic bool has_failed;     /* and it was reported; owner */
-	_Atomic uint64_t free_bytes; /* when last asked; owner */
-	_Atomic uint64_t segments;   /* g; owner */
-	_Atomic uint64_t pages;      /* g; owner */
+	_Atomic uint32_t ending;              /* enum usw_tier_ending */
+	char name[32];                        /* written before the state, with `lock` */
+	uint32_t id;                          /* in the order in which they were added */
+	enum usw_tier_kind kind;              /* as before */
+	int priority;                         /* higher is filled first */
+	struct usw_disk *disk;                /* kept for the next tier of this number */
+	uint64_t write_retry_ns;              /* nothing is written to it before; owner */
+	_Atomic uint64_t read_retry_ns;       /* no whole segment is read from it before; owner */
+	_Atomic bool write_failed;            /* the last one did; owner */
+	bool read_failed;                     /* the same; owner */
+	uint64_t write_told_ns, read_told_ns; /* when the user was told; 0: never; owner */
+	_Atomic uint64_t free_bytes;          /* when last asked; owner */
+	_Atomic uint64_t segments;            /* g; owner */
+	_Atomic uint64_t pages;               /* g; owner */
 	/* g; of the segments that live there. Slots that are on their way back are held, too. */
 	_Atomic uint64_t stored_bytes;
 };
@@ -137,11 +140,13 @@ struct usw_tiers_plan {
 	uint64_t demote_bytes;  /* this much RAM should be freed */
 	uint64_t promote_bytes; /* this much may be taken by segments that come back */
 	bool is_tight;          /* no RAM is left at all: tiers that leave have to wait */
+	bool demote_parked;     /* those that are parked go down, too */
 };
 
 /**
  * Publish moves that are done and begin others. Never waits. Owner only; to be called whenever
- * `moved` was called, and when the plan has changed. True if moves are under way.
+ * `moved` was called, and when the plan has changed. True if moves are under way, of which at least
+ * one may be hoped to succeed: those to a disk whose last write failed are only tried.
  */
 bool usw_tiers_step(struct usw_tiers *tiers, const struct usw_tiers_plan *plan);
 
@@ -171,6 +176,11 @@ int usw_tiers_remove(struct usw_tiers *tiers, const char *name, uint64_t ram_fre
  * already may go down again.
  */
 void usw_tiers_keep_leaving(struct usw_tiers *tiers);
+/** True if whole segments may be read from a tier now: its last such read has not just failed. */
+static inline bool usw_tier_may_read(const struct usw_tier *tier, uint64_t now_ns)
+{
+	return now_ns >= atomic_load_explicit(&tier->read_retry_ns, memory_order_relaxed);
+}
 
 /** Describe a tier for the user. Control thread. 1, or 0 if there is none of this number. */
 int usw_tiers_describe(struct usw_tiers *tiers, uint32_t number, struct usw_tier_info *ret);

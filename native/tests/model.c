@@ -24,6 +24,12 @@
  *   ballast KIND COUNT SEED       so many pages of the driver's own, straight into objects
  *   unballast COUNT SEED          drop so many of them, here and there
  *   compact, collect, reap
+ *   tier N                        a disk tier in the folder N: ok <1, or 0 if there is one>
+ *   untier N                      ok <1 if it is gone, 0 if it leaves or there is none>
+ *   demote COUNT                  so many of the coldest segments at most: ok <segments on disks>
+ *   recall                        all that are on disks come back: ok <segments on disks>
+ *   trouble KIND                  moves meet 0 nothing, 1 writes that fail, 2 reads that fail, 3 short
+ *                                 transfers: ok
  *   dump                          ok <words> <IDs>, then T ADDRESS STATE ID of every word, then for each
  *                                 ID: ID COUNT BACKEND, and the page unless the line ends in "corrupt"
  *   check                         ok KEY=VALUE...: the invariants that only the inside can see
@@ -38,6 +44,7 @@
 #include "compact.h"
 #include "pagemap.h"
 #include "standby.h"
+#include "tier.h"
 
 #define TARGETS_MAX 64u
 #define BALLAST_MAX 16384u
@@ -65,6 +72,10 @@ static struct usw_nodes nodes;
 static struct usw_standby_space standbys;
 static struct target targets[TARGETS_MAX];
 static struct ballast ballast[BALLAST_MAX];
+static struct usw_tiers tiers;
+static struct usw_sealer sealer;
+static const char *folder; /* of the tiers' folders */
+static uint64_t trouble;
 static uint64_t request[4]; /* the numbers of the request */
 
 static void answer(const char *format, ...) __attribute__((format(printf, 1, 2)));
@@ -90,12 +101,38 @@ static struct target *the_target(void)
 	return &targets[request[0]];
 }
 
-/** The optimistic read over all standbys: nobody moves anything meanwhile here. */
+static off_t disk_offset(uint32_t index, const struct usw_object *object)
+{
+	return (off_t)(usw_disk_offset(usw_where_slot(object->where)) +
+		       usw_disk_object_offset(object->offset_bytes, index));
+}
+
+/** What a disk fault does. */
+static bool load_from_disk(uint32_t id, uint64_t place, const struct usw_object *object, void *page)
+{
+	struct usw_seal_bond bond =
+		usw_tier_bond(usw_place_group(place), usw_place_index(place), object);
+	char bytes[USW_PAGE_BYTES + USW_SEAL_TAG_BYTES];
+	size_t length = object->length_bytes + USW_SEAL_TAG_BYTES;
+	int fd = tiers.at[usw_where_tier(object->where)].fd;
+
+	CHECK_EQ(pread(fd, bytes, length, disk_offset(usw_place_index(place), object)), length);
+	return usw_unseal(&sealer, &bond, bytes, bytes) == 0 &&
+	       usw_codec_decompress(object->codec, bytes, object->length_bytes, page) == 0 &&
+	       usw_codec_hash(page, CHECK_SEED) == usw_vswap_hash(&vswap, id);
+}
+
+/** The optimistic read over all backends: nobody moves anything meanwhile here. */
 static bool load(uint32_t id, void *page)
 {
 	uint64_t place = usw_word_place(usw_vswap_word(&vswap, id));
 	const char *standby = NULL;
+	struct usw_object object;
 
+	if (usw_word_backend(usw_vswap_word(&vswap, id)) == USW_BACKEND_OBJECT &&
+	    usw_segments_find(&segments, usw_place_group(place), usw_place_index(place), &object) &&
+	    usw_where_tier(object.where) != USW_TIER_RAM)
+		return load_from_disk(id, place, &object, page);
 	if (usw_word_backend(usw_vswap_word(&vswap, id)) == USW_BACKEND_MEMORY)
 		standby = usw_standby_page(&standbys, usw_place_group(place), 0);
 	return check_read(&vswap, standby, id, page) == CHECK_READ_RIGHT;
@@ -316,6 +353,17 @@ static void do_drop(void)
 	answer("ok");
 }
 
+static void damage_disk(uint32_t index, const struct usw_object *object)
+{
+	int fd = tiers.at[usw_where_tier(object->where)].fd;
+	off_t offset = disk_offset(index, object) + object->length_bytes / 2;
+	char byte;
+
+	CHECK_EQ(pread(fd, &byte, 1, offset), 1);
+	byte ^= 0x41;
+	CHECK_EQ(pwrite(fd, &byte, 1, offset), 1);
+}
+
 static void do_corrupt(void)
 {
 	usw_page_word *word = usw_pagemap_find(&the_target()->map, request[1]);
@@ -327,7 +375,10 @@ static void do_corrupt(void)
 	uint32_t index = usw_place_index(usw_word_place(descriptor));
 	if (usw_word_backend(descriptor) == USW_BACKEND_OBJECT) {
 		CHECK(usw_segments_find(&segments, group, index, &object));
-		((char *)(uintptr_t)object.bytes)[object.length_bytes / 2] ^= 0x41;
+		if (usw_where_tier(object.where) != USW_TIER_RAM)
+			damage_disk(index, &object);
+		else
+			((char *)(uintptr_t)object.bytes)[object.length_bytes / 2] ^= 0x41;
 	} else if (usw_word_backend(descriptor) == USW_BACKEND_MEMORY) {
 		for (uint32_t i = 0; i < TARGETS_MAX; i++)
 			if (targets[i].standing && targets[i].standby.number == group)
@@ -507,6 +558,131 @@ static void do_reap(void)
 	answer("ok");
 }
 
+// --- Tiers --------------------------------------------------------------------------------------
+
+static void on_moved(void *context)
+{
+	(void)context; // the owner looks by itself
+}
+
+static void on_report(void *context, bool removed, const char *text)
+{
+	(void)context;
+	(void)removed;
+	CHECK(strlen(text) > 10);
+}
+
+static int make_trouble(void *context, const struct usw_aio_request *aio)
+{
+	(void)context;
+	return trouble == (aio->is_write ? 1 : 2) ? -EIO : 0;
+}
+
+static struct usw_aio_injection injection = {.before = make_trouble};
+
+static const char *path_of(uint64_t number)
+{
+	static char path[300];
+
+	snprintf(path, sizeof(path), "%s/%u", folder, (unsigned int)number);
+	return path;
+}
+
+static bool some_move(void)
+{
+	for (uint32_t i = 0; i < USW_MOVES_MAX; i++)
+		if (atomic_load(&tiers.moves[i].stage) != USW_MOVE_IDLE)
+			return true;
+	return false;
+}
+
+/** Begin what is planned, and wait until nothing moves any more. */
+static void move(uint64_t demote_bytes, uint64_t promote_bytes)
+{
+	struct usw_tiers_plan plan = {.demote_bytes = demote_bytes, .promote_bytes = promote_bytes};
+
+	do {
+		tiers.swept_ns = 0;
+		usw_tiers_step(&tiers, &plan);
+		plan.demote_bytes = 0;
+		usleep(50);
+	} while (some_move());
+	usw_segments_reap(&segments);
+}
+
+static void do_tier(void)
+{
+	struct usw_error error;
+	uint32_t before = tiers.count;
+	int ret = usw_tiers_add(&tiers, path_of(request[0]), UINT64_MAX, (int)request[0], &error);
+
+	CHECK(ret == 0 || ret == -EEXIST);
+	if (ret == 0 && !sealer.context)
+		CHECK_EQ(usw_sealer_init(&sealer, &tiers.key), 0);
+	for (uint32_t i = 1; i < USW_TIERS_MAX; i++)
+		if (tiers.at[i].fd >= 0) // read and damaged at any offset
+			fcntl(tiers.at[i].fd, F_SETFL, fcntl(tiers.at[i].fd, F_GETFL) & ~O_DIRECT);
+	answer("ok %u", tiers.count - before);
+}
+
+static void do_untier(void)
+{
+	struct usw_error error;
+	uint32_t before = tiers.count;
+	int ret = usw_tiers_remove(&tiers, path_of(request[0]), UINT64_MAX, &error);
+
+	CHECK(ret == 0 || ret == -ENOENT || ret == -EALREADY);
+	// Space on disks is given back by another thread: then the tier is gone.
+	for (int i = 0; i < (ret == -ENOENT || trouble == 2 ? 1 : 2000); i++) {
+		move(0, UINT64_MAX);
+		if (tiers.count != before)
+			break;
+	}
+	answer("ok %u", before - tiers.count);
+}
+
+static void do_demote(void)
+{
+	move(request[0] * USW_SEGMENT_BYTES / 2, 0);
+	answer("ok %llu", (unsigned long long)segments.disk_segments);
+}
+
+static void do_recall(void)
+{
+	for (uint32_t i = 1; i < segments.high_water; i++)
+		if (usw_where_tier(usw_segments_header(&segments, i)->where) != USW_TIER_RAM)
+			usw_segments_header(&segments, i)->is_recalled = true;
+	move(0, UINT64_MAX);
+	answer("ok %llu", (unsigned long long)segments.disk_segments);
+}
+
+static void do_trouble(void)
+{
+	trouble = request[0];
+	injection.longest_bytes = trouble == 3 ? 65536 : 0;
+	answer("ok");
+}
+
+/** Nothing lives: the slots of the dead are given back, and no disk holds anything. */
+static void drop_tiers(void)
+{
+	CHECK_EQ(segments.disk_segments, 0);
+	for (uint32_t i = 1; i < USW_TIERS_MAX; i++) {
+		struct usw_disk *disk = tiers.at[i].disk;
+		uint64_t held = 1;
+
+		while (atomic_load(&tiers.at[i].state) != USW_TIER_NONE && held) {
+			pthread_mutex_lock(&disk->lock);
+			held = disk->held_bytes;
+			pthread_mutex_unlock(&disk->lock);
+			usleep(50);
+		}
+	}
+	if (sealer.context)
+		usw_sealer_deinit(&sealer);
+	usw_tiers_deinit(&tiers);
+}
+
 // --- Looking ------------------------------------------------------------------------------------
 
 static void dump_words(const struct target *target, uint32_t *ids, uint32_t *id_count, bool *seen)
@@ -614,7 +790,7 @@ static void do_check(void)
 	       (unsigned long long)vswap.live_count, (unsigned long long)segments.live_count,
 	       count_ballast(), (unsigned long long)standby_count,
 	       (unsigned long long)usw_segments_garbage_bytes(&segments),
-	       (unsigned long long)segments.used_segments,
+	       (unsigned long long)(segments.used_segments + segments.disk_segments),
 	       (unsigned long long)segments.compacted_segments);
 }
 
@@ -638,6 +814,7 @@ static void drop_everything(void)
 	usw_vswap_collect(&vswap);
 	usw_segments_reap(&segments);
 	usw_segments_check(&segments);
+	drop_tiers();
 	check_held();
 	CHECK_EQ(vswap.live_count, 0);
 	CHECK_EQ(usw_vswap_held_bytes(&vswap), 0);
@@ -661,7 +838,9 @@ static const struct {
 	{"drop", do_drop},           {"dump", do_dump},       {"evict", do_evict},
 	{"exit", do_exit},           {"fault", do_fault},     {"fork", do_fork},
 	{"reap", do_reap},           {"remap", do_remap},     {"target", do_target},
-	{"unballast", do_unballast}, {"unmap", do_unmap},
+	{"unballast", do_unballast}, {"unmap", do_unmap},     {"tier", do_tier},
+	{"untier", do_untier},       {"demote", do_demote},   {"recall", do_recall},
+	{"trouble", do_trouble},
 };
 
 static void serve(const char *line)
@@ -687,13 +866,17 @@ int main(int argc, char **argv)
 {
 	char line[128];
 
-	// Capacities: IDs, segments, nodes.
-	CHECK_EQ(argc, 4);
+	// Capacities: IDs, segments, nodes; and where the tiers' folders are.
+	CHECK_EQ(argc, 5);
+	folder = argv[4];
 	check_start(300);
 	CHECK_EQ(usw_segments_create(&segments, (uint32_t)atoi(argv[2])), 0);
 	CHECK_EQ(usw_vswap_create(&vswap, &segments, (uint32_t)atoi(argv[1])), 0);
 	CHECK_EQ(usw_nodes_create(&nodes, (uint32_t)atoi(argv[3])), 0);
 	CHECK_EQ(usw_standby_space_create(&standbys), 0);
+	const struct usw_tiers_hooks hooks = {.moved = on_moved, .report = on_report};
+	CHECK_EQ(usw_tiers_init(&tiers, &segments, true, &hooks), 0);
+	tiers.injection = &injection;
 	while (fgets(line, sizeof(line), stdin))
 		serve(line);
 	drop_everything();

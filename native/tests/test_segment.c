@@ -371,6 +371,41 @@ static void test_releases_race_with_the_owner(void)
 	usw_segments_destroy(&race.segments);
 }
 
+static uint32_t fill_segment(struct usw_segments *segments, uint32_t length, uint32_t touched)
+{
+	uint32_t segment = 0;
+
+	for (uint32_t i = 0; i < USW_SEGMENT_BYTES / length; i++)
+		segment = usw_place_group(append(segments, i + 1, length, USW_CODEC_STORED));
+	usw_segments_close_open(segments);
+	atomic_store(&usw_segments_header(segments, segment)->touched, touched);
+	return segment;
+}
+
+/** What did not compress before what did, of each the coldest; what is parked is found apart. */
+static void test_what_goes_down_first(void)
+{
+	struct usw_segments segments = create(SMALL_CAPACITY);
+	uint32_t order[4];
+
+	order[3] = fill_segment(&segments, 1000, 900);
+	order[1] = fill_segment(&segments, USW_PAGE_BYTES, 800);
+	order[2] = fill_segment(&segments, 3000, 100);
+	order[0] = fill_segment(&segments, USW_PAGE_BYTES, 700);
+	segments.clock = 1000;
+	CHECK_EQ(usw_segments_parked(&segments), 0);
+	usw_segments_header(&segments, order[2])->is_parked = true;
+	CHECK_EQ(usw_segments_parked(&segments), order[2]);
+	for (uint32_t i = 0; i < 4; i++) {
+		CHECK_EQ(usw_segments_coldest(&segments, USW_TIER_RAM), order[i]);
+		usw_segments_header(&segments, order[i])->is_moving = true;
+	}
+	CHECK_EQ(usw_segments_coldest(&segments, USW_TIER_RAM), 0);
+	CHECK_EQ(usw_segments_parked(&segments), 0);
+	usw_segments_close_open(&segments); // there is none: nothing happens
+	usw_segments_destroy(&segments);
+}
+
 int main(void)
 {
 	check_start(100);
@@ -382,6 +417,7 @@ int main(void)
 	test_the_emptiest_is_found();
 	test_reap_takes_closed_and_empty_ones_only();
 	test_a_segment_full_of_small_objects_is_not_garbage();
+	test_what_goes_down_first();
 	test_releases_race_with_the_owner();
 	return 0;
 }

@@ -211,6 +211,7 @@ static void test_a_failed_write_leaves_all_where_it_was(void)
 	CHECK_THAT(usw_tiers_add(&tiers, folder, NULL, UINT64_MAX, 0, &error), >, 0);
 	uint64_t used = segments.used_bytes;
 	run(UINT64_MAX, one_has_failed);
+	CHECK(tiers.at[1].write_failed);
 	CHECK_EQ(reports, 1);
 	CHECK_EQ(segments.disk_segments, 0);
 	CHECK_EQ(segments.used_bytes, used);
@@ -218,7 +219,78 @@ static void test_a_failed_write_leaves_all_where_it_was(void)
 	run(UINT64_MAX, is_given_back);
 	failing = false;
 	run(UINT64_MAX, all_are_down);
+	CHECK(!tiers.at[1].write_failed);
 	CHECK_EQ(reports, 1);
+	world_deinit();
+}
+
+struct reads {
+	bool failing;
+	_Atomic uint32_t tries;
+};
+
+static int reads_fail(void *context, const struct usw_aio_request *request)
+{
+	struct reads *reads = context;
+
+	if (request->is_write)
+		return 0;
+	atomic_fetch_add(&reads->tries, 1);
+	return reads->failing ? -EIO : 0;
+}
+
+static bool some_tries_were_made(void)
+{
+	return atomic_load(&((struct reads *)tiers.injection->context)->tries) >= 6;
+}
+
+/** The pages stay there, it is tried again at leisure, and said once. */
+static void test_a_failed_read_leaves_all_where_it_was(void)
+{
+	struct reads reads = {.failing = true};
+	const struct usw_aio_injection injection = {.before = reads_fail, .context = &reads};
+
+	world_init(true, &injection);
+	CHECK_EQ(usw_tiers_add(&tiers, folder, UINT64_MAX, 0, &error), 0);
+	run(UINT64_MAX, all_are_down);
+	uint64_t down = segments.disk_segments;
+	uint64_t start_ns = usw_now_ns();
+	CHECK_EQ(usw_tiers_remove(&tiers, "disk1", UINT64_MAX, &error), 0);
+	run(0, some_tries_were_made);
+	// At most as many moves as there may be at a time, then a pause.
+	CHECK_THAT(usw_now_ns() - start_ns, >=, 50000000);
+	CHECK_EQ(segments.disk_segments, down);
+	CHECK_EQ(reports, 1);
+	CHECK_EQ(removals, 0);
+	reads.failing = false;
+	run(0, is_removed);
+	CHECK_EQ(count_wrong(), 0);
+	CHECK_EQ(reports, 1);
+	world_deinit();
+}
+
+/** What is asked for as a whole comes, and nothing else; what is parked goes, and nothing else. */
+static void test_single_segments_go_and_come(void)
+{
+	const struct usw_tiers_plan plan = {.demote_parked = true};
+
+	world_init(true, NULL);
+	CHECK_EQ(usw_tiers_add(&tiers, folder, UINT64_MAX, 0, &error), 0);
+	for (uint32_t segment = 2; segment < 4; segment++)
+		usw_segments_header(&segments, segment)->is_parked = true;
+	while (usw_tiers_step(&tiers, &plan))
+		usleep(200);
+	CHECK_EQ(segments.disk_segments, 2);
+	CHECK_EQ(usw_segments_parked(&segments), 0);
+	atomic_store(&usw_segments_header(&segments, 3)->is_recalled, true);
+	while (usw_tiers_step(&tiers, &plan))
+		usleep(200);
+	CHECK_EQ(segments.disk_segments, 1);
+	CHECK_EQ(usw_where_tier(usw_segments_header(&segments, 2)->where), 1);
+	CHECK(!usw_segments_header(&segments, 3)->is_recalled);
+	CHECK_EQ(usw_tiers_remove(&tiers, "disk1", UINT64_MAX, &error), 0);
+	run(0, is_removed);
+	CHECK_EQ(count_wrong(), 0);
 	world_deinit();
 }
 
@@ -396,6 +468,8 @@ int main(void)
 	test_down_and_up(false, NULL);
 	test_down_and_up(true, &short_transfers);
 	test_a_failed_write_leaves_all_where_it_was();
+	test_a_failed_read_leaves_all_where_it_was();
+	test_single_segments_go_and_come();
 	test_a_full_disk_takes_what_it_can();
 	test_a_removal_can_be_given_up();
 	test_names_and_order();

@@ -222,7 +222,7 @@ def test_second_set_while_the_first_is_being_met_wins(start: Any) -> None:
 
 
 def test_budget_too_small_for_what_has_left_is_refused(start: Any) -> None:
-    one = start()
+    one = start(options=("--no-disk",))
     one.command("park", one.pid)
     assert "are kept in RAM for what has left already" in one.command(
         "set", one.pid, "--memory", "4M", status=1

@@ -35,7 +35,10 @@ from hypothesis.stateful import (
 )
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SOURCES = ("base", "space", "codec", "filter", "vswap", "segment", "pagemap", "compact", "standby")
+SOURCES = (
+    *("base", "space", "codec", "filter", "vswap", "segment", "pagemap", "compact", "standby"),
+    *("disk", "aio", "seal", "tier"),
+)
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 EXIT_SECONDS = 60.0
 
@@ -44,12 +47,14 @@ IDS = 16384
 SEGMENTS = 16
 NODES = 2048
 TARGETS_MAX = 6
+TIERS = 2
 
 # Ranges of addresses: over the edge of a leaf, over the edge of the whole tree's halves, and low.
 AREA_PAGES = 24
 AREAS = (0x20_0000 - 8 * PAGE, 0x7F12_3460_0000, 0x80_0000_0000 - 12 * PAGE, 0x1000)
 
 TINY, TEXT, RANDOM = 2, 3, 4  # kinds of ballast
+TROUBLES = {"none": 0, "writes fail": 1, "reads fail": 2, "short transfers": 3}
 
 
 class NoRoomError(Exception):
@@ -104,7 +109,7 @@ class Driver:
             "UBSAN_OPTIONS": "print_stacktrace=1",
         }
         self._process = subprocess.Popen(
-            [str(program), str(IDS), str(SEGMENTS), str(NODES)],
+            [str(program), str(IDS), str(SEGMENTS), str(NODES), str(program.parent)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -217,6 +222,9 @@ class SpaceModel(RuleBasedStateMachine):
         self.targets: dict[int, dict[int, Page]] = {}
         self.damaged: set[int] = set()  # IDs whose stored content a rule has changed
         self.ballast = 0
+        self.tiers: set[int] = set()
+        self.on_disks = 0  # segments, when something last moved
+        self.trouble = "none"
         self.seen = Dump({}, {})
         self.figures = self.driver.check()
         self.add_target()
@@ -392,6 +400,41 @@ class SpaceModel(RuleBasedStateMachine):
             if self.driver.ask("corrupt", *chosen) == "1":
                 self.damaged.add(self.seen.words[chosen][1])
 
+    # --- Disks
+
+    @rule(number=st.integers(0, TIERS - 1))
+    def add_tier(self, number: int) -> None:
+        added = self.driver.ask("tier", number) == "1"
+        assert added == (number not in self.tiers)
+        self.tiers.add(number)
+
+    @precondition(lambda self: self.tiers)
+    @rule(number=st.integers(0, TIERS - 1))
+    def remove_tier(self, number: int) -> None:
+        """It is gone at once, unless what it holds cannot be read."""
+        if self.driver.ask("untier", number) == "1":
+            self.tiers.remove(number)
+        else:
+            assert number not in self.tiers or self.trouble == "reads fail"
+
+    @precondition(lambda self: self.tiers)
+    @rule(count=st.integers(1, 6))
+    def demote(self, count: int) -> None:
+        before = self.on_disks
+        self.on_disks = int(self.driver.ask("demote", count))
+        if self.trouble == "writes fail":
+            assert self.on_disks <= before
+
+    @precondition(lambda self: self.on_disks)
+    @rule()
+    def recall(self) -> None:
+        self.on_disks = int(self.driver.ask("recall"))
+
+    @rule(trouble=st.sampled_from(sorted(TROUBLES)))
+    def meet_trouble(self, trouble: str) -> None:
+        self.trouble = trouble
+        self.driver.ask("trouble", TROUBLES[trouble])
+
     # --- What must hold
 
     @invariant()
@@ -444,8 +487,10 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(f"{' and '.join(missing)} is needed to build the driver")
     native = REPOSITORY / "native"
     path = tmp_path_factory.mktemp("model") / "model"
+    for number in range(TIERS):
+        (path.parent / str(number)).mkdir()
     libraries = subprocess.run(
-        ["pkg-config", "--cflags", "--libs", "liblz4", "libxxhash"],
+        ["pkg-config", "--cflags", "--libs", "liblz4", "libxxhash", "libcrypto"],
         stdout=subprocess.PIPE,
         text=True,
         timeout=60,
@@ -549,4 +594,50 @@ def test_a_standby_outlives_its_process_while_others_need_it(driver: Driver) -> 
     driver.ask("drain", parent, 1)
     assert driver.check()["standby"] == 0
     driver.ask("fault", child, PAGE, 0)
+    assert driver.page() == content
+
+
+def fill_and_demote(driver: Driver, content: bytes) -> int:
+    """Put one page of a new target and some ballast on a disk; return the target."""
+    target = int(driver.ask("target"))
+    assert driver.ask("evict", target, PAGE, 1, pages=content) == "m"
+    assert driver.ask("drain", target, 1) == "0"
+    driver.ask("ballast", RANDOM, 600, 1)
+    assert driver.ask("tier", 0) == "1"
+    assert int(driver.ask("demote", 4)) >= 2
+    return target
+
+
+def test_pages_go_to_a_disk_and_back_and_are_damaged_there(driver: Driver) -> None:
+    """What the random walk must reach, by the shortest way."""
+    content = content_of("text", 1)
+    target = fill_and_demote(driver, content)
+    driver.ask("trouble", TROUBLES["reads fail"])
+    assert driver.ask("untier", 0) == "0"
+    assert [stored.content for stored in driver.dump().ids.values()] == [content]
+    driver.ask("trouble", TROUBLES["short transfers"])
+    assert driver.ask("untier", 0) == "1"
+    driver.ask("fault", target, PAGE, 1)
+    assert driver.page() == content
+
+    assert driver.ask("tier", 1) == "1"
+    assert int(driver.ask("demote", 4)) >= 2
+    assert driver.ask("corrupt", target, PAGE) == "1"
+    assert driver.ask("evict", target, PAGE, 1, pages=content) == "c"
+    assert driver.ask("recall") == "0"
+    assert driver.ask("fault", target, PAGE, 0) == "poisoned"
+
+
+def test_what_cannot_be_written_is_where_it_was(driver: Driver) -> None:
+    content = content_of("random", 3)
+    target = int(driver.ask("target"))
+    driver.ask("evict", target, PAGE, 1, pages=content)
+    driver.ask("drain", target, 1)
+    driver.ask("ballast", RANDOM, 600, 1)
+    driver.ask("tier", 0)
+    driver.ask("trouble", TROUBLES["writes fail"])
+    before = driver.check()
+    assert driver.ask("demote", 4) == "0"
+    assert driver.check() == before
+    driver.ask("fault", target, PAGE, 0)
     assert driver.page() == content

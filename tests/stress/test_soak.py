@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 # Goal: what holds once holds for hours: no race is lost however often it is run.
-# Method: races and mixed programs with new seeds and limits, for UFFDSWAP_SOAK_SECONDS (300).
+# Method: races and mixed programs with new seeds and limits, and sessions whose limits, tiers and
+#   programs change all the time, for UFFDSWAP_SOAK_SECONDS (300).
 """Soak tests, run by `make soak`. A failure prints the command that repeats it."""
 
 from __future__ import annotations
@@ -8,18 +9,23 @@ from __future__ import annotations
 import os
 import random
 import shlex
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from integration.fixtures import RunFunction, StartFunction
-from integration.harness import Programs
+from integration.harness import REPOSITORY, Programs, processes_below
 from integration.test_lifecycle import cases
 from integration.test_races import RACES
 
-TESTS = 4  # share the time
+TESTS = 5  # share the time
 SOAK_SECONDS = float(os.environ.get("UFFDSWAP_SOAK_SECONDS", "300")) / TESTS
 ROUND_SECONDS = "8"
+CROWD_SECONDS = 25.0
+CROWD = REPOSITORY / "tests" / "programs" / "soak_crowd.py"
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(SOAK_SECONDS + 600)]
 
@@ -102,3 +108,117 @@ def test_killed_sessions_leave_nothing_behind(
             outcome = session.finish()
         assert outcome.returncode == -9, outcome.describe()
         assert not outcome.left_over, outcome.describe()
+
+
+# --- Everything at once --------------------------------------------------------------------------
+
+
+class Driver:
+    """Does things to a running session, at random, as a user could; refusals are fine."""
+
+    def __init__(self, crowd: int, chance: random.Random, runtime: Path, disks: Path) -> None:
+        self._crowd = crowd
+        self._chance = chance
+        self._environment = os.environ | {"XDG_RUNTIME_DIR": str(runtime)}
+        self._disks = disks
+        self.done: list[str] = []
+
+    def command(self, *words: object) -> int:
+        done = subprocess.run(
+            [sys.executable, "-m", "uffdswap", *map(str, words)],
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        self.done.append(
+            f"{shlex.join(map(str, words))} -> {done.returncode} {done.stderr.strip()}"
+        )
+        return done.returncode
+
+    def some_program(self) -> int | None:
+        """Return a program of the crowd: not a child of one, whose end would be an error."""
+        below = processes_below(self._crowd)
+        programs = [process.pid for process in below if process.parent == self._crowd]
+        return self._chance.choice(programs) if programs else None
+
+    def set_free(self) -> None:
+        self.command("set", self._crowd, "--memory", "400M", "--resident", "max")
+
+    def kill(self, pid: int) -> None:
+        self.done.append(f"kill -9 {pid}")
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            self.done.append("it had ended")
+
+    def step(self) -> None:
+        pid = self.some_program()
+        if not pid:
+            return
+        crowd = ("--pid", self._crowd)
+        memory = self._chance.choice(["72M", "96M", "128M", "192M", "400M"])
+        resident = self._chance.choice(["max", "max", "16M", "48M"])
+        disk = self._disks / self._chance.choice("abc")
+        action = self._chance.choice(["memory", "resident", "move", "kill", "add", "add", "remove"])
+        if action == "memory":
+            self.command("set", self._crowd, "--memory", memory)
+        elif action == "resident":
+            self.command("set", self._crowd, "--resident", resident)
+        elif action == "move":
+            words = self._chance.choice([("park",), ("restore",), ("reclaim", "8M")])
+            self.command(words[0], pid, *words[1:])
+        elif action == "kill":
+            self.kill(pid)
+        elif not HAS_TIERS:
+            time.sleep(self._chance.random())
+        elif action == "add":
+            priority = self._chance.randrange(3)
+            cap = self._chance.choice(["", ":16M", ":64M"])
+            self.command("tier", "add", f"{disk}{cap}", *crowd, "--priority", priority)
+        else:
+            self.command("tier", "remove", disk, *crowd)
+
+
+def has_tiers() -> bool:
+    words = [sys.executable, "-m", "uffdswap", "tier", "--help"]
+    return subprocess.run(words, capture_output=True, timeout=60, check=False).returncode == 0
+
+
+HAS_TIERS = has_tiers()
+
+
+def test_tiers_limits_and_programs_come_and_go(
+    programs: Programs, start_session: StartFunction, tmp_path: Path
+) -> None:
+    commands = [
+        f"{programs('rewrite')} 24M 60000 2",
+        f"{programs('rewrite')} 20M 40000 2 noise",
+        f"{programs('race_write')} 6 {{seed}}",
+        f"{programs('race_fork')} 4 {{seed}}",
+    ]
+    runtime = tmp_path / "r"
+    runtime.mkdir()
+    for chance in Rounds():
+        disks = tmp_path / f"disks{chance.randrange(1 << 30)}"
+        for name in "abc":
+            (disks / name).mkdir(parents=True)
+        crowd = ["python3", "-S", "-E", CROWD, "4", str(chance.randrange(1 << 30)), *commands]
+        options = ("--disk", f"{disks / 'a'}")
+        environment = {"XDG_RUNTIME_DIR": str(runtime)}
+        with start_session(
+            crowd, memory="96M", options=options, env=environment, timeout=240
+        ) as session:
+            session.wait_for_output("ready")
+            driver = Driver(int(session.output().split()[1]), chance, runtime, disks)
+            end = time.monotonic() + CROWD_SECONDS
+            while time.monotonic() < end and "WRONG" not in session.output():
+                driver.step()
+            driver.set_free()
+            outcome = session.finish()
+        told = "\n".join(driver.done)
+        assert "right" in outcome.stdout, f"{told}\n{outcome.describe()}"
+        assert outcome.returncode == 0, f"{told}\n{outcome.describe()}"
+        outcome.require_ok(paged=True)
+        print(f"{len(driver.done)} things done")
