@@ -19,6 +19,7 @@ from uffdswap.bench.plot import draw, require_kind
 from uffdswap.bench.results import Comparison, Failure, document, ratio
 from uffdswap.cli import _bench_table
 from uffdswap.cli._bench_table import print_tables
+from uffdswap.cli.bench import _plan
 from uffdswap.errors import SetupFailed, UsageError
 
 LONG = "python3 a_job_with_a_long_name.py --input somewhere --output elsewhere"
@@ -122,6 +123,11 @@ def test_what_an_application_lacks_is_said_with_the_command_that_installs_it() -
         ReadyApp("x", "x.py", program="no-such-program", package="no-such-package").require()
 
 
+def test_a_word_that_is_no_application_and_no_command_is_refused() -> None:
+    with pytest.raises(UsageError, match="ready-made are numpy-sort"):
+        _plan("pandas_groupby", 1 << 20, "50%")
+
+
 def test_ready_applications_are_there_and_other_words_are_commands() -> None:
     for app in READY:
         assert find_ready(app.name) is app
@@ -132,5 +138,5 @@ def test_ready_applications_are_there_and_other_words_are_commands() -> None:
 def test_pages_that_a_session_moved_are_those_it_brought_in_and_sent_out() -> None:
     counters = {f"faults_{kind}": 1 for kind in ("standby", "zero", "same", "ram", "disk")}
     counters |= {"faults_total": 100, "faults_hole": 50}  # holes held nothing
-    counters |= {"prefetched_pages": 7, "evicted_pages": 20}
-    assert moved_by_session(counters) == Moved(pages_in=12, pages_out=20)
+    counters |= {"prefetched_pages": 7, "evicted_pages": 20, "faults_present": 3}
+    assert moved_by_session(counters) == Moved(pages_in=12, pages_out=20, faults=8)

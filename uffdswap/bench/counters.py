@@ -48,9 +48,15 @@ class Moved:
 
     pages_in: int = 0
     pages_out: int = 0
+    faults: int = 0
+    """Accesses that waited for uffdswap; the kernel counts those that wait for it elsewhere."""
 
     def __sub__(self, before: Moved) -> Moved:
-        return Moved(self.pages_in - before.pages_in, self.pages_out - before.pages_out)
+        return Moved(
+            self.pages_in - before.pages_in,
+            self.pages_out - before.pages_out,
+            self.faults - before.faults,
+        )
 
 
 def workload_path() -> str:
@@ -171,8 +177,12 @@ def moved_pages(job: Job, root: int) -> Moved:
 def moved_by_session(counters: Mapping[str, int]) -> Moved:
     """Return what a session's counters say."""
     kinds = ("standby", "zero", "same", "ram", "disk")
-    faults = sum(counters[f"faults_{kind}"] for kind in kinds)
-    return Moved(faults + counters["prefetched_pages"], counters["evicted_pages"])
+    pages = sum(counters[f"faults_{kind}"] for kind in kinds)
+    return Moved(
+        pages + counters["prefetched_pages"],
+        counters["evicted_pages"],
+        faults=pages + counters["faults_present"],
+    )
 
 
 def moved_by_kernel(vmstat: str) -> Moved:
@@ -181,7 +191,7 @@ def moved_by_kernel(vmstat: str) -> Moved:
     What zswap writes on to its device has left before.
 
     >>> moved_by_kernel("pswpin 5\npswpout 9\nzswpin 2\nzswpout 7\nzswpwb 4\nswpin_zero 1")
-    Moved(pages_in=8, pages_out=12)
+    Moved(pages_in=8, pages_out=12, faults=0)
     """
     counts = {name: int(value) for name, value in map(str.split, vmstat.splitlines())}
     pages_in = sum(counts.get(name, 0) for name in ("pswpin", "zswpin", "swpin_zero"))

@@ -113,7 +113,7 @@ class Sample:
     max_us: float
     accesses: int
     faults: int
-    """Accesses that had to wait for their page: major faults, as the kernel counts both kinds."""
+    """Accesses that had to wait for their page, on uffdswap or, as major faults, on the kernel."""
     pages_in: int
     pages_out: int
     program_cpu_seconds: float
@@ -391,7 +391,7 @@ def _sample(message: dict[str, Any], edges: _Edges, stored_peak_bytes: int) -> S
         p999_us=latency["p999"] / 1000,
         max_us=latency["max"] / 1000,
         accesses=message["accesses"],
-        faults=message["faults"]["major"],
+        faults=message["faults"]["major"] + edges.moved.faults,
         pages_in=edges.moved.pages_in,
         pages_out=edges.moved.pages_out,
         program_cpu_seconds=message["cpu_seconds"]["user"] + message["cpu_seconds"]["system"],

@@ -26,9 +26,13 @@ KINDS = (".svg", ".png")
 
 _COLOURS = ("#1b6ca8", "#d1603d", "#e3a857", "#6b8f71", "#8d6a9f", "#8a8a8a")
 _INK, _GREY, _GRID = "#222222", "#666666", "#dddddd"
-_LEFT, _PANEL, _VALUES, _RIGHT = 190, 300, 150, 24
-_TOP, _BAR, _GAP, _BOTTOM = 84, 15, 14, 34
+_LEFT, _PANEL, _VALUES, _RIGHT = 205, 290, 175, 16
+_TOP, _BAR, _GAP, _BOTTOM = 84, 15, 14, 62
 _DPI = 160
+_LEGEND = (
+    "Bars are medians, whiskers the least and the greatest run; "
+    "x is uffdswap's figure divided by the peer's, the median over the rounds."
+)
 
 
 class _Canvas(Protocol):
@@ -58,16 +62,22 @@ def _thousands(value: float) -> str:
 
 
 def _microseconds(value: float) -> str:
-    return f"{value:.2f} µs" if value < 10 else f"{value:,.0f} µs"
+    return f"{value:.3g} µs" if value < 100 else f"{value:,.0f} µs"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3g} s" if value < 1000 else f"{value:,.0f} s"
 
 
 _WORK_PANELS = (
     _Panel("pages a second: more is better", "pages_per_second", _thousands),
-    _Panel("p99 of an access: less is better", "p99_us", _microseconds, logarithmic=True),
+    _Panel(
+        "p99 of an access: less is better (log scale)", "p99_us", _microseconds, logarithmic=True
+    ),
 )
 _APP_PANELS = (
-    _Panel("seconds: less is better", "wall_seconds", lambda value: f"{value:.1f} s"),
-    _Panel("CPU seconds: less is better", "cpu_seconds", lambda value: f"{value:.1f} s"),
+    _Panel("seconds: less is better", "wall_seconds", _seconds),
+    _Panel("CPU seconds: less is better", "cpu_seconds", _seconds),
 )
 
 
@@ -98,6 +108,7 @@ def draw(path: str, comparisons: Sequence[Comparison], about: str) -> bytes:
     for number, panel in enumerate(panels):
         _draw_panel(canvas, panel, comparisons, _LEFT + number * (_PANEL + _VALUES), height)
     _draw_names(canvas, comparisons)
+    _write(canvas, 16, height - 14, _LEGEND, size=11, colour=_GREY)
     return canvas.finish()
 
 
@@ -179,7 +190,7 @@ def _draw_bar(  # noqa: PLR0913, PLR0917 # where, what and how
         for x in (least, most):
             canvas.line(left + x, middle - 3, left + x, middle + 3, _INK)
     found = None if name == OURS else ratio(comparison.ratios(name, panel.key))
-    ours = f"  (ours {found['median']:.2f}x)" if found else ""
+    ours = f"  (uffdswap {found['median']:.2f}x)" if found else ""
     _write(canvas, left + most + 6, y + _BAR - 3, panel.write(median) + ours, size=11)
 
 
@@ -274,6 +285,7 @@ class _PngCanvas:
     def __init__(self, width: float, height: float) -> None:
         from matplotlib.figure import Figure  # noqa: PLC0415 # optional, and slow to import
 
+        self._count = 0  # of what has been drawn: later things cover earlier ones, as in SVG
         # A point is 1/72 inch: with one inch for 72 pixels, sizes mean what they mean in SVG.
         self._figure = Figure(figsize=(width / 72, height / 72), dpi=_DPI)
         self._axes: Axes = self._figure.add_axes((0.0, 0.0, 1.0, 1.0))
@@ -284,10 +296,13 @@ class _PngCanvas:
     def rect(self, x: float, y: float, width: float, height: float, colour: str) -> None:
         from matplotlib.patches import Rectangle  # noqa: PLC0415 # see above
 
-        self._axes.add_patch(Rectangle((x, y), width, height, color=colour, linewidth=0))
+        order = self._next_order()
+        bar = Rectangle((x, y), width, height, color=colour, linewidth=0, zorder=order)
+        self._axes.add_patch(bar)
 
     def line(self, x1: float, y1: float, x2: float, y2: float, colour: str) -> None:
-        self._axes.plot([x1, x2], [y1, y2], color=colour, linewidth=1)
+        order = self._next_order()
+        self._axes.plot([x1, x2], [y1, y2], color=colour, linewidth=1, zorder=order)
 
     def text(  # noqa: PLR0913 # see _Canvas
         self, x: float, y: float, text: str, *, size: int, colour: str, bold: bool, anchor: str
@@ -302,7 +317,12 @@ class _PngCanvas:
             fontweight="bold" if bold else "normal",
             horizontalalignment=places[anchor],
             verticalalignment="baseline",
+            zorder=self._next_order(),
         )
+
+    def _next_order(self) -> int:
+        self._count += 1
+        return self._count
 
     def finish(self) -> bytes:
         file = io.BytesIO()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,7 +48,7 @@ def bench(  # noqa: PLR0913, PLR0917 # one parameter an option, for typer
         list[str] | None, typer.Argument(metavar="[PATTERN]...", show_default=False)
     ] = None,
     against: Annotated[
-        str, typer.Option(metavar="LIST", help="zram-lz4,zram-lzo-rle,zswap,swapfile,none")
+        str, typer.Option(metavar="LIST", help="Of zram-lz4, zram-lzo-rle, zswap, swapfile, none.")
     ] = "zram-lz4",
     app: Annotated[
         list[str] | None,
@@ -147,8 +148,10 @@ def _plan(text: str, size_bytes: int, resident: str) -> AppPlan:
     if ready is not None:
         ready.require()
     command = ready.command(size_bytes) if ready else shlex.split(text)
-    if not command:
-        raise UsageError("--app is empty", remedy="give it a name or a command")
+    if not command or shutil.which(command[0]) is None:
+        cause = "it is neither a ready-made application nor a command that is here"
+        remedy = f"ready-made are {', '.join(app.name for app in READY)}"
+        raise UsageError(f'cannot run "{text}"', cause=cause, remedy=remedy)
     return AppPlan(text, command, lambda peak_bytes: _limit(resident, peak_bytes))
 
 
@@ -172,12 +175,13 @@ def _report(
 def _about(comparisons: list[Comparison], settings: dict[str, object]) -> str:
     """Say in a few words what was compared, for the head of the picture."""
     same = "the same RAM in all" if settings["same_ram"] else "the same resident limit"
+    runs = "one run each" if settings["pairs"] == 1 else f"{settings['pairs']} runs each"
     if comparisons[0].is_app:
-        return f"applications, {same}, {settings['pairs']} runs each"
+        return f"applications, {same}, {runs}"
     return (
         f"{format_size(int(str(settings['size_bytes'])))} of {settings['content']} pages, "
         f"{format_size(int(str(settings['resident_bytes'])))} resident, {same}, "
-        f"{settings['pairs']} runs each"
+        f"{runs}"
     )
 
 

@@ -11,7 +11,7 @@ import random
 import sys
 
 BYTES_AN_ENTRY = 260  # key, list, two numbers, and the entry's share of the table
-STEPS_AN_ENTRY = 0.5
+STEPS_AN_ENTRY = 0.03
 
 
 def word(number: int) -> str:

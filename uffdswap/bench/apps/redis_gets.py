@@ -15,20 +15,21 @@ import tempfile
 import time
 from pathlib import Path
 
-BYTES_A_KEY = 1120
-VALUE_BYTES = 1000
+BYTES_A_KEY = 820
+VALUE_BYTES = 700
 GETS_A_KEY = 1.5
 BATCH = 16
 START_SECONDS = 30.0
+FACTOR = 3**1211  # about as long as the tokens: any multiple has digits without a pattern
 SERVER = ("redis-server", "--port", "0", "--save", "", "--appendonly", "no", "--daemonize", "no")
 
 
 def value(number: int) -> bytes:
-    """Return a key's value: a record as programs cache them."""
-    text = (
-        f'{{"user": {number}, "name": "user-{number * 7919 % 100_003}", "visits": {number % 977}}}'
-    )
-    return (text * (VALUE_BYTES // len(text) + 1)).encode()[:VALUE_BYTES]
+    """Return a key's value: a record as programs cache them, two thirds of it tokens like noise."""
+    tokens = f"{(number + 1) * FACTOR % (1 << 1920):0480x}"
+    text = f'{{"user": {number}, "name": "user-{number * 7919 % 100_003}", "token": "{tokens}", '
+    text += f'"visits": {number % 977}, "page": "/shop/{number % 89}/item/{number % 7919}"}}'
+    return text.encode().ljust(VALUE_BYTES, b".")
 
 
 class Client:

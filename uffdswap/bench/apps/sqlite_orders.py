@@ -14,7 +14,7 @@ import sys
 BYTES_A_ROW = 330
 CUSTOMERS = 5000
 SPREAD = 7919  # has no factor in common with CUSTOMERS
-LOOKUPS_A_ROW = 0.3
+LOOKUPS_A_ROW = 0.08
 SCHEMA = "CREATE TABLE orders (id INTEGER PRIMARY KEY, customer INTEGER, cents INTEGER, note TEXT)"
 
 Order = tuple[int, int, int, str]
