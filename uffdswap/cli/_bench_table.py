@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ("print_tables",)
 
 _NOTHING = "-"
-_PIPE_COLUMNS = 160
+_PIPE_COLUMNS = 200
 _Text = Callable[[Comparison, str], str]
 
 
