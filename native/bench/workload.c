@@ -33,6 +33,7 @@
 #include "histogram.h"
 #include "pattern.h"
 #include "random.h"
+#include "wrong.h"
 
 #define THREADS_MAX 256
 #define OVERHEAD_ACCESSES 100000
@@ -49,17 +50,12 @@ struct options {
 	bool audit, gate;
 };
 
-/** The first page that was not as it should be. */
-struct wrong {
-	uint64_t count, page, expected, found;
-};
-
 struct worker {
 	pthread_t thread;
 	uint64_t first_page, pages;
 	struct usw_pattern pattern;
 	struct usw_histogram histogram;
-	struct wrong wrong;
+	struct usw_wrong wrong;
 	uint64_t audited_pages;
 };
 
@@ -122,10 +118,17 @@ static uint64_t *page_at(uint64_t number)
 	return area + number * USW_PAGE_WORDS;
 }
 
-static void note_wrong(struct wrong *wrong, uint64_t number, uint64_t expected, uint64_t found)
+/** Look at a page whose tags are not those of a version; they may have been replaced since. */
+static __attribute__((cold, noinline)) void note_wrong(struct worker *worker, uint64_t number,
+						       uint32_t version, uint64_t tag,
+						       uint64_t other_tag)
 {
-	if (!wrong->count++)
-		*wrong = (struct wrong){1, number, expected, found};
+	uint64_t found[USW_PAGE_WORDS];
+
+	memcpy(found, page_at(number), sizeof(found));
+	found[usw_content_first_tag(number)] = tag;
+	found[usw_content_second_tag(number)] = other_tag;
+	usw_wrong_compare(&worker->wrong, &content, number, version, found, false);
 }
 
 /** Read both tags of a page or, for a write, replace them; returns how long that took. */
@@ -146,10 +149,8 @@ static uint64_t touch(struct worker *worker, uint64_t number, bool write)
 		found = __atomic_load_n(first, __ATOMIC_RELAXED);
 		found_other = __atomic_load_n(second, __ATOMIC_RELAXED);
 	}
-	if (__builtin_expect(found != old_tag, 0))
-		note_wrong(&worker->wrong, number, old_tag, found);
-	else if (__builtin_expect(found_other != usw_content_other_tag(old_tag), 0))
-		note_wrong(&worker->wrong, number, usw_content_other_tag(old_tag), found_other);
+	if (__builtin_expect(found != old_tag || found_other != usw_content_other_tag(old_tag), 0))
+		note_wrong(worker, number, versions[number] - write, found, found_other);
 	return now_ticks() - start;
 }
 
@@ -199,21 +200,12 @@ static void fill(const struct worker *worker)
 /** Compare every page of the slice, whole, with what it must be. */
 static void audit(struct worker *worker)
 {
-	uint64_t expected[USW_PAGE_WORDS];
-
 	for (uint64_t i = 0; i < worker->pages; i++) {
-		uint64_t number = worker->first_page + i, *page = page_at(number);
+		uint64_t number = worker->first_page + i;
 
-		usw_content_fill(&content, number, versions[number], expected);
+		usw_wrong_compare(&worker->wrong, &content, number, versions[number],
+				  page_at(number), true);
 		worker->audited_pages++;
-		if (memcmp(page, expected, USW_PAGE_BYTES) == 0)
-			continue;
-		for (unsigned int word = 0; word < USW_PAGE_WORDS; word++) {
-			if (page[word] != expected[word]) {
-				note_wrong(&worker->wrong, number, expected[word], page[word]);
-				break;
-			}
-		}
 	}
 }
 
@@ -326,27 +318,13 @@ static struct measurement run_phases(double *ret_overhead_ns)
 	return result;
 }
 
-static struct wrong all_wrong(void)
-{
-	struct wrong sum = {0};
-
-	for (unsigned int i = 0; i < options.threads; i++) {
-		uint64_t count = sum.count + workers[i].wrong.count;
-
-		if (!sum.count)
-			sum = workers[i].wrong;
-		sum.count = count;
-	}
-	return sum;
-}
-
 static void print_latency(const char *name, const struct usw_histogram *histogram, double share)
 {
 	printf("\"%s\": %.0f, ", name, ns_of((double)usw_histogram_quantile(histogram, share)));
 }
 
 static void print_result(const struct measurement *m, const struct usw_histogram *histogram,
-			 const struct wrong *wrong, double overhead, uint64_t audited_pages)
+			 const struct usw_wrong *wrong, double overhead, uint64_t audited_pages)
 {
 	printf("{\"schema\": \"uffdswap.workload/1\", \"pattern\": \"%s\", \"content\": \"%s\", "
 	       "\"write_percent\": %u, \"threads\": %u, \"seed\": %" PRIu64 ", \"pages\": %" PRIu64
@@ -366,17 +344,17 @@ static void print_result(const struct measurement *m, const struct usw_histogram
 	printf("\"faults\": {\"minor\": %ld, \"major\": %ld}, ", m->minor_faults, m->major_faults);
 	printf("\"audited_pages\": %" PRIu64 ", \"wrong_pages\": %" PRIu64, audited_pages,
 	       wrong->count);
-	if (wrong->count)
-		printf(", \"first_wrong\": {\"page\": %" PRIu64 ", \"expected\": \"%016" PRIx64
-		       "\", \"found\": \"%016" PRIx64 "\"}",
-		       wrong->page, wrong->expected, wrong->found);
+	if (wrong->count) {
+		printf(", \"wrong\": ");
+		usw_wrong_print_json(wrong, stdout);
+	}
 	printf("}\n");
 }
 
 static int report(const struct measurement *measurement, double overhead)
 {
 	struct usw_histogram *histogram = calloc(1, sizeof(*histogram));
-	struct wrong wrong = all_wrong();
+	struct usw_wrong wrong = {0};
 	uint64_t audited_pages = 0;
 
 	if (!histogram)
@@ -384,6 +362,7 @@ static int report(const struct measurement *measurement, double overhead)
 	for (unsigned int i = 0; i < options.threads; i++) {
 		usw_histogram_merge(histogram, &workers[i].histogram);
 		audited_pages += workers[i].audited_pages;
+		usw_wrong_add(&wrong, &workers[i].wrong);
 	}
 	print_result(measurement, histogram, &wrong, overhead, audited_pages);
 	free(histogram);
@@ -391,10 +370,7 @@ static int report(const struct measurement *measurement, double overhead)
 		return EXIT_CANNOT;
 	if (!wrong.count)
 		return EXIT_OK;
-	fprintf(stderr,
-		"workload: wrong content %" PRIu64 " times, first in page %" PRIu64
-		": expected %016" PRIx64 ", found %016" PRIx64 "\n",
-		wrong.count, wrong.page, wrong.expected, wrong.found);
+	usw_wrong_print_line(&wrong, stderr);
 	return EXIT_WRONG_CONTENT;
 }
 

@@ -5,6 +5,10 @@ Version 1 has a trap. Its count of what can be reclaimed is refreshed only when 
 with a swap device that finishes at once the kernel runs out of patience before the count is right:
 it kills programs while most of the swap is free. Reading `memory.stat` twenty times a second keeps
 it honest, and is done here for both versions.
+
+Where both versions are mounted, as systemd's hybrid set-up has them, the memory controller belongs
+to one of them: version 1 if it is mounted with `memory`, or else the version 2 tree whose
+`cgroup.controllers` lists it.
 """
 
 from __future__ import annotations
@@ -17,12 +21,13 @@ from typing import TYPE_CHECKING
 from ..errors import SetupFailed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
     from typing import Self
 
     from .guardian import Guardian
 
-__all__ = ("Group", "StatReader", "find_hierarchy")
+__all__ = ("Group", "Hierarchy", "StatReader", "find_hierarchy")
 
 _STAT_SECONDS = 0.05
 
@@ -60,8 +65,14 @@ def _has_memory(folder: Path) -> bool:
 class Group:
     """A group with a limit on its memory; the guardian removes it."""
 
-    def __init__(self, guardian: Guardian, name: str, limit_bytes: int) -> None:
-        hierarchy = find_hierarchy()
+    def __init__(
+        self,
+        guardian: Guardian,
+        name: str,
+        limit_bytes: int,
+        hierarchy: Hierarchy | None = None,
+    ) -> None:
+        hierarchy = hierarchy or find_hierarchy()
         self.version = hierarchy.version
         self.folder = hierarchy.folder / name
         try:
@@ -87,6 +98,10 @@ class Group:
         script = f'echo $$ > "{self.folder}/cgroup.procs" && exec "$@"'
         return ["/bin/sh", "-c", script, "sh", *command]
 
+    def statistics(self) -> str:
+        """Return what the kernel tells of the group's memory, for people to look at."""
+        return (self.folder / "memory.stat").read_text()
+
     def oom_kills(self) -> int:
         """Return how many processes of the group the kernel has killed for want of memory."""
         name = "memory.oom_control" if self.version == 1 else "memory.events"
@@ -98,10 +113,14 @@ class Group:
 
 
 class StatReader:
-    """Reads a group's `memory.stat` twenty times a second while it is open; see above for why."""
+    """Reads a group's `memory.stat` twenty times a second while it is open; see above for why.
 
-    def __init__(self, group: Group) -> None:
+    Calls `also` as often: a figure that has no maximum of its own can be followed that way.
+    """
+
+    def __init__(self, group: Group, also: Callable[[], object] | None = None) -> None:
         self._path = group.folder / "memory.stat"
+        self._also = also
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._read, daemon=True)
 
@@ -122,5 +141,7 @@ class StatReader:
         while not self._stop.wait(_STAT_SECONDS):
             try:
                 self._path.read_bytes()
+                if self._also is not None:
+                    self._also()
             except OSError:
                 return

@@ -18,6 +18,7 @@ import ctypes
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -140,6 +141,12 @@ def _unlink(path: str) -> None:
     Path(path).unlink(missing_ok=True)
 
 
+def _remove_folder(path: str) -> None:
+    """Remove the files of a run, unless they have been moved to where they are kept."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(path)
+
+
 def _swapoff(path: str) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.swapoff(os.fsencode(path)) != 0:
@@ -198,6 +205,7 @@ def _until_not_busy(act: Callable[[], object]) -> None:
 _STEPS: dict[str, Callable[..., None]] = {
     "write": _write,
     "unlink": _unlink,
+    "remove-folder": _remove_folder,
     "swapoff": _swapoff,
     "reset-zram": _reset_zram,
     "remove-zram": _remove_zram,

@@ -2,8 +2,8 @@
 """Take one measurement: the workload, or any command, under one contender.
 
 The workload stops between its phases and waits, so the processor time of everybody else involved
-(agent and hands here, the kernel's reclaim threads there) and the memory held are read at exactly
-the edges of the measured phase.
+(agent and hands here, the kernel's reclaim threads there), the pages moved and the memory held are
+read at exactly the edges of the measured phase. Of any other command only the whole is known.
 """
 
 from __future__ import annotations
@@ -11,28 +11,58 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import uffdswap
-
-from ..errors import SetupFailed, UffdswapError
+from ..errors import UffdswapError
+from . import counters
+from .counters import Moved, workload_path
+from .evidence import Evidence, RunFailed, RunFiles
 from .group import StatReader
+from .peers import NoLimit, Task
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from .guardian import Guardian
     from .peers import Job, Peer
 
-__all__ = ("Sample", "Work", "measure_command", "measure_work", "peak_bytes", "workload_path")
+__all__ = (
+    "App",
+    "AppSample",
+    "Bench",
+    "Budget",
+    "Sample",
+    "Work",
+    "measure_command",
+    "measure_work",
+    "peak_bytes",
+)
 
-_KERNEL_THREADS = ("kswapd", "kcompactd", "zswap", "zram")
-_LINE_SECONDS = 600.0
-_SAMPLE_SECONDS = 0.01
+_PEAK_SECONDS = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What every measurement needs beside what is measured."""
+
+    guardian: Guardian
+    evidence: Evidence = field(default_factory=Evidence)
+    timeout_seconds: float = 600.0
+    """A run that takes longer is ended, and has failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """RAM for uffdswap, resident and stored together, instead of a limit on what is resident."""
+
+    memory_bytes: int
+    may_use_disk: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +94,15 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
+class App:
+    """A command, the memory it wants, and how much of that may be resident."""
+
+    command: list[str]
+    size_bytes: int
+    limit_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One measurement of the workload."""
 
@@ -73,143 +112,277 @@ class Sample:
     p999_us: float
     max_us: float
     accesses: int
-    major_faults: int
+    faults: int
+    """Accesses that had to wait for their page, on uffdswap or, as major faults, on the kernel."""
+    pages_in: int
+    pages_out: int
     program_cpu_seconds: float
     helper_cpu_seconds: float
     """Agent, hands and launcher here; the kernel's reclaim threads there."""
     resident_bytes: int
     stored_bytes: int
+    stored_peak_bytes: int
+    """From the beginning, filling included; 0 where there is no such figure."""
+
+    @property
+    def faults_per_access(self) -> float:
+        """Return how many of the accesses had to wait for their page."""
+        return self.faults / max(self.accesses, 1)
 
     @property
     def cpu_us_per_access(self) -> float:
         """Return the processor time of program and helpers together for one access."""
         return 1e6 * (self.program_cpu_seconds + self.helper_cpu_seconds) / max(self.accesses, 1)
 
-
-def workload_path() -> str:
-    """Return where the workload program is, which is installed beside the shim."""
-    for folder in uffdswap.__path__:
-        path = Path(folder) / "uffdswap_workload"
-        if path.exists():
-            return str(path)
-    raise SetupFailed("uffdswap_workload is missing", remedy="install uffdswap again")
+    @property
+    def cpu_us_per_page(self) -> float | None:
+        """Return the same for one page brought in, for which another one leaves."""
+        if not self.pages_in:
+            return None
+        return 1e6 * (self.program_cpu_seconds + self.helper_cpu_seconds) / self.pages_in
 
 
-def measure_work(guardian: Guardian, peer: Peer, work: Work) -> Sample:
+@dataclass(frozen=True, slots=True)
+class AppSample:
+    """One run of any command, from its start to its end."""
+
+    wall_seconds: float
+    cpu_seconds: float
+    """Of the command, all its children and the helpers, which start and end with it."""
+    pages_in: int
+    pages_out: int
+    stored_peak_bytes: int
+
+
+def measure_work(
+    bench: Bench, peer: Peer, work: Work, *, label: str = "run", budget: Budget | None = None
+) -> Sample:
     """Set a contender up, run the workload under it, undo the set-up; return what was measured.
 
-    Raises `UffdswapError` for wrong content and for a run that did not come to its end.
+    Raises `RunFailed` for wrong content and for a run that did not come to its end; `label` names
+    the folder that its files are kept in.
     """
-    job = peer.set_up(guardian, work.command(), work.size_bytes, work.limit_bytes)
-    try:
-        with _watched(job), _started(guardian, job) as process:
-            sample = _follow(process, job, peer.name)
-        _require_no_kill(job, peer.name)
-    finally:
-        guardian.undo()
-    return sample
+    task = _task(work.command(), work.size_bytes, work.limit_bytes, budget)
+    with _set_up(bench, peer, task) as run, run.failing_as(f"the run under {peer.name}", label):
+        return _follow(run)
 
 
-def measure_command(guardian: Guardian, peer: Peer, command: list[str], peak: int) -> float:
-    """Run any command at half of the memory it wants; return its wall time in seconds."""
-    job = peer.set_up(guardian, command, 2 * peak, peak // 2)
-    try:
-        start = time.monotonic()
-        with _watched(job), _started(guardian, job, gated=False) as process:
-            process.communicate()
-        seconds = time.monotonic() - start
-        _require_no_kill(job, peer.name)
-        _require_status(process.returncode, "", peer.name)
-    finally:
-        guardian.undo()
-    return seconds
+def measure_command(
+    bench: Bench, peer: Peer, app: App, *, label: str = "run", budget: Budget | None = None
+) -> AppSample:
+    """Run any command under a contender. Raises `RunFailed` unless it ends with status 0."""
+    task = _task(app.command, app.size_bytes, app.limit_bytes, budget)
+    with _set_up(bench, peer, task) as run, run.failing_as(f"the run under {peer.name}", label):
+        return _time(run)
 
 
-def peak_bytes(command: list[str]) -> int:
+def peak_bytes(bench: Bench, command: list[str], *, label: str = "run") -> int:
     """Run a command without a limit; return the most anonymous memory it and its children had."""
-    process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
-    )
     peak = 0
-    try:
-        while process.poll() is None:
-            peak = max(peak, sum(_resident_bytes(pid) for pid in _tree(process.pid)))
-            time.sleep(_SAMPLE_SECONDS)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    _require_status(process.returncode, "", "no limit")
+    task = _task(command, 0, 0, None)
+    with _set_up(bench, NoLimit(), task) as run, run.failing_as("the run without a limit", label):
+        with run.started(gated=False) as process:
+            while process.poll() is None:
+                peak = max(peak, counters.tree_resident_bytes(process.pid))
+                time.sleep(_PEAK_SECONDS)
+        run.require_success(process)
     return peak
+
+
+def _task(command: list[str], size_bytes: int, limit_bytes: int, budget: Budget | None) -> Task:
+    if budget is None:
+        return Task(command, size_bytes, limit_bytes)
+    return Task(command, size_bytes, limit_bytes, budget.memory_bytes, budget.may_use_disk)
 
 
 # --- One run -------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _watched(job: Job) -> Iterator[None]:
-    if job.group is None:
-        yield
-    else:
-        with StatReader(job.group):
+class _Run:
+    """One command under one contender, from its set-up to the undoing of that."""
+
+    def __init__(self, bench: Bench, job: Job, files: RunFiles) -> None:
+        self.job = job
+        self.files = files
+        self._bench = bench
+        self._zswap_peak_bytes = 0
+        files.add_command(job.command)
+
+    @contextlib.contextmanager
+    def failing_as(self, what: str, label: str) -> Iterator[None]:
+        """Keep the files and raise `RunFailed` if anything goes wrong inside."""
+        try:
             yield
+        except (UffdswapError, OSError, ValueError, KeyError) as error:
+            if self.job.group is not None:
+                with contextlib.suppress(OSError):
+                    self.files.add("memory.stat", self.job.group.statistics())
+            folder = self._bench.evidence.keep(self.files, label)
+            raise RunFailed(f"{what} failed", cause=str(error), folder=folder) from error
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Keep the count of a kernel peer's group right, and follow what zswap holds."""
+        if self.job.group is None:
+            yield
+        else:
+            with StatReader(self.job.group, also=self._note_zswap):
+                yield
+
+    def _note_zswap(self) -> None:
+        self._zswap_peak_bytes = max(self._zswap_peak_bytes, counters.zswap_bytes())
+
+    def stored_peak_bytes(self) -> int:
+        """Return the most that was held for pages that are out; the command has ended."""
+        if self.job.is_ours:
+            return int(self._stats()["peak"]["ram_bytes"])
+        return max(counters.stored_peak_bytes(self.job), self._zswap_peak_bytes)
+
+    def moved_in_all(self, kernel_before: Moved) -> Moved:
+        """Return the pages moved from start to end; the command has ended."""
+        if not self.job.is_ours:
+            return counters.moved_pages(self.job, 0) - kernel_before
+        stats = self._stats()
+        flat = {f"faults_{key}": value for key, value in stats["faults"].items()}
+        flat["prefetched_pages"] = stats["faults"]["prefetched_pages"]
+        flat["evicted_pages"] = stats["evictions"]["pages"]
+        return counters.moved_by_session(flat)
+
+    def _stats(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.files.stats.read_text())
+        return found
+
+    @contextlib.contextmanager
+    def started(self, *, gated: bool) -> Iterator[subprocess.Popen[str]]:
+        """Start the command in a session of its own; kill what is left of it at the end."""
+        with self.files.stderr.open("w") as stderr:
+            process = subprocess.Popen(
+                self.job.command,
+                stdin=subprocess.PIPE if gated else subprocess.DEVNULL,
+                stdout=subprocess.PIPE if gated else subprocess.DEVNULL,
+                stderr=stderr,
+                start_new_session=True,
+                text=True,
+            )
+        too_late = threading.Event()
+        timer = threading.Timer(
+            self._bench.timeout_seconds, self._end_late, (process.pid, too_late)
+        )
+        try:
+            self._bench.guardian.note("kill-session", pid=process.pid)
+            timer.start()
+            yield process
+            process.wait()
+        finally:
+            timer.cancel()
+            _kill(process)
+            if too_late.is_set():
+                seconds = self._bench.timeout_seconds
+                raise UffdswapError(f"it did not come to its end within {seconds:g} s")
+
+    def _end_late(self, pid: int, too_late: threading.Event) -> None:
+        """End a run that takes too long, and keep what it was doing; on the timer's thread."""
+        too_late.set()
+        try:
+            self.files.add("processes.txt", counters.describe_tree(pid))
+        finally:
+            _kill_group(pid)
+
+    def require_success(self, process: subprocess.Popen[str]) -> None:
+        """Raise `UffdswapError` for a status other than 0, with the last words of the run."""
+        status = process.returncode
+        if status == 0:
+            return
+        how = f"it was killed by signal {-status}" if status < 0 else f"its status was {status}"
+        words = self.files.last_words()
+        raise UffdswapError(how, cause=f'it said "{words}"' if words else "")
+
+    def require_no_kill(self) -> None:
+        """Raise `UffdswapError` if the kernel killed any of it, whatever its status says."""
+        if self.job.group is not None and self.job.group.oom_kills():
+            raise UffdswapError("the kernel killed processes of it for want of memory")
 
 
-@contextlib.contextmanager
-def _started(
-    guardian: Guardian, job: Job, *, gated: bool = True
-) -> Iterator[subprocess.Popen[str]]:
-    """Start the job in a session of its own; kill what is left of it at the end."""
-    pipe = subprocess.PIPE if gated else subprocess.DEVNULL
-    process = subprocess.Popen(
-        job.command,
-        stdin=pipe,
-        stdout=pipe,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        text=True,
-    )
-    try:
-        guardian.note("kill-session", pid=process.pid)
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        for stream in (process.stdin, process.stdout, process.stderr):
-            if stream is not None:
+def _kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """End a process, unless it has ended, and with it everything of its session."""
+    if process.poll() is None:
+        _kill_group(process.pid)
+    process.wait()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            with contextlib.suppress(OSError):  # what was not written any more
                 stream.close()
 
 
-def _follow(process: subprocess.Popen[str], job: Job, name: str) -> Sample:
-    """Let the workload through its gates, and read the machine's counters at each."""
-    assert process.stdin is not None and process.stdout is not None
-    cpu_start = cpu_seconds = 0.0
-    resident = stored = 0
-    for line in process.stdout:
-        message: dict[str, Any] = json.loads(line)
-        phase = message.get("phase")
-        if phase is None:
-            break
-        workload = _workload_pid(process.pid)
-        if phase == "ready":
-            cpu_start = _helper_cpu_seconds(process.pid, workload, job)
-        elif phase == "measured":
-            cpu_seconds = _helper_cpu_seconds(process.pid, workload, job) - cpu_start
-            resident, stored = _resident_bytes(workload), _stored_bytes(process.pid, workload, job)
-        process.stdin.write("\n")
-        process.stdin.flush()
+@contextlib.contextmanager
+def _set_up(bench: Bench, peer: Peer, task: Task) -> Iterator[_Run]:
+    """Set a contender up for a command; undo that at the end, whatever has happened."""
+    files = bench.evidence.begin(bench.guardian)
+    try:
+        job = peer.set_up(bench.guardian, replace(task, stats_path=str(files.stats)))
+        yield _Run(bench, job, files)
+    finally:
+        bench.guardian.undo()
+
+
+# --- The workload --------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Edges:
+    """What was read where the measured phase begins, and then what it came to."""
+
+    cpu_seconds: float = 0.0
+    moved: Moved = field(default_factory=Moved)
+    resident_bytes: int = 0
+    stored_bytes: int = 0
+
+
+def _follow(run: _Run) -> Sample:
+    """Start the workload, let it through its gates, and read the counters at each."""
+    edges = _Edges()
+    message: dict[str, Any] = {}
+    with run.watched(), run.started(gated=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        with run.files.results.open("w") as results:
+            for line in process.stdout:
+                results.write(line)
+                message = json.loads(line)
+                if "phase" not in message:
+                    break
+                _read_edge(run, process.pid, str(message["phase"]), edges)
+                process.stdin.write("\n")
+                process.stdin.flush()
+        process.wait()
+    run.require_success(process)
+    run.require_no_kill()
+    if "accesses" not in message:
+        raise UffdswapError("the workload ended without a result")
+    return _sample(message, edges, run.stored_peak_bytes())
+
+
+def _read_edge(run: _Run, pid: int, phase: str, edges: _Edges) -> None:
+    """Read at an edge; what asking the agent costs falls outside of the measured phase."""
+    if phase not in ("ready", "measured"):
+        return
+    workload = counters.workload_pid(pid)
+    if phase == "ready":
+        edges.moved = counters.moved_pages(run.job, pid)
+        edges.cpu_seconds = counters.helper_cpu_seconds(run.job, pid, workload)
     else:
-        message = {}
-    _rest, errors = process.communicate(timeout=_LINE_SECONDS)
-    _require_status(process.returncode, errors, name)
-    if not message:
-        raise UffdswapError(f"the workload under {name} ended without a result", cause=errors)
-    return _sample(message, cpu_seconds, resident, stored)
+        cpu_seconds = counters.helper_cpu_seconds(run.job, pid, workload)
+        edges.cpu_seconds = cpu_seconds - edges.cpu_seconds
+        edges.moved = counters.moved_pages(run.job, pid) - edges.moved
+        edges.resident_bytes = counters.resident_bytes(workload)
+        edges.stored_bytes = counters.stored_bytes(run.job, pid)
 
 
-def _sample(message: dict[str, Any], helper_cpu: float, resident: int, stored: int) -> Sample:
+def _sample(message: dict[str, Any], edges: _Edges, stored_peak_bytes: int) -> Sample:
     latency = message["latency_ns"]
     return Sample(
         pages_per_second=message["pages_per_second"],
@@ -218,124 +391,43 @@ def _sample(message: dict[str, Any], helper_cpu: float, resident: int, stored: i
         p999_us=latency["p999"] / 1000,
         max_us=latency["max"] / 1000,
         accesses=message["accesses"],
-        major_faults=message["faults"]["major"],
+        faults=message["faults"]["major"] + edges.moved.faults,
+        pages_in=edges.moved.pages_in,
+        pages_out=edges.moved.pages_out,
         program_cpu_seconds=message["cpu_seconds"]["user"] + message["cpu_seconds"]["system"],
-        helper_cpu_seconds=round(helper_cpu, 6),
-        resident_bytes=resident,
-        stored_bytes=stored,
+        helper_cpu_seconds=round(edges.cpu_seconds, 6),
+        resident_bytes=edges.resident_bytes,
+        stored_bytes=edges.stored_bytes,
+        stored_peak_bytes=stored_peak_bytes,
     )
 
 
-def _require_status(status: int, errors: str, name: str) -> None:
-    if status == 0:
-        return
-    how = f"it was killed by signal {-status}" if status < 0 else f"its exit status was {status}"
-    said = errors.strip().splitlines()
-    cause = f"{how}; it said: {said[-1]}" if said else how
-    raise UffdswapError(f"the run under {name} failed", cause=cause)
+# --- Any command ---------------------------------------------------------------------------------
 
 
-def _require_no_kill(job: Job, name: str) -> None:
-    """A program may end with status 0 although the kernel killed one of its workers."""
-    if job.group is not None and job.group.oom_kills():
-        cause = "the kernel killed processes of it for want of memory"
-        raise UffdswapError(f"the run under {name} does not count", cause=cause)
+def _time(run: _Run) -> AppSample:
+    """Start a command, wait for its end, and read what it took as a whole."""
+    moved = Moved() if run.job.is_ours else counters.moved_pages(run.job, 0)
+    kernel_seconds = counters.kernel_cpu_seconds(run.job)
+    before_seconds = _children_cpu_seconds()
+    start = time.monotonic()
+    with run.watched(), run.started(gated=False) as process:
+        process.wait()
+        wall_seconds = time.monotonic() - start
+    run.require_success(process)
+    run.require_no_kill()
+    kernel_seconds = counters.kernel_cpu_seconds(run.job) - kernel_seconds
+    moved = run.moved_in_all(moved)
+    return AppSample(
+        wall_seconds=wall_seconds,
+        cpu_seconds=round(_children_cpu_seconds() - before_seconds + kernel_seconds, 6),
+        pages_in=moved.pages_in,
+        pages_out=moved.pages_out,
+        stored_peak_bytes=run.stored_peak_bytes(),
+    )
 
 
-# --- /proc ---------------------------------------------------------------------------------------
-
-
-def _stat_fields(pid: int) -> tuple[str, list[str]]:
-    """Return name and later fields of /proc/PID/stat; the parent's pid is the second of these."""
-    text = Path(f"/proc/{pid}/stat").read_text()
-    name, _parenthesis, rest = text.partition("(")[2].rpartition(") ")
-    return name, rest.split()
-
-
-def _parents() -> dict[int, tuple[int, str]]:
-    """Return parent and name of every process."""
-    found = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdecimal():
-            with contextlib.suppress(OSError):
-                name, fields = _stat_fields(int(folder.name))
-                found[int(folder.name)] = (int(fields[1]), name)
-    return found
-
-
-def _tree(root: int) -> list[int]:
-    """Return a process and all its descendants."""
-    parents = _parents()
-    found = [root]
-    for pid in found:
-        found += [child for child, (parent, _name) in parents.items() if parent == pid]
-    return found
-
-
-def _workload_pid(root: int) -> int:
-    """Return the workload among a process and its descendants: the one that runs its program.
-
-    Hands shares the program's memory and so its executable, but not its descriptors.
-    """
-    path = os.path.realpath(workload_path())
-    for pid in _tree(root):
-        with contextlib.suppress(OSError):
-            if os.path.realpath(f"/proc/{pid}/exe") == path and Path(f"/proc/{pid}/fd/1").exists():
-                return pid
-    raise UffdswapError("the workload has gone in the middle of a measurement")
-
-
-def _cpu_seconds(pid: int) -> float:
-    """Return the processor time of all threads of a process, to the nanosecond."""
-    total_ns = 0
-    with contextlib.suppress(OSError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            with contextlib.suppress(OSError):
-                total_ns += int((task / "schedstat").read_text().split()[0])
-    return total_ns / 1e9
-
-
-def _helper_cpu_seconds(root: int, workload: int, job: Job) -> float:
-    if job.is_ours:
-        return sum(_cpu_seconds(pid) for pid in _tree(root) if pid != workload)
-    if job.group is None:
-        return 0.0
-    names = _parents().items()
-    return sum(_cpu_seconds(pid) for pid, (_p, name) in names if name.startswith(_KERNEL_THREADS))
-
-
-def _resident_bytes(pid: int) -> int:
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
-                return int(line.split()[1]) * 1024
-    return 0
-
-
-def _stored_bytes(root: int, workload: int, job: Job) -> int:
-    """Return what is held in RAM for pages that are out, and what the helpers need themselves."""
-    if job.zram:
-        return int((Path("/sys/block") / job.zram / "mm_stat").read_text().split()[2])
-    if job.group is not None:
-        return _zswap_bytes()
-    if not job.is_ours:
-        return 0
-    memfds: dict[int, int] = {}
-    agent_bytes = 0
-    for pid in _tree(root):
-        if os.path.realpath(f"/proc/{pid}/exe") == os.path.realpath(workload_path()):
-            continue  # the workload and hands, which has no memory but the workload's
-        agent_bytes += _resident_bytes(pid)
-        for link in Path(f"/proc/{pid}/fd").iterdir():
-            with contextlib.suppress(OSError):
-                if str(link.readlink()).startswith("/memfd:"):
-                    status = link.stat()
-                    memfds[status.st_ino] = status.st_blocks * 512
-    return agent_bytes + sum(memfds.values())
-
-
-def _zswap_bytes() -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("Zswap:"):
-            return int(line.split()[1]) * 1024
-    return 0
+def _children_cpu_seconds() -> float:
+    """Return the processor time of all children that have ended and been waited for."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime

@@ -22,9 +22,33 @@ from .group import Group, find_hierarchy
 if TYPE_CHECKING:
     from .guardian import Guardian
 
-__all__ = ("PEERS", "Job", "Peer", "Uffdswap", "find_peer", "require_no_swap", "require_rights")
+__all__ = (
+    "PEERS",
+    "Job",
+    "NoLimit",
+    "Peer",
+    "Task",
+    "Uffdswap",
+    "find_peer",
+    "require_no_swap",
+    "require_rights",
+)
 
 _ZSWAP = Path("/sys/module/zswap/parameters")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A command, the memory it needs, and how much of that may be resident."""
+
+    command: list[str]
+    size_bytes: int
+    limit_bytes: int
+    memory_bytes: int | None = None
+    """For uffdswap alone: a budget of RAM for everything, instead of the limit."""
+    may_use_disk: bool = True
+    stats_path: str = ""
+    """Where uffdswap writes its statistics."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,27 +71,39 @@ class Peer(Protocol):
     def check(self) -> None:
         """Raise `SetupFailed` if it cannot be set up here. Changes nothing."""
 
-    def set_up(
-        self, guardian: Guardian, command: list[str], size_bytes: int, limit_bytes: int
-    ) -> Job:
-        """Set up for one command that needs about `size_bytes`."""
+    @property
+    def uses_disk(self) -> bool:
+        """Return whether pages that are out may be on a disk."""
+
+    def set_up(self, guardian: Guardian, task: Task) -> Job:
+        """Set up for one command."""
 
 
 @dataclass(frozen=True, slots=True)
 class Uffdswap:
-    """The program of this package, with a limit on resident memory alone, as the others have."""
+    """The program of this package.
+
+    It gets a limit on resident memory alone, as the others do, or a budget for what is resident and
+    what is stored together.
+    """
 
     name: str = "uffdswap"
+    uses_disk: bool = False
 
     def check(self) -> None:
         """Leave it to `uffdswap run`, which knows best and says why."""
 
-    def set_up(
-        self, guardian: Guardian, command: list[str], size_bytes: int, limit_bytes: int
-    ) -> Job:
+    def set_up(self, guardian: Guardian, task: Task) -> Job:
         """Nothing to set up."""
-        run = [sys.executable, "-P", "-m", "uffdswap", "run", "--quiet"]
-        return Job([*run, "--resident", str(limit_bytes), "--", *command], is_ours=True)
+        words = [sys.executable, "-P", "-m", "uffdswap", "run", "--quiet"]
+        if task.memory_bytes is None:
+            words += ["--resident", str(task.limit_bytes)]
+        else:
+            words += ["--memory", str(task.memory_bytes)]
+            words += [] if task.may_use_disk else ["--no-disk"]
+        if task.stats_path:
+            words += ["--stats", task.stats_path]
+        return Job([*words, "--", *task.command], is_ours=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +111,14 @@ class NoLimit:
     """The command as it is: what any limit costs."""
 
     name: str = "none"
+    uses_disk: bool = False
 
     def check(self) -> None:
         """Nothing can be missing."""
 
-    def set_up(
-        self, guardian: Guardian, command: list[str], size_bytes: int, limit_bytes: int
-    ) -> Job:
+    def set_up(self, guardian: Guardian, task: Task) -> Job:
         """Nothing to set up."""
-        return Job(command)
+        return Job(task.command)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +127,7 @@ class Zram:
 
     name: str
     algorithm: str
+    uses_disk: bool = False
 
     def check(self) -> None:
         """Look for the device, the algorithm, and what every kernel peer needs."""
@@ -100,9 +136,7 @@ class Zram:
             remedy = "load the module: modprobe zram"
             raise SetupFailed(f"cannot compare with {self.name}", cause="no zram", remedy=remedy)
 
-    def set_up(
-        self, guardian: Guardian, command: list[str], size_bytes: int, limit_bytes: int
-    ) -> Job:
+    def set_up(self, guardian: Guardian, task: Task) -> Job:
         """Take a device that is not in use, or a new one."""
         device = _unused_zram(guardian)
         folder = Path("/sys/block") / device
@@ -114,10 +148,10 @@ class Zram:
         except OSError as error:
             cause = f"this kernel's zram has no {self.algorithm}"
             raise SetupFailed(f"cannot compare with {self.name}", cause=cause) from error
-        (folder / "disksize").write_text(str(2 * size_bytes))
+        (folder / "disksize").write_text(str(2 * task.size_bytes))
         _turn_on(guardian, path)
-        group = Group(guardian, _group_name(), limit_bytes)
-        return Job(group.enter_command(command), group=group, zram=device)
+        group = Group(guardian, _group_name(), task.limit_bytes)
+        return Job(group.enter_command(task.command), group=group, zram=device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +160,7 @@ class SwapFile:
 
     name: str
     zswap: bool
+    uses_disk: bool = True
 
     def check(self) -> None:
         """Look for zswap, and what every kernel peer needs."""
@@ -134,9 +169,7 @@ class SwapFile:
             cause = "this kernel has no zswap"
             raise SetupFailed(f"cannot compare with {self.name}", cause=cause)
 
-    def set_up(
-        self, guardian: Guardian, command: list[str], size_bytes: int, limit_bytes: int
-    ) -> Job:
+    def set_up(self, guardian: Guardian, task: Task) -> Job:
         """Make the file, and turn zswap on or off for it."""
         if _ZSWAP.exists():
             _set(guardian, _ZSWAP / "enabled", "Y" if self.zswap else "N")
@@ -144,12 +177,12 @@ class SwapFile:
         guardian.note("unlink", path=str(path))
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
-            os.posix_fallocate(fd, 0, 2 * size_bytes)
+            os.posix_fallocate(fd, 0, 2 * task.size_bytes)
         finally:
             os.close(fd)
         _turn_on(guardian, str(path))
-        group = Group(guardian, _group_name(), limit_bytes)
-        return Job(group.enter_command(command), group=group)
+        group = Group(guardian, _group_name(), task.limit_bytes)
+        return Job(group.enter_command(task.command), group=group)
 
 
 PEERS: tuple[Peer, ...] = (

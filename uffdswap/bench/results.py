@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Put measurements beside each other: medians, ratios of pairs, the JSON document, the picture.
+"""Put measurements beside each other: medians, ratios of pairs, the JSON document.
 
 A ratio compares the two runs of one round, which had the same machine around them, and its median
-and spread are over the rounds. The reference is docs/reference/bench.md.
+and spread are over the rounds. A run that failed leaves its round without a ratio, and is listed.
+The reference is docs/reference/bench.md.
 """
 
 from __future__ import annotations
@@ -10,50 +11,87 @@ from __future__ import annotations
 import platform
 import statistics
 from dataclasses import asdict, dataclass, field
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from .measure import Sample
+from .measure import AppSample, Sample
 
-__all__ = ("OURS", "SCHEMA", "Comparison", "document", "machine", "picture", "ratio")
+__all__ = (
+    "OURS",
+    "SCHEMA",
+    "Comparison",
+    "Failure",
+    "document",
+    "machine",
+    "machine_line",
+    "ratio",
+    "shorten",
+)
 
 SCHEMA = "uffdswap.bench/1"
 OURS = "uffdswap"
 
-_BAR, _GAP, _LEFT, _WIDTH = 16, 12, 150, 760
-_COLOURS = ("#1b6ca8", "#c8553d", "#e3a857", "#6b8f71", "#8d6a9f", "#999999")
+_WORK_KEYS = (
+    *("pages_per_second", "p50_us", "p99_us", "p999_us", "max_us", "cpu_us_per_access"),
+    *("cpu_us_per_page", "faults_per_access", "resident_bytes", "stored_bytes"),
+)
+_APP_KEYS = ("wall_seconds", "cpu_seconds", "stored_peak_bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A run that did not come to a right end."""
+
+    contender: str
+    round: int
+    what: str
+    folder: str
+    """Where its files are kept."""
 
 
 @dataclass(slots=True)
 class Comparison:
-    """All runs of one pattern or program, by contender, in the order of the rounds.
+    """All runs of one pattern or application, by contender, in the order of the rounds.
 
-    `samples` is for the workload, `seconds` for programs.
+    A run that failed is None.
     """
 
     name: str
-    samples: dict[str, list[Sample]] = field(default_factory=dict)
-    seconds: dict[str, list[float]] = field(default_factory=dict)
+    contenders: tuple[str, ...]
+    """Ours first."""
+    command: list[str] | None = None
+    """Of an application; None for a pattern of the workload."""
+    size_bytes: int = 0
+    limit_bytes: int = 0
+    runs: dict[str, list[Sample | AppSample | None]] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
 
-    def values(self, contender: str, key: str) -> list[float]:
-        """Return one figure of every run of a contender."""
-        if self.seconds:
-            return self.seconds[contender]
-        return [float(getattr(sample, key)) for sample in self.samples[contender]]
+    def __post_init__(self) -> None:
+        self.runs = self.runs or {name: [] for name in self.contenders}
 
-    def contenders(self) -> list[str]:
-        """Return the names, ours first."""
-        return list(self.seconds or self.samples)
+    @property
+    def is_app(self) -> bool:
+        """Return whether it is an application that was run."""
+        return self.command is not None
 
-    def median(self, contender: str, key: str) -> float:
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Return the figures that are compared, the most important one first."""
+        return _APP_KEYS if self.is_app else _WORK_KEYS
+
+    def values(self, contender: str, key: str) -> list[float | None]:
+        """Return one figure of every round; None where there is none."""
+        return [None if run is None else getattr(run, key) for run in self.runs[contender]]
+
+    def median(self, contender: str, key: str) -> float | None:
         """Return the median of one figure over the rounds."""
-        return statistics.median(self.values(contender, key))
+        values = [value for value in self.values(contender, key) if value is not None]
+        return statistics.median(values) if values else None
 
     def ratios(self, peer: str, key: str) -> list[float]:
-        """Return ours divided by the peer's, round by round; rounds with a zero are left out."""
-        pairs = zip(self.values(OURS, key), self.values(peer, key), strict=True)
-        return [ours / theirs for ours, theirs in pairs if theirs]
+        """Return ours divided by the peer's, round by round, where both are there."""
+        pairs = zip(self.values(OURS, key), self.values(peer, key), strict=False)
+        return [ours / theirs for ours, theirs in pairs if ours is not None and theirs]
 
 
 def ratio(values: list[float]) -> dict[str, float] | None:
@@ -66,6 +104,15 @@ def ratio(values: list[float]) -> dict[str, float] | None:
         return None
     middle = statistics.median(values)
     return {"median": round(middle, 4), "min": round(min(values), 4), "max": round(max(values), 4)}
+
+
+def shorten(text: str, length: int = 24) -> str:
+    """Cut a text for a table.
+
+    >>> shorten("python3 job.py"), shorten("python3 job.py --input x", 12)
+    ('python3 job.py', 'python3 job…')
+    """
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
 def machine() -> dict[str, Any]:
@@ -86,6 +133,12 @@ def machine() -> dict[str, Any]:
     }
 
 
+def machine_line() -> str:
+    """Name the machine in one line."""
+    host = machine()
+    return f"{host['cpu']}, {host['processors']} processors, Linux {host['kernel']}"
+
+
 def document(comparisons: list[Comparison], settings: dict[str, Any]) -> dict[str, Any]:
     """Return the JSON document."""
     return {
@@ -97,50 +150,30 @@ def document(comparisons: list[Comparison], settings: dict[str, Any]) -> dict[st
 
 
 def _result(comparison: Comparison) -> dict[str, Any]:
-    keys = ["wall_seconds"] if comparison.seconds else ["pages_per_second", "p50_us", "p99_us"]
-    if not comparison.seconds:
-        keys += ["p999_us", "max_us", "cpu_us_per_access", "resident_bytes", "stored_bytes"]
-    peers = [name for name in comparison.contenders() if name != OURS]
-    runs: dict[str, Any] = dict(comparison.seconds)
-    runs |= {name: [asdict(s) for s in all_] for name, all_ in comparison.samples.items()}
+    keys = comparison.keys
     return {
         "name": comparison.name,
-        "runs": runs,
+        "kind": "app" if comparison.is_app else "pattern",
+        "command": comparison.command,
+        "size_bytes": comparison.size_bytes,
+        "limit_bytes": comparison.limit_bytes,
+        "runs": {name: _runs(runs) for name, runs in comparison.runs.items()},
         "median": {
             name: {key: comparison.median(name, key) for key in keys}
-            for name in comparison.contenders()
+            for name in comparison.contenders
         },
         "ratio": {
-            peer: {key: ratio(comparison.ratios(peer, key)) for key in keys} for peer in peers
+            peer: {key: ratio(comparison.ratios(peer, key)) for key in keys}
+            for peer in comparison.contenders
+            if peer != OURS
         },
+        "failures": [asdict(failure) for failure in comparison.failures],
     }
 
 
-def picture(comparisons: list[Comparison]) -> str:
-    """Draw one bar a contender and pattern, as SVG: pages a second, or seconds for programs."""
-    parts: list[str] = []
-    y = 34
-    for comparison in comparisons:
-        names = comparison.contenders()
-        medians = {name: comparison.median(name, "pages_per_second") for name in names}
-        most = max(medians.values()) or 1
-        parts.append(
-            f'<text x="8" y="{y + 13}" font-weight="bold">{escape(comparison.name)}</text>'
-        )
-        for index, (name, value) in enumerate(medians.items()):
-            width = max(1, int(value / most * (_WIDTH - _LEFT - 210)))
-            colour = _COLOURS[index % len(_COLOURS)]
-            text = f"{value:.2f} s" if comparison.seconds else f"{value / 1000:.0f} k"
-            parts.append(
-                f'<rect x="{_LEFT}" y="{y}" width="{width}" height="{_BAR}" fill="{colour}"/>'
-                f'<text x="{_LEFT + width + 6}" y="{y + 13}">{escape(name)} {text}</text>'
-            )
-            y += _BAR + 2
-        y += _GAP
-    unit = "seconds, less is better" if comparisons[0].seconds else "pages a second"
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{y}" '
-        'font-family="sans-serif" font-size="13">'
-        f'<rect width="{_WIDTH}" height="{y}" fill="white"/>'
-        f'<text x="8" y="20">{unit}, median of the runs</text>{"".join(parts)}</svg>\n'
-    )
+def _runs(runs: list[Sample | AppSample | None]) -> list[dict[str, Any]]:
+    return [
+        {"round": number, **asdict(run)}
+        for number, run in enumerate(runs, start=1)
+        if run is not None
+    ]

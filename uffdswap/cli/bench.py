@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,15 +15,17 @@ from types import FrameType
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from ..bench.apps import READY, find_ready
 from ..bench.guardian import Guardian
-from ..bench.measure import Work, measure_command, measure_work, peak_bytes
-from ..bench.peers import Peer, Uffdswap, find_peer
-from ..bench.results import OURS, Comparison, document, machine, picture, ratio
+from ..bench.measure import Bench, Work
+from ..bench.peers import NoLimit, Peer, Uffdswap, find_peer
+from ..bench.plot import draw, require_kind
+from ..bench.results import Comparison, document
+from ..bench.rounds import AppPlan, Rounds
 from ..errors import UsageError
 from ..units import format_size, parse_size
+from ._bench_table import print_tables
 from ._execute import print_line
 
 __all__ = ("bench",)
@@ -45,43 +48,62 @@ def bench(  # noqa: PLR0913, PLR0917 # one parameter an option, for typer
         list[str] | None, typer.Argument(metavar="[PATTERN]...", show_default=False)
     ] = None,
     against: Annotated[
-        str, typer.Option(metavar="LIST", help="zram-lz4,zram-lzo-rle,zswap,swapfile,none")
+        str, typer.Option(metavar="LIST", help="Of zram-lz4, zram-lzo-rle, zswap, swapfile, none.")
     ] = "zram-lz4",
-    size: Annotated[str, typer.Option(metavar="SIZE", help="Memory of the workload.")] = "1G",
+    app: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"Instead of patterns: {', '.join(app.name for app in READY)}, or any command.",
+        ),
+    ] = None,
+    size: Annotated[
+        str,
+        typer.Option(
+            metavar="SIZE",
+            help="Memory of the workload (1G), or of each application (512M).",
+            show_default=False,
+        ),
+    ] = "",
     resident: Annotated[
-        str, typer.Option(metavar="SIZE", help="How much may be resident.")
+        str, typer.Option(metavar="SIZE", help="How much of it may be resident.")
     ] = "50%",
+    same_ram: Annotated[
+        bool,
+        typer.Option("--same-ram", help="The same RAM in all, resident and stored together."),
+    ] = False,
     content: Annotated[str, typer.Option(metavar="NAME", help="text, mixed or random.")] = "text",
     pages: Annotated[str, typer.Option(metavar="FILE", help="Contents: pages of a file.")] = "",
     threads: Annotated[int, typer.Option(min=1, max=256, help="Threads of the workload.")] = 1,
     pairs: Annotated[int, typer.Option(min=1, help="Runs of each, taken in turn.")] = 5,
     seconds: Annotated[float, typer.Option(min=0.05, help="Length of a measurement.")] = 3.0,
     warmup: Annotated[float, typer.Option(min=0.0, help="Accesses before it.")] = 1.0,
+    timeout: Annotated[float, typer.Option(min=1.0, help="A longer run has failed.")] = 600.0,
     seed: Annotated[int, typer.Option(min=0, help="Of contents and accesses.")] = 1,
-    app: Annotated[
-        list[str] | None,
-        typer.Option(metavar="COMMAND", help="Run this at half of its memory instead."),
-    ] = None,
-    plot: Annotated[str, typer.Option(metavar="FILE.svg", help="Draw a picture.")] = "",
+    plot: Annotated[
+        str, typer.Option(metavar="FILE", help="Draw a picture: FILE.svg or FILE.png.")
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
+) -> int:
     """Compare with the kernel's own swap, on the same work in the same run. Needs root.
 
     PATTERN is one of seq-read, seq-write, strided, uniform-read, uniform-rw, zipf-read, zipf-rw and
     hot-window; all of them if none is given. The machine is put back as it was, however this ends.
+    A run that fails is reported, its files are kept, and the others go on.
     """
     _require_known("pattern", patterns or [], PATTERNS)
     _require_known("content", [content], _CONTENTS)
-    if plot and not plot.endswith(".svg"):
-        raise UsageError(f"cannot draw {plot}", remedy="give --plot a name that ends in .svg")
-    peers: list[Peer] = [Uffdswap(), *(find_peer(name) for name in against.split(",") if name)]
-    for peer in peers:
-        peer.check()
-    size_bytes = parse_size(size) or 0
+    if app and patterns:
+        raise UsageError("patterns and applications exclude each other", remedy="leave one out")
+    if plot:
+        require_kind(plot)
+    peers = _peers(against, same_ram)
+    size_bytes = parse_size(size or ("512M" if app else "1G")) or 0
+    plans = [_plan(text, size_bytes, resident) for text in app or []]
     work = Work(
         pattern="",
         size_bytes=size_bytes,
-        limit_bytes=parse_size(resident, lambda: size_bytes) or size_bytes,
+        limit_bytes=_limit(resident, size_bytes),
         content=content,
         pages_path=pages,
         threads=threads,
@@ -89,21 +111,78 @@ def bench(  # noqa: PLR0913, PLR0917 # one parameter an option, for typer
         warmup_seconds=warmup,
         seed=seed,
     )
-    with _terminated_like_interrupted(), Guardian() as guardian:
-        if app:
-            comparisons = [_compare_app(guardian, peers, text, pairs) for text in app]
-        else:
-            names = patterns or PATTERNS
-            comparisons = [_compare(guardian, peers, work, name, pairs) for name in names]
-    if plot:
-        Path(plot).write_text(picture(comparisons))
+    settings: dict[str, object] = {"size_bytes": size_bytes, "resident_bytes": work.limit_bytes}
+    settings |= {"pairs": pairs, "same_ram": same_ram, "timeout_seconds": timeout}
+    settings |= {"threads": threads, "seconds": seconds, "warmup_seconds": warmup}
+    settings |= {"content": pages or content, "seed": seed}
+    found: list[Comparison] = []
+    try:
+        with _terminated_like_interrupted(), Guardian() as guardian:
+            station = Bench(guardian, timeout_seconds=timeout)
+            rounds = Rounds(station, peers, pairs, same_ram, print_line, found)
+            for plan in plans:
+                rounds.compare_app(plan)
+            for name in [] if plans else patterns or PATTERNS:
+                rounds.compare_work(replace(work, pattern=name))
+    finally:  # also what there is when it was interrupted
+        _report(found, settings, plot, as_json)
+    return 1 if any(comparison.failures for comparison in found) else 0
+
+
+def _peers(against: str, same_ram: bool) -> list[Peer]:
+    """Return whom to compare with; raise an error if one cannot be set up."""
+    peers = [find_peer(name) for name in dict.fromkeys(against.split(",")) if name]
+    if not peers:
+        raise UsageError("there is nothing to compare with", remedy="give --against a name")
+    if same_ram and any(isinstance(peer, NoLimit) for peer in peers):
+        cause = "without a limit there is no amount of RAM to compare with"
+        raise UsageError("--same-ram makes no sense with none", cause=cause)
+    for peer in (Uffdswap(), *peers):
+        peer.check()
+    return peers
+
+
+def _plan(text: str, size_bytes: int, resident: str) -> AppPlan:
+    """Return how to run an application: a ready-made one by its name, or a command."""
+    ready = find_ready(text)
+    if ready is not None:
+        ready.require()
+    command = ready.command(size_bytes) if ready else shlex.split(text)
+    if not command or shutil.which(command[0]) is None:
+        cause = "it is neither a ready-made application nor a command that is here"
+        remedy = f"ready-made are {', '.join(app.name for app in READY)}"
+        raise UsageError(f'cannot run "{text}"', cause=cause, remedy=remedy)
+    return AppPlan(text, command, lambda peak_bytes: _limit(resident, peak_bytes))
+
+
+def _limit(resident: str, size_bytes: int) -> int:
+    return parse_size(resident, lambda: size_bytes) or size_bytes
+
+
+def _report(
+    comparisons: list[Comparison], settings: dict[str, object], plot: str, as_json: bool
+) -> None:
+    if not comparisons:
+        return
     if as_json:
-        settings: dict[str, object] = {"size_bytes": size_bytes}
-        settings |= {"resident_bytes": work.limit_bytes, "pairs": pairs, "threads": threads}
-        settings |= {"seconds": seconds, "warmup_seconds": warmup, "content": pages or content}
         print(json.dumps(document(comparisons, settings), indent=2))
     else:
-        _print_table(comparisons)
+        print_tables(comparisons)
+    if plot:
+        Path(plot).write_bytes(draw(plot, comparisons, _about(comparisons, settings)))
+
+
+def _about(comparisons: list[Comparison], settings: dict[str, object]) -> str:
+    """Say in a few words what was compared, for the head of the picture."""
+    same = "the same RAM in all" if settings["same_ram"] else "the same resident limit"
+    runs = "one run each" if settings["pairs"] == 1 else f"{settings['pairs']} runs each"
+    if comparisons[0].is_app:
+        return f"applications, {same}, {runs}"
+    return (
+        f"{format_size(int(str(settings['size_bytes'])))} of {settings['content']} pages, "
+        f"{format_size(int(str(settings['resident_bytes'])))} resident, {same}, "
+        f"{runs}"
+    )
 
 
 def _require_known(what: str, given: list[str], known: tuple[str, ...]) -> None:
@@ -128,64 +207,3 @@ def _terminated_like_interrupted() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _compare(
-    guardian: Guardian, peers: list[Peer], work: Work, pattern: str, pairs: int
-) -> Comparison:
-    comparison = Comparison(pattern, samples={peer.name: [] for peer in peers})
-    for number in range(pairs):
-        for peer in peers:
-            print_line(f"{pattern}, round {number + 1} of {pairs}: {peer.name}")
-            sample = measure_work(guardian, peer, replace(work, pattern=pattern))
-            comparison.samples[peer.name].append(sample)
-    return comparison
-
-
-def _compare_app(guardian: Guardian, peers: list[Peer], text: str, pairs: int) -> Comparison:
-    command = shlex.split(text)
-    peak = peak_bytes(command)
-    print_line(f"{text}: needs {format_size(peak)}, and gets half of that")
-    comparison = Comparison(text, seconds={peer.name: [] for peer in peers})
-    for number in range(pairs):
-        for peer in peers:
-            print_line(f"round {number + 1} of {pairs}: {peer.name}")
-            seconds = measure_command(guardian, peer, command, peak)
-            comparison.seconds[peer.name].append(seconds)
-    return comparison
-
-
-def _print_table(comparisons: list[Comparison]) -> None:
-    host = machine()
-    table = Table(title=f"{host['cpu']}, {host['processors']} processors, Linux {host['kernel']}")
-    is_app = bool(comparisons[0].seconds)
-    key = "wall_seconds" if is_app else "pages_per_second"
-    heads = ["", "", "seconds"] if is_app else ["", "", "pages/s", "p50", "p99", "p99.9", "max"]
-    heads += ["ours / its"] if is_app else ["CPU/access", "resident", "stored", "ours / its", "p99"]
-    for index, head in enumerate(heads):
-        table.add_column(head, justify="left" if index < 2 else "right", no_wrap=True)
-    for comparison in comparisons:
-        for name in comparison.contenders():
-            first = comparison.name if name == OURS else ""
-            row = [first, name, f"{comparison.median(name, key):,.{2 if is_app else 0}f}"]
-            if not is_app:
-                row += _figures(comparison, name)
-            row.append("" if name == OURS else _ratio_text(comparison, name, key))
-            if not is_app:
-                row.append("" if name == OURS else _ratio_text(comparison, name, "p99_us"))
-            table.add_row(*row)
-    Console(width=None if Console().is_terminal else 150).print(table)
-
-
-def _figures(comparison: Comparison, name: str) -> list[str]:
-    times = ("p50_us", "p99_us", "p999_us", "max_us", "cpu_us_per_access")
-    texts = [f"{comparison.median(name, key):.3g} us" for key in times]
-    sizes = ("resident_bytes", "stored_bytes")
-    return texts + [format_size(int(comparison.median(name, key))) for key in sizes]
-
-
-def _ratio_text(comparison: Comparison, peer: str, key: str) -> str:
-    found = ratio(comparison.ratios(peer, key))
-    if found is None:
-        return "-"
-    return f"{found['median']:.2f} ({found['min']:.2f}..{found['max']:.2f})"
