@@ -565,10 +565,11 @@ static void on_moved(void *context)
 	(void)context; // the owner looks by itself
 }
 
-static void on_report(void *context, bool removed, const char *text)
+static void on_report(void *context, enum usw_event_kind kind, uint32_t id, const char *text)
 {
 	(void)context;
-	(void)removed;
+	(void)kind;
+	(void)id;
 	CHECK(strlen(text) > 10);
 }
 
@@ -614,10 +615,11 @@ static void do_tier(void)
 {
 	struct usw_error error;
 	uint32_t before = tiers.count;
-	int ret = usw_tiers_add(&tiers, path_of(request[0]), UINT64_MAX, (int)request[0], &error);
+	int ret = usw_tiers_add(&tiers, path_of(request[0]), NULL, UINT64_MAX, (int)request[0],
+				&error);
 
-	CHECK(ret == 0 || ret == -EEXIST);
-	if (ret == 0 && !sealer.context)
+	CHECK(ret > 0 || ret == -EEXIST);
+	if (ret > 0 && !sealer.context)
 		CHECK_EQ(usw_sealer_init(&sealer, &tiers.key), 0);
 	for (uint32_t i = 1; i < USW_TIERS_MAX; i++)
 		if (tiers.at[i].fd >= 0) // read and damaged at any offset
@@ -631,7 +633,7 @@ static void do_untier(void)
 	uint32_t before = tiers.count;
 	int ret = usw_tiers_remove(&tiers, path_of(request[0]), UINT64_MAX, &error);
 
-	CHECK(ret == 0 || ret == -ENOENT || ret == -EALREADY);
+	CHECK(ret > 0 || ret == -ENOENT || ret == -EALREADY);
 	// Space on disks is given back by another thread: then the tier is gone.
 	for (int i = 0; i < (ret == -ENOENT || trouble == 2 ? 1 : 2000); i++) {
 		move(0, UINT64_MAX);
