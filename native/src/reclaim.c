@@ -80,7 +80,8 @@ static void raise_peak(_Atomic uint64_t *peak, uint64_t value)
 static uint64_t account_ram(struct usw_session *session)
 {
 	uint64_t metadata = usw_vswap_held_bytes(&session->vswap) +
-			    usw_nodes_held_bytes(&session->nodes) + session->segments.table_bytes;
+			    usw_nodes_held_bytes(&session->nodes) +
+			    usw_segments_metadata_bytes(&session->segments);
 	uint64_t standby_touched = 0;
 	uint64_t standby_pages = 0;
 
