@@ -4,9 +4,9 @@
  * @file
  * What the codec makes of files of raw pages, and what it costs. Run by measure_codec.py.
  *
- * A line for each file: pages, bytes stored (8-byte alignment and the 8-byte entry included) with
- * filters and with plain LZ4, compress cost of both, and for each codec the pages it took and the
- * median cost of decompressing, undoing the filter and hashing one.
+ * A line for each file: pages, bytes stored (8-byte alignment and 7 bytes of its table included)
+ * with filters and with plain LZ4, compress cost of both (the median of five passes), and for each
+ * codec the pages it took and the median cost of decompressing, undoing the filter and hashing one.
  */
 
 #include <lz4.h>
@@ -15,7 +15,8 @@
 
 #include "codec.h"
 
-#define OVERHEAD_BYTES 8u
+#define OVERHEAD_BYTES 7u
+#define PASSES 5
 #define CODECS (USW_CODEC_LZ4 + USW_FILTER_COUNT)
 
 struct costs {
@@ -50,49 +51,71 @@ static void time_decompress(struct costs *costs, enum usw_codec codec, const cha
 	costs->ns[codec][costs->count[codec]++] = (uint32_t)took;
 }
 
-static void measure(const char *path, char *pages, size_t page_count)
+/** One pass over the pages of a file, as one stream. */
+struct pass {
+	uint64_t ours_bytes, plain_bytes;
+	uint64_t ours_ns, plain_ns;
+	uint64_t compressed;
+};
+
+/** Compress one page both ways, in turns, since whoever is first finds the page cold. */
+static void measure_page(struct pass *pass, struct usw_codec_hint *hint, struct costs *costs,
+			 const char *page)
+{
+	char object[USW_PAGE_BYTES];
+	char alone[USW_PAGE_BYTES];
+	enum usw_codec codec = USW_CODEC_STORED;
+	uint32_t length = 0;
+	int alone_length = 0;
+
+	for (uint64_t turn = 0; turn < 2; turn++) {
+		uint64_t start = usw_now_ns();
+
+		if ((turn + pass->compressed) % 2) {
+			alone_length = LZ4_compress_default(page, alone, USW_PAGE_BYTES,
+							    USW_CODEC_WORTH_BYTES);
+			pass->plain_ns += usw_now_ns() - start;
+		} else {
+			length = usw_codec_compress(hint, page, object, &codec);
+			pass->ours_ns += usw_now_ns() - start;
+		}
+	}
+	pass->plain_bytes += stored(alone_length ? (uint32_t)alone_length : USW_PAGE_BYTES);
+	pass->ours_bytes += stored(length);
+	pass->compressed++;
+	if (costs)
+		time_decompress(costs, codec, object, length, page);
+}
+
+static struct pass measure_pass(const char *pages, size_t page_count, struct costs *costs)
 {
 	struct usw_codec_hint hint = {0};
+	struct pass pass = {0};
+	uint64_t word;
+
+	for (size_t i = 0; i < page_count; i++)
+		if (!usw_codec_is_repeated(pages + i * USW_PAGE_BYTES, &word))
+			measure_page(&pass, &hint, costs, pages + i * USW_PAGE_BYTES);
+	return pass;
+}
+
+static void measure(const char *path, const char *pages, size_t page_count)
+{
 	struct costs costs = {0};
-	uint64_t ours = 0, plain = 0, ours_ns = 0, plain_ns = 0, compressed = 0;
+	struct pass pass = {0};
+	uint32_t ours_ns[PASSES], plain_ns[PASSES];
 
 	for (int codec = 0; codec < CODECS; codec++)
 		costs.ns[codec] = calloc(page_count, sizeof(uint32_t));
-	for (size_t i = 0; i < page_count; i++) {
-		const char *page = pages + i * USW_PAGE_BYTES;
-		char object[USW_PAGE_BYTES];
-		enum usw_codec codec;
-		uint64_t word;
-
-		if (usw_codec_is_repeated(page, &word))
-			continue;
-		// In turns, since whoever is first finds the page cold.
-		int alone = 0;
-		uint32_t length = 0;
-		for (size_t turn = 0; turn < 2; turn++) {
-			uint64_t start = usw_now_ns();
-
-			if ((turn + i) % 2) {
-				alone = LZ4_compress_default(page, object, USW_PAGE_BYTES,
-							     USW_CODEC_WORTH_BYTES);
-				plain_ns += usw_now_ns() - start;
-			} else {
-				length = usw_codec_compress(&hint, page, object, &codec);
-				ours_ns += usw_now_ns() - start;
-			}
-		}
-		// Again for its bytes: LZ4 alone may have come last. The hint is only looked at.
-		struct usw_codec_hint same = {
-			.filter = hint.filter, .until_trial = 1, .last_bytes = USW_PAGE_BYTES};
-		length = usw_codec_compress(&same, page, object, &codec);
-		plain += stored(alone ? (uint32_t)alone : USW_PAGE_BYTES);
-		ours += stored(length);
-		compressed++;
-		time_decompress(&costs, codec, object, length, page);
+	for (int i = 0; i < PASSES; i++) {
+		pass = measure_pass(pages, page_count, i == 0 ? &costs : NULL);
+		ours_ns[i] = (uint32_t)(pass.ours_ns / (pass.compressed + !pass.compressed));
+		plain_ns[i] = (uint32_t)(pass.plain_ns / (pass.compressed + !pass.compressed));
 	}
-	printf("%s %zu %lu %lu %lu %lu", path, page_count, (unsigned long)ours,
-	       (unsigned long)plain, (unsigned long)(ours_ns / (compressed + !compressed)),
-	       (unsigned long)(plain_ns / (compressed + !compressed)));
+	qsort(ours_ns, PASSES, sizeof(uint32_t), compare);
+	qsort(plain_ns, PASSES, sizeof(uint32_t), compare);
+	printf("%s %zu %lu %lu %u %u", path, page_count, (unsigned long)pass.ours_bytes,
+	       (unsigned long)pass.plain_bytes, ours_ns[PASSES / 2], plain_ns[PASSES / 2]);
 	for (int codec = 0; codec < CODECS; codec++) {
 		size_t count = costs.count[codec];
 

@@ -15,9 +15,12 @@
 
 #define USW_PAGE_WORDS (USW_PAGE_BYTES / sizeof(uint64_t))
 
-/* Pages between two trials of all filters: few after a change, more while nothing changes. */
-#define USW_TRIAL_PAGES_MIN 8u
+/* Pages between two trials: few after a change, more while nothing changes. */
+#define USW_TRIAL_PAGES_MIN 4u
 #define USW_TRIAL_PAGES_MAX 32u
+/* Pages before a page that does not fit in with the others may be a reason for a trial. */
+#define USW_SETTLED_PAGES 3u
+#define USW_WIN 24u
 
 bool usw_codec_is_repeated(const void *page, uint64_t *ret_word)
 {
@@ -72,21 +75,55 @@ static bool wants_trial(const struct usw_codec_hint *hint, uint32_t length)
 {
 	uint32_t now = length ? length : USW_PAGE_BYTES;
 
-	return hint->until_trial == 0 || now > hint->last_bytes + hint->last_bytes / 2u;
+	return hint->until_trial == 0 || (hint->settled >= USW_SETTLED_PAGES &&
+					  now > hint->usual_bytes + hint->usual_bytes / 2u);
 }
 
-/** Try the other filters, each only for being shorter than the best so far. */
+/**
+ * The filters to try beside the one in use, as a mask: the one that has won most of late, and one
+ * whose turn it is, so that each gets a chance. All of them for the first page of a stream.
+ */
+static uint32_t choose_rivals(struct usw_codec_hint *hint)
+{
+	uint32_t own = 1u << hint->filter;
+	uint32_t first = hint->filter == 0;
+
+	if (hint->interval == 0)
+		return ((1u << USW_FILTER_COUNT) - 1) & ~own;
+	for (uint32_t filter = first + 1; filter < USW_FILTER_COUNT; filter++)
+		if (filter != hint->filter && hint->wins[filter] > hint->wins[first])
+			first = filter;
+	hint->turn = (uint8_t)((hint->turn + 1) % USW_FILTER_COUNT);
+	return (1u << first | 1u << hint->turn) & ~own;
+}
+
+static void learn(struct usw_codec_hint *hint, enum usw_filter best)
+{
+	bool confirmed = best == hint->filter && hint->interval;
+
+	for (uint32_t filter = 0; filter < USW_FILTER_COUNT; filter++)
+		hint->wins[filter] -= hint->wins[filter] / 8;
+	hint->wins[best] += USW_WIN;
+	hint->interval = confirmed ? (uint8_t)usw_min(hint->interval * 2u, USW_TRIAL_PAGES_MAX)
+				   : USW_TRIAL_PAGES_MIN;
+	hint->until_trial = hint->interval;
+	hint->settled = 0;
+	hint->filter = (uint8_t)best;
+}
+
+/** Try some other filters, each only for being shorter than the best so far. */
 static uint32_t try_filters(struct usw_codec_hint *hint, const void *page, void *buffer,
 			    uint32_t length)
 {
-	enum usw_filter tried = hint->filter;
-	enum usw_filter best = tried;
+	uint32_t rivals = choose_rivals(hint);
+	enum usw_filter best = hint->filter;
 	char candidate[USW_PAGE_BYTES];
 
 	for (enum usw_filter filter = 0; filter < USW_FILTER_COUNT; filter++) {
 		uint32_t limit = length ? length - 1 : USW_CODEC_WORTH_BYTES;
-		uint32_t shorter =
-			filter == tried ? 0 : compress_filtered(filter, page, candidate, limit);
+		uint32_t shorter = rivals >> filter & 1
+					   ? compress_filtered(filter, page, candidate, limit)
+					   : 0;
 
 		if (shorter) {
 			memcpy(buffer, candidate, shorter);
@@ -94,12 +131,20 @@ static uint32_t try_filters(struct usw_codec_hint *hint, const void *page, void 
 			best = filter;
 		}
 	}
-	hint->interval = best == tried && hint->interval
-				 ? (uint8_t)usw_min(hint->interval * 2u, USW_TRIAL_PAGES_MAX)
-				 : USW_TRIAL_PAGES_MIN;
-	hint->until_trial = hint->interval;
-	hint->filter = (uint8_t)best;
+	learn(hint, best);
+	hint->usual_bytes = (uint16_t)(length ? length : USW_PAGE_BYTES);
 	return length;
+}
+
+/** A page that took its neighbours' filter. */
+static void note_length(struct usw_codec_hint *hint, uint32_t length)
+{
+	uint32_t now = length ? length : USW_PAGE_BYTES;
+
+	hint->usual_bytes = (uint16_t)((hint->usual_bytes * 3u + now) / 4);
+	hint->until_trial--;
+	if (hint->settled < USW_SETTLED_PAGES)
+		hint->settled++;
 }
 
 uint32_t usw_codec_compress(struct usw_codec_hint *hint, const void *page, void *buffer,
@@ -110,13 +155,11 @@ uint32_t usw_codec_compress(struct usw_codec_hint *hint, const void *page, void 
 	if (wants_trial(hint, length))
 		length = try_filters(hint, page, buffer, length);
 	else
-		hint->until_trial--;
+		note_length(hint, length);
 	if (length > 0) {
-		hint->last_bytes = (uint16_t)length;
 		*ret_codec = (enum usw_codec)(USW_CODEC_LZ4 + hint->filter);
 		return length;
 	}
-	hint->last_bytes = USW_PAGE_BYTES;
 	memcpy(buffer, page, USW_PAGE_BYTES);
 	*ret_codec = USW_CODEC_STORED;
 	return USW_PAGE_BYTES;

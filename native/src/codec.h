@@ -7,8 +7,8 @@
  * Functions without state of their own, callable from any thread. Compression is LZ4 (liblz4) on
  * single pages after one of a few filters (filter.h). Trying every filter on every page would cost
  * several compressions, so the caller keeps a hint of what its neighbours took, one for each stream
- * of pages and used by one thread at a time. Hashes are XXH3 64 (libxxhash) with a seed drawn once per agent, so that no program can
- * prepare two pages of equal hash.
+ * of pages and used by one thread at a time. Hashes are XXH3 64 (libxxhash) with a seed drawn once
+ * per agent, so that no program can prepare two pages of equal hash.
  */
 
 #ifndef USW_CODEC_H
@@ -27,12 +27,15 @@ enum usw_codec {
 	USW_CODEC_RESERVED = 7, /* for a denser codec of lower tiers; not readable here */
 };
 
-/** What a stream of neighbouring pages took last. All zero is how it begins. */
+/** What a stream of neighbouring pages took of late. All zero is how it begins. */
 struct usw_codec_hint {
-	uint16_t last_bytes; /* length of the last object, 0 before the first */
-	uint8_t filter;      /* enum usw_filter that was best at the last trial */
-	uint8_t until_trial; /* pages until all filters are tried again */
-	uint8_t interval;    /* between trials; doubles while they confirm the filter */
+	uint16_t usual_bytes;           /* length of the last objects, averaged */
+	uint8_t filter;                 /* enum usw_filter that was best at the last trial */
+	uint8_t until_trial;            /* pages until others are tried again */
+	uint8_t interval;               /* between trials; doubles while they confirm the filter */
+	uint8_t settled;                /* pages since the last trial, up to when it may be early */
+	uint8_t turn;                   /* whose turn it was at the last trial, wins or not */
+	uint8_t wins[USW_FILTER_COUNT]; /* trials won, the last ones counting most */
 };
 
 /** Pages whose compressed form is longer than this are stored as they are. */

@@ -26,6 +26,8 @@
 
 /* How long it sleeps when nobody wakes it: ends that no descriptor tells of are looked for. */
 #define USW_INTERVAL_NS 50000000u
+/* The same while all programs sleep. */
+#define USW_INTERVAL_ASLEEP_NS 500000000u
 #define USW_STRESS_INTERVAL_NS 500000u
 /* While it works it brings the accounts up to date this often. */
 #define USW_ACCOUNT_NS 500000u
@@ -80,7 +82,8 @@ static void raise_peak(_Atomic uint64_t *peak, uint64_t value)
 static uint64_t account_ram(struct usw_session *session)
 {
 	uint64_t metadata = usw_vswap_held_bytes(&session->vswap) +
-			    usw_nodes_held_bytes(&session->nodes) + session->segments.table_bytes;
+			    usw_nodes_held_bytes(&session->nodes) +
+			    usw_segments_metadata_bytes(&session->segments);
 	uint64_t standby_touched = 0;
 	uint64_t standby_pages = 0;
 
@@ -329,14 +332,15 @@ static void drop_copies(struct usw_session *session)
 	}
 }
 
-static void compact_if_worth(struct usw_session *session, uint64_t garbage_share)
+/** True if it did something: there may be more. */
+static bool compact_if_worth(struct usw_session *session, uint64_t garbage_share)
 {
 	uint64_t used = session->segments.used_bytes;
 
 	usw_segments_reap(&session->segments);
-	if (used > 2 * USW_SEGMENT_BYTES &&
-	    usw_segments_garbage_bytes(&session->segments) > used / garbage_share)
-		usw_compact_one(&session->vswap);
+	return used > 2 * USW_SEGMENT_BYTES &&
+	       usw_segments_garbage_bytes(&session->segments) > used / garbage_share &&
+	       usw_compact_one(&session->vswap) > 0;
 }
 
 static void housekeep(struct usw_session *session)
@@ -344,7 +348,7 @@ static void housekeep(struct usw_session *session)
 	bool tight = atomic_load(&session->memory_limit_bytes) != UINT64_MAX;
 
 	usw_vswap_collect(&session->vswap);
-	compact_if_worth(session, 5);
+	session->reclaim.compacting = compact_if_worth(session, 5);
 	usw_demote_step(session, false);
 	if (tight && !atomic_load(&session->keep_copies) &&
 	    usw_session_room(session) <= reserve_pages(session)) {
@@ -606,6 +610,17 @@ static bool spin_while_busy(struct usw_session *session)
 	return true;
 }
 
+/** How long to sleep at the most. */
+static uint64_t interval_ns(const struct usw_session *session)
+{
+	if (session->config.stress_pages_per_second)
+		return USW_STRESS_INTERVAL_NS;
+	if (atomic_load(&session->watch.asleep) && !session->reclaim.compacting &&
+	    !session->is_demoting)
+		return USW_INTERVAL_ASLEEP_NS;
+	return USW_INTERVAL_NS;
+}
+
 static void sleep_until_needed(struct usw_session *session)
 {
 	struct usw_reclaim *reclaim = &session->reclaim;
@@ -613,9 +628,7 @@ static void sleep_until_needed(struct usw_session *session)
 	if (spin_while_busy(session))
 		return;
 	uint32_t seen = atomic_load(&reclaim->kick);
-	struct timespec timeout = {.tv_nsec = session->config.stress_pages_per_second
-						      ? USW_STRESS_INTERVAL_NS
-						      : USW_INTERVAL_NS};
+	struct timespec timeout = {.tv_nsec = (long)interval_ns(session)};
 
 	atomic_store(&reclaim->sleeping, 1);
 	if (!atomic_load(&session->stopping) &&

@@ -6,38 +6,44 @@
  */
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "segment.h"
 
-/* Objects start at multiples of 8 bytes, so that 17 bits name any offset in a segment. */
+/* Objects start at multiples of this, so that words in them do not straddle more than they must. */
 #define USW_OBJECT_ALIGN 8u
 
-static uint64_t make_entry(uint32_t owner_id, uint32_t offset_bytes, uint32_t length_bytes,
-			   enum usw_codec codec)
+#define USW_GROUP_ENTRIES 16u
+#define USW_CHUNKS_PER_PAGE 5u
+#define USW_CHUNKS_PAGE_FULL ((1u << USW_CHUNKS_PER_PAGE) - 1)
+
+/** Entries side by side, so that finding one touches two or three lines of the cache. */
+struct group {
+	_Atomic uint32_t offset_bytes;              /* of the first */
+	_Atomic uint32_t owners[USW_GROUP_ENTRIES]; /* 0: dead */
+	_Atomic uint16_t forms[USW_GROUP_ENTRIES];  /* length - 1, 12 | codec 3; also of the dead */
+};
+
+struct chunk {
+	struct group groups[USW_CHUNK_ENTRIES / USW_GROUP_ENTRIES];
+};
+
+_Static_assert(sizeof(struct chunk) * USW_CHUNKS_PER_PAGE <= USW_PAGE_BYTES, "chunks fit a page");
+
+static uint16_t make_form(uint32_t length_bytes, enum usw_codec codec)
 {
-	return (uint64_t)owner_id << 32 | (uint64_t)(offset_bytes / USW_OBJECT_ALIGN) << 15 |
-	       (uint64_t)(length_bytes - 1) << 3 | (uint64_t)codec;
+	return (uint16_t)((length_bytes - 1) << 3 | (uint32_t)codec);
 }
 
-static uint32_t entry_owner(uint64_t entry)
+static uint32_t form_length_bytes(uint16_t form)
 {
-	return (uint32_t)(entry >> 32);
+	return (form >> 3) + 1u;
 }
 
-static uint32_t entry_offset_bytes(uint64_t entry)
+static enum usw_codec form_codec(uint16_t form)
 {
-	return ((uint32_t)(entry >> 15) & 0x1ffff) * USW_OBJECT_ALIGN;
-}
-
-static uint32_t entry_length_bytes(uint64_t entry)
-{
-	return ((uint32_t)(entry >> 3) & 0xfff) + 1;
-}
-
-static enum usw_codec entry_codec(uint64_t entry)
-{
-	return (enum usw_codec)(entry & 7);
+	return (enum usw_codec)(form & 7);
 }
 
 static uint32_t stored_bytes(uint32_t length_bytes)
@@ -62,9 +68,25 @@ static bool is_settled(const struct usw_segment *h, uint32_t tier)
 	       !h->is_moving && usw_where_tier(where_is(h)) == tier;
 }
 
-static _Atomic uint64_t *table(const struct usw_segments *segments, uint32_t segment)
+static struct chunk *chunk_at(const struct usw_segments *segments, uint32_t chunk)
 {
-	return (_Atomic uint64_t *)(segments->tables.base + segment * USW_SEGMENT_TABLE_BYTES);
+	uint32_t page = (chunk - 1) / USW_CHUNKS_PER_PAGE;
+	uint32_t slot = (chunk - 1) % USW_CHUNKS_PER_PAGE;
+
+	return (struct chunk *)(segments->tables.base + (uint64_t)page * USW_PAGE_BYTES) + slot;
+}
+
+/** The group with the entry of an index, which is number index % USW_GROUP_ENTRIES; or NULL. */
+static struct group *find_group(const struct usw_segments *segments, uint32_t segment,
+				uint32_t index)
+{
+	uint32_t chunk =
+		atomic_load_explicit(&header(segments, segment)->chunks[index / USW_CHUNK_ENTRIES],
+				     memory_order_acquire);
+
+	if (!chunk)
+		return NULL;
+	return &chunk_at(segments, chunk)->groups[index % USW_CHUNK_ENTRIES / USW_GROUP_ENTRIES];
 }
 
 static uint64_t whole_pages(uint64_t bytes)
@@ -74,12 +96,18 @@ static uint64_t whole_pages(uint64_t bytes)
 
 int usw_segments_create(struct usw_segments *segments, uint32_t capacity)
 {
+	uint64_t table_pages = ((uint64_t)capacity * USW_SEGMENT_CHUNKS + USW_CHUNKS_PER_PAGE - 1) /
+			       USW_CHUNKS_PER_PAGE;
+
 	*segments = (struct usw_segments){.capacity = capacity, .high_water = 1};
-	int ret = usw_space_create(&segments->data, "uffdswap-segments",
-				   (uint64_t)capacity * USW_SEGMENT_BYTES);
+	segments->chunks_used = calloc(table_pages, 1);
+	int ret = segments->chunks_used ? 0 : -ENOMEM;
+	if (!ret)
+		ret = usw_space_create(&segments->data, "uffdswap-segments",
+				       (uint64_t)capacity * USW_SEGMENT_BYTES);
 	if (!ret)
 		ret = usw_space_create(&segments->tables, "uffdswap-objects",
-				       (uint64_t)capacity * USW_SEGMENT_TABLE_BYTES);
+				       table_pages * USW_PAGE_BYTES);
 	if (!ret)
 		ret = usw_space_create(
 			&segments->headers, "uffdswap-segment-table",
@@ -94,6 +122,41 @@ void usw_segments_destroy(struct usw_segments *segments)
 	usw_space_destroy(&segments->data);
 	usw_space_destroy(&segments->tables);
 	usw_space_destroy(&segments->headers);
+	free(segments->chunks_used);
+	segments->chunks_used = NULL;
+}
+
+/** The lowest free chunk, so that tables stay dense. There are enough for every segment. */
+static uint32_t take_chunk(struct usw_segments *segments)
+{
+	uint32_t page = segments->chunk_hint;
+
+	while (segments->chunks_used[page] == USW_CHUNKS_PAGE_FULL)
+		page++;
+	segments->chunk_hint = page;
+	usw_assert((uint64_t)page * USW_PAGE_BYTES < segments->tables.reserved_bytes);
+	if (segments->chunks_used[page] == 0)
+		segments->table_bytes += USW_PAGE_BYTES;
+
+	uint32_t slot = (uint32_t)__builtin_ctz(~segments->chunks_used[page]);
+	segments->chunks_used[page] |= (uint8_t)(1u << slot);
+	return page * USW_CHUNKS_PER_PAGE + slot + 1;
+}
+
+/** Takes a chunk back; its owners are all 0. */
+static void give_chunk(struct usw_segments *segments, uint32_t chunk)
+{
+	uint32_t page = (chunk - 1) / USW_CHUNKS_PER_PAGE;
+	uint8_t bit = (uint8_t)(1u << (chunk - 1) % USW_CHUNKS_PER_PAGE);
+
+	usw_assert(segments->chunks_used[page] & bit);
+	segments->chunks_used[page] &= (uint8_t)~bit;
+	if (page < segments->chunk_hint)
+		segments->chunk_hint = page;
+	if (segments->chunks_used[page])
+		return;
+	usw_space_punch(&segments->tables, (uint64_t)page * USW_PAGE_BYTES, USW_PAGE_BYTES);
+	segments->table_bytes -= USW_PAGE_BYTES;
 }
 
 static int open_segment(struct usw_segments *segments)
@@ -139,7 +202,6 @@ static void free_segment(struct usw_segments *segments, uint32_t segment)
 {
 	struct usw_segment *h = header(segments, segment);
 	uint64_t data_bytes = whole_pages(h->append_bytes);
-	uint64_t table_bytes = whole_pages(h->object_count * sizeof(uint64_t));
 
 	usw_assert(atomic_load_explicit(&h->live_count, memory_order_relaxed) == 0);
 	usw_assert(atomic_load_explicit(&h->live_bytes, memory_order_relaxed) == 0);
@@ -156,11 +218,28 @@ static void free_segment(struct usw_segments *segments, uint32_t segment)
 		segments->disk_segments--;
 		segments->slot_is_free(segments->slot_context, where, h);
 	}
-	usw_space_punch(&segments->tables, (uint64_t)segment * USW_SEGMENT_TABLE_BYTES,
-			table_bytes);
-	segments->table_bytes -= table_bytes;
+	for (uint32_t i = 0; i * USW_CHUNK_ENTRIES < h->object_count; i++)
+		give_chunk(segments,
+			   atomic_exchange_explicit(&h->chunks[i], 0, memory_order_relaxed));
 	h->next_free = segments->free_head;
 	segments->free_head = segment;
+}
+
+/** Write the next entry of the open segment. Who sees the owner sees all of it. */
+static void append_entry(struct usw_segments *segments, struct usw_segment *h, uint32_t owner_id,
+			 uint16_t form)
+{
+	uint32_t index = h->object_count++;
+	uint32_t at = index % USW_GROUP_ENTRIES;
+
+	if (index % USW_CHUNK_ENTRIES == 0)
+		atomic_store_explicit(&h->chunks[index / USW_CHUNK_ENTRIES], take_chunk(segments),
+				      memory_order_release);
+	struct group *group = find_group(segments, segments->open, index);
+	if (at == 0)
+		atomic_store_explicit(&group->offset_bytes, h->append_bytes, memory_order_relaxed);
+	atomic_store_explicit(&group->forms[at], form, memory_order_relaxed);
+	atomic_store_explicit(&group->owners[at], owner_id, memory_order_release);
 }
 
 int usw_segments_append(struct usw_segments *segments, uint32_t owner_id, const void *bytes,
@@ -190,17 +269,12 @@ int usw_segments_append(struct usw_segments *segments, uint32_t owner_id, const 
 	memcpy(segments->data.base + (uint64_t)segment * USW_SEGMENT_BYTES + offset, bytes,
 	       length_bytes);
 	segments->used_bytes += whole_pages(offset + stored) - whole_pages(offset);
-	segments->table_bytes +=
-		whole_pages((index + 1) * sizeof(uint64_t)) - whole_pages(index * sizeof(uint64_t));
-	h->append_bytes += stored;
-	h->object_count++;
 	atomic_fetch_add_explicit(&h->live_bytes, stored, memory_order_relaxed);
 	atomic_fetch_add_explicit(&h->live_count, 1, memory_order_relaxed);
 	atomic_fetch_add_explicit(&segments->live_bytes, stored, memory_order_relaxed);
 	atomic_fetch_add_explicit(&segments->live_count, 1, memory_order_relaxed);
-	atomic_store_explicit(&table(segments, segment)[index],
-			      make_entry(owner_id, offset, length_bytes, codec),
-			      memory_order_release);
+	append_entry(segments, h, owner_id, make_form(length_bytes, codec));
+	h->append_bytes += stored;
 	*ret_place = (uint64_t)segment << 16 | index;
 	return 0;
 }
@@ -209,12 +283,16 @@ void usw_segments_release(struct usw_segments *segments, uint32_t segment, uint3
 {
 	struct usw_segment *h = header(segments, segment);
 	usw_assert(index < USW_SEGMENT_OBJECTS);
+	struct group *group = find_group(segments, segment, index);
+	uint32_t at = index % USW_GROUP_ENTRIES;
+	usw_assert(group);
+	// Its length stays: what comes after it is found by it.
+	uint32_t stored = stored_bytes(
+		form_length_bytes(atomic_load_explicit(&group->forms[at], memory_order_relaxed)));
 	// Release: a reader that finds the entry dead must find the descriptor repointed, too.
-	uint64_t entry =
-		atomic_exchange_explicit(&table(segments, segment)[index], 0, memory_order_acq_rel);
-	uint32_t stored = stored_bytes(entry_length_bytes(entry));
+	uint32_t owner = atomic_exchange_explicit(&group->owners[at], 0, memory_order_acq_rel);
 
-	usw_assert(entry_owner(entry) != 0);
+	usw_assert(owner != 0);
 	atomic_fetch_sub_explicit(&segments->live_bytes, stored, memory_order_relaxed);
 	atomic_fetch_sub_explicit(&segments->live_count, 1, memory_order_relaxed);
 	atomic_fetch_sub_explicit(&h->live_bytes, stored, memory_order_relaxed);
@@ -223,26 +301,42 @@ void usw_segments_release(struct usw_segments *segments, uint32_t segment, uint3
 		atomic_store_explicit(&segments->some_empty, true, memory_order_release);
 }
 
+/** Where the entry `at` of a group begins in its segment. */
+static uint32_t offset_in(struct group *group, uint32_t at)
+{
+	uint32_t offset = atomic_load_explicit(&group->offset_bytes, memory_order_relaxed);
+
+	for (uint32_t i = 0; i < at; i++)
+		offset += stored_bytes(form_length_bytes(
+			atomic_load_explicit(&group->forms[i], memory_order_relaxed)));
+	return offset;
+}
+
 bool usw_segments_find(const struct usw_segments *segments, uint32_t segment, uint32_t index,
 		       struct usw_object *ret)
 {
 	if (segment == 0 || segment >= segments->capacity || index >= USW_SEGMENT_OBJECTS)
 		return false;
 
-	uint64_t entry =
-		atomic_load_explicit(&table(segments, segment)[index], memory_order_acquire);
-	uint32_t offset = entry_offset_bytes(entry);
-	uint32_t length = entry_length_bytes(entry);
-	if (entry_owner(entry) == 0 || offset + length > USW_SEGMENT_BYTES)
+	struct group *group = find_group(segments, segment, index);
+	if (!group)
+		return false;
+	uint32_t at = index % USW_GROUP_ENTRIES;
+	uint32_t owner = atomic_load_explicit(&group->owners[at], memory_order_acquire);
+	uint16_t form = atomic_load_explicit(&group->forms[at], memory_order_relaxed);
+	uint32_t length = form_length_bytes(form);
+	uint32_t offset = offset_in(group, at);
+	// A table that is given to another segment meanwhile may hold anything.
+	if (owner == 0 || offset > USW_SEGMENT_BYTES - length)
 		return false;
 	*ret = (struct usw_object){
 		.where = atomic_load_explicit(&header(segments, segment)->where,
 					      memory_order_acquire),
-		.owner_id = entry_owner(entry),
+		.owner_id = owner,
 		.offset_bytes = offset,
 		.bytes = segments->data.base + (uint64_t)segment * USW_SEGMENT_BYTES + offset,
 		.length_bytes = length,
-		.codec = entry_codec(entry),
+		.codec = form_codec(form),
 	};
 	return true;
 }
@@ -361,16 +455,37 @@ void usw_segments_publish(struct usw_segments *segments, uint32_t segment, uint6
 
 uint32_t usw_segments_owner(const struct usw_segments *segments, uint32_t segment, uint32_t index)
 {
-	if (index >= header(segments, segment)->object_count)
+	const struct usw_segment *h = header(segments, segment);
+
+	if (atomic_load_explicit(&h->state, memory_order_relaxed) == USW_SEGMENT_FREE ||
+	    index >= h->object_count)
 		return 0;
-	return entry_owner(
-		atomic_load_explicit(&table(segments, segment)[index], memory_order_relaxed));
+
+	struct group *group = find_group(segments, segment, index);
+	usw_assert(group);
+	return atomic_load_explicit(&group->owners[index % USW_GROUP_ENTRIES],
+				    memory_order_relaxed);
 }
 
-uint64_t usw_segments_held_bytes(const struct usw_segments *segments)
+uint64_t usw_segments_metadata_bytes(const struct usw_segments *segments)
 {
-	return segments->used_bytes + segments->table_bytes +
+	return segments->table_bytes +
 	       whole_pages(segments->high_water * sizeof(struct usw_segment));
+}
+
+/** The chunks in use. */
+static uint64_t count_chunks(const struct usw_segments *segments)
+{
+	uint64_t pages = segments->tables.reserved_bytes / USW_PAGE_BYTES;
+	uint64_t used = 0;
+	uint64_t used_pages = 0;
+
+	for (uint64_t page = 0; page < pages; page++) {
+		used += (uint64_t)__builtin_popcount(segments->chunks_used[page]);
+		used_pages += segments->chunks_used[page] != 0;
+	}
+	usw_assert(used_pages * USW_PAGE_BYTES == segments->table_bytes);
+	return used;
 }
 
 void usw_segments_check(const struct usw_segments *segments)
@@ -378,11 +493,13 @@ void usw_segments_check(const struct usw_segments *segments)
 	uint64_t used = 0;
 	uint64_t elsewhere = 0;
 	uint64_t live_total = 0;
+	uint64_t chunks = 0;
 
 	for (uint32_t segment = 1; segment < segments->high_water; segment++) {
 		struct usw_segment *h = header(segments, segment);
 		uint32_t live_count = 0;
 		uint32_t live_bytes = 0;
+		uint32_t offset = 0;
 
 		if (h->state == USW_SEGMENT_FREE)
 			continue;
@@ -391,19 +508,24 @@ void usw_segments_check(const struct usw_segments *segments)
 		else
 			elsewhere++;
 		for (uint32_t index = 0; index < h->object_count; index++) {
-			uint64_t entry = table(segments, segment)[index];
+			struct group *group = find_group(segments, segment, index);
+			uint32_t at = index % USW_GROUP_ENTRIES;
+			uint32_t stored = stored_bytes(form_length_bytes(group->forms[at]));
 
-			if (entry_owner(entry) == 0)
+			usw_assert(offset_in(group, at) == offset);
+			offset += stored;
+			if (group->owners[at] == 0)
 				continue;
 			live_count++;
-			live_bytes += stored_bytes(entry_length_bytes(entry));
-			usw_assert(entry_offset_bytes(entry) + entry_length_bytes(entry) <=
-				   h->append_bytes);
+			live_bytes += stored;
 		}
+		usw_assert(offset == h->append_bytes);
+		chunks += (h->object_count + USW_CHUNK_ENTRIES - 1) / USW_CHUNK_ENTRIES;
 		usw_assert(live_count == h->live_count && live_bytes == h->live_bytes);
 		usw_assert((h->state == USW_SEGMENT_OPEN) == (segment == segments->open));
 		live_total += live_bytes;
 	}
 	usw_assert(used == segments->used_segments && elsewhere == segments->disk_segments);
 	usw_assert(live_total == segments->live_bytes);
+	usw_assert(chunks == count_chunks(segments));
 }

@@ -5,12 +5,14 @@
  * Segments: 1 MiB log-structured blocks of objects, the unit that lives in a tier.
  *
  * Objects are appended to the open segment. A place (segment, index) is resolved by the segment's
- * own table of 8-byte entries, so a segment can be slid together, re-encoded or moved to another
- * tier without a descriptor changing; only emptying one segment into another repoints descriptors,
- * one compare-and-swap each.
+ * own table, so a segment can be slid together, re-encoded or moved to another tier without a
+ * descriptor changing; only emptying one segment into another repoints descriptors, one
+ * compare-and-swap each.
  *
- * An entry:   owner ID 32 | offset / 8, 17 | length - 1, 12 | codec 3
- * An entry whose owner is 0 is dead: garbage until its segment is emptied.
+ * Tables are made of chunks of 128 entries, five to a page, so that a segment pays for the objects
+ * it has, few or many. An entry is 6 bytes: the ID of its owner, its length and its codec. Objects
+ * lie one after the other, so only every 16th says where it begins, and the others are found by
+ * adding up to 15 lengths. An entry whose owner is 0 is dead: garbage until its segment is emptied.
  *
  * Threads: one owner (the reclaim thread) appends, empties and frees. Any thread releases objects.
  * Fault threads read without a lock: a segment that is emptied, freed or used again under a
@@ -24,9 +26,10 @@
 #include "space.h"
 
 #define USW_SEGMENT_BYTES (1u << 20)
-/** Objects of one segment. With 4,096 the table of a full segment is 32 KiB. */
-#define USW_SEGMENT_OBJECTS 4096u
-#define USW_SEGMENT_TABLE_BYTES (USW_SEGMENT_OBJECTS * sizeof(uint64_t))
+/** Objects of one segment: it is full of bytes before, unless they are below 512 bytes on average. */
+#define USW_SEGMENT_OBJECTS 2048u
+#define USW_CHUNK_ENTRIES 128u
+#define USW_SEGMENT_CHUNKS (USW_SEGMENT_OBJECTS / USW_CHUNK_ENTRIES)
 
 enum usw_segment_state {
 	USW_SEGMENT_FREE = 0,
@@ -50,7 +53,8 @@ struct usw_segment {
 	uint32_t object_count;       /* entries used in its table; owner */
 	_Atomic uint32_t live_bytes; /* of objects that are not dead, in units as stored */
 	_Atomic uint32_t live_count;
-	uint32_t next_free; /* free segments are linked; owner */
+	uint32_t next_free;                          /* free segments are linked; owner */
+	_Atomic uint32_t chunks[USW_SEGMENT_CHUNKS]; /* of its table, 0 where there is none */
 };
 
 /**
@@ -97,7 +101,7 @@ static inline uint32_t usw_where_slot(uint64_t where)
 
 struct usw_segments {
 	struct usw_space data;    /* segment s at s << 20 */
-	struct usw_space tables;  /* its entries at s * USW_SEGMENT_TABLE_BYTES */
+	struct usw_space tables;  /* chunks of entries, numbered from 1 */
 	struct usw_space headers; /* struct usw_segment */
 	uint32_t capacity;        /* segments 1 .. capacity - 1 */
 
@@ -113,7 +117,9 @@ struct usw_segments {
 	uint64_t used_bytes;      /* appended, dead or not, whole pages, in RAM */
 	uint64_t disk_segments;   /* in any other tier */
 	uint64_t disk_live_bytes; /* of live objects there, when they were last counted */
-	uint64_t table_bytes;     /* entries appended, whole pages */
+	uint64_t table_bytes;     /* pages with a chunk in use */
+	uint8_t *chunks_used;     /* one bit a chunk, one byte a page; rebuilt by a successor */
+	uint32_t chunk_hint;      /* no page below has a free chunk */
 	uint64_t compacted_segments;
 	uint32_t clock; /* fault clock, as the owner last saw it */
 
@@ -190,8 +196,8 @@ void usw_segments_publish(struct usw_segments *segments, uint32_t segment, uint6
 /** Walk the live entries of a segment: the owner ID of entry `index`, 0 if dead. Owner only. */
 uint32_t usw_segments_owner(const struct usw_segments *segments, uint32_t segment, uint32_t index);
 
-/** Bytes of RAM held: object bytes, tables and headers. Owner only. */
-uint64_t usw_segments_held_bytes(const struct usw_segments *segments);
+/** Bytes of RAM held for tables and headers, beside the objects (`used_bytes`). Owner only. */
+uint64_t usw_segments_metadata_bytes(const struct usw_segments *segments);
 
 /** Assert what must be true of every segment. Slow; for tests. Owner only, nobody else active. */
 void usw_segments_check(const struct usw_segments *segments);

@@ -319,6 +319,7 @@ int usw_session_adopt(struct usw_session *session, struct usw_target *target, ui
 	pthread_mutex_unlock(&session->targets_lock);
 	atomic_fetch_add(&session->targets_total, 1);
 	atomic_fetch_add(&session->targets_now, 1);
+	usw_watch_kick(session); // it has no alarm for this one
 	return ret;
 }
 

@@ -13,6 +13,7 @@
 #ifndef USW_SESSION_H
 #define USW_SESSION_H
 
+#include "alarm.h"
 #include "request.h"
 #include "stats.h"
 #include "target.h"
@@ -61,6 +62,7 @@ struct usw_reclaim {
 	uint64_t accounted_ns;
 	uint64_t probed_ns;
 	uint32_t last_clock; /* fault clock when it last waited awake */
+	bool compacting;     /* the last look emptied a segment: there may be more */
 	bool pressed;        /* the last sweep did not make room: shared pages must go, too */
 	uint64_t stress_due_ns;
 	uint64_t barren_since_ns;  /* no sweep has given anything since then; 0: the last one did */
@@ -86,7 +88,9 @@ struct usw_watch {
 	bool started;
 	_Atomic uint32_t kick; /* futex */
 	_Atomic bool dozing;   /* it sleeps for long: whoever sees something move wakes it */
-	uint32_t calm_rounds;  /* looks in a row at which nothing had moved */
+	_Atomic bool asleep;   /* so do all targets; alarms tell when one runs again */
+	struct usw_alarms alarms;
+	uint32_t calm_rounds; /* looks in a row at which nothing had moved */
 	int64_t last_base;
 	uint32_t last_clock;
 	uint64_t measured_ns;

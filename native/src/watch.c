@@ -20,9 +20,12 @@
 #define USW_INTERVAL_CALM_NS 4000000u
 #define USW_INTERVAL_DOZE_NS 10000000u
 #define USW_INTERVAL_MAX_NS 100000000u
+#define USW_INTERVAL_ASLEEP_NS 250000000u
 /* Looks that found nothing new before the thread calms down, and before it dozes. */
 #define USW_CALM_ROUNDS 64u
 #define USW_DOZE_ROUNDS 512u
+/* Looks at short intervals after a program that slept has run. */
+#define USW_WAKING_ROUNDS 8u
 /* Growing memory is registered when the limit is this near at the present rate, or by pages. */
 #define USW_HORIZON_MS 25
 #define USW_MARGIN_MIN_BYTES (16 << 20)
@@ -161,13 +164,13 @@ static void ask(struct usw_registrar *registrar)
 	syscall(SYS_futex, &registrar->asked, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
 }
 
-/** Near the limit send a registrar that is not on its way yet to what has grown. */
-static void watch_growth(struct usw_session *session)
+/** Near the limit send a registrar that is not on its way yet to what has grown; true if it has. */
+static bool watch_growth(struct usw_session *session)
 {
 	bool grown = false;
 
 	if (usw_session_room(session) > usw_watch_margin(session))
-		return;
+		return false;
 	for (struct usw_target *target = usw_session_walk(session, NULL); target;
 	     target = usw_session_walk(session, target))
 		grown |= has_grown(target);
@@ -177,8 +180,9 @@ static void watch_growth(struct usw_session *session)
 		if (!registrar->started || atomic_load(&registrar->asked))
 			continue;
 		ask(registrar);
-		return;
+		break;
 	}
+	return grown;
 }
 
 // --- The thread ---------------------------------------------------------------------------------
@@ -211,16 +215,36 @@ static void note_calm(struct usw_session *session)
 	watch->last_clock = clock;
 }
 
-static void sleep_for_interval(struct usw_session *session)
+/** Nothing moves, nothing is left to be registered, and nobody runs who could change that. */
+static bool may_sleep(struct usw_session *session, bool grown)
+{
+	struct usw_watch *watch = &session->watch;
+
+	return !grown && watch->calm_rounds > USW_CALM_ROUNDS &&
+	       !session->config.stress_pages_per_second &&
+	       usw_alarms_set(&watch->alarms, session, &watch->kick);
+}
+
+static void sleep_for_interval(struct usw_session *session, bool grown)
 {
 	struct usw_watch *watch = &session->watch;
 	uint32_t seen = atomic_load(&watch->kick);
-	struct timespec timeout = {.tv_nsec = (long)interval_ns(session)};
 
 	atomic_store(&watch->dozing, watch->calm_rounds > USW_CALM_ROUNDS);
+	bool asleep = may_sleep(session, grown);
+	atomic_store(&watch->asleep, asleep);
+	struct timespec timeout = {.tv_nsec = asleep ? (long)USW_INTERVAL_ASLEEP_NS
+						     : (long)interval_ns(session)};
 	if (!atomic_load(&session->stopping))
 		syscall(SYS_futex, &watch->kick, FUTEX_WAIT_PRIVATE, seen, &timeout, NULL, 0);
 	atomic_store(&watch->dozing, false);
+	if (!asleep || atomic_load(&watch->kick) == seen)
+		return;
+	// Look often for a moment. The others are to follow: an end may be what woke us.
+	atomic_store(&watch->asleep, false);
+	watch->alarms.asleep = false;
+	watch->calm_rounds = USW_CALM_ROUNDS - USW_WAKING_ROUNDS;
+	usw_reclaim_kick(session);
 }
 
 static void *watch_main(void *argument)
@@ -231,12 +255,13 @@ static void *watch_main(void *argument)
 	while (!atomic_load_explicit(&session->stopping, memory_order_relaxed)) {
 		measure(session);
 		note_calm(session);
-		watch_growth(session);
+		bool grown = watch_growth(session);
 		if (usw_session_room(session) < usw_watch_margin(session) &&
 		    session->watch.calm_rounds == 0)
 			usw_reclaim_kick(session);
-		sleep_for_interval(session);
+		sleep_for_interval(session, grown);
 	}
+	usw_alarms_deinit(&session->watch.alarms);
 	return NULL;
 }
 
@@ -254,7 +279,9 @@ int usw_watch_start(struct usw_session *session)
 		registrar->started = true;
 		pthread_setname_np(registrar->thread, "uffdswap-regist");
 	}
-	int ret = -pthread_create(&watch->thread, NULL, watch_main, session);
+	int ret = usw_alarms_init();
+	if (!ret)
+		ret = -pthread_create(&watch->thread, NULL, watch_main, session);
 	if (ret)
 		return ret;
 	watch->started = true;

@@ -67,8 +67,8 @@ static void check_held(const struct usw_segments *segments)
 	usw_segments_check(segments);
 	CHECK_EQ(segments->used_bytes, usw_space_held_bytes(&segments->data));
 	CHECK_EQ(segments->table_bytes, usw_space_held_bytes(&segments->tables));
-	CHECK_EQ(usw_segments_held_bytes(segments),
-		 usw_space_held_bytes(&segments->data) + usw_space_held_bytes(&segments->tables) +
+	CHECK_EQ(usw_segments_metadata_bytes(segments),
+		 usw_space_held_bytes(&segments->tables) +
 			 usw_space_held_bytes(&segments->headers));
 }
 
@@ -125,7 +125,8 @@ static void test_segments_are_filled_up(void)
 	}
 	place = append(&segments, 5000, 9, USW_CODEC_LZ4);
 	CHECK_EQ(usw_place_group(place), 3);
-	check_found(&segments, usw_place(2, USW_SEGMENT_OBJECTS - 1), 5095, 9, USW_CODEC_LZ4);
+	check_found(&segments, usw_place(2, USW_SEGMENT_OBJECTS - 1),
+		    1000 + USW_SEGMENT_OBJECTS - 1, 9, USW_CODEC_LZ4);
 	check_held(&segments);
 	usw_segments_destroy(&segments);
 }
@@ -176,12 +177,14 @@ static void test_nonsense_is_not_found(void)
 	CHECK(!usw_segments_find(&segments, 1, 0xffff, &object));
 	CHECK(!usw_segments_find(&segments, SMALL_CAPACITY - 1, 0, &object));
 	// An entry that says more than a segment holds, as a reader in a race might see it.
-	_Atomic uint64_t *entry =
-		(_Atomic uint64_t *)(segments.tables.base + USW_SEGMENT_TABLE_BYTES);
-	uint64_t right = *entry;
-	*entry = UINT64_MAX;
+	_Atomic uint32_t *offset_bytes = (_Atomic uint32_t *)segments.tables.base;
+	CHECK_EQ(*offset_bytes, 0);
+	*offset_bytes = USW_SEGMENT_BYTES - 99;
 	CHECK(!usw_segments_find(&segments, 1, 0, &object));
-	*entry = right;
+	*offset_bytes = UINT32_MAX;
+	CHECK(!usw_segments_find(&segments, 1, 0, &object));
+	*offset_bytes = 0;
+	CHECK(usw_segments_find(&segments, 1, 0, &object));
 	release(&segments, place);
 	CHECK(!usw_segments_find(&segments, 1, 0, &object));
 	CHECK_EQ(usw_segments_owner(&segments, 1, 0), 0);
@@ -262,6 +265,38 @@ static void test_a_segment_full_of_small_objects_is_not_garbage(void)
 	for (uint32_t i = USW_SEGMENT_OBJECTS / 4; i < USW_SEGMENT_OBJECTS / 4 + 2; i++)
 		release(&segments, places[i]);
 	CHECK_EQ(usw_segments_emptiest(&segments), 1);
+	usw_segments_destroy(&segments);
+}
+
+/** Tables of several segments share pages, and what one leaves behind is used by the next. */
+static void test_tables_share_pages(void)
+{
+	enum { SEGMENTS = 10, OBJECTS = 256 }; // two chunks each, five to a page
+	struct usw_segments segments = create(SEGMENTS + 4);
+	static uint64_t places[(SEGMENTS + 1) * OBJECTS];
+
+	fill_segments(&segments, USW_PAGE_BYTES, SEGMENTS * OBJECTS, places);
+	CHECK_EQ(segments.table_bytes, SEGMENTS * 2 / 5 * USW_PAGE_BYTES);
+	// Every other one goes. No page of tables is empty, so none is given back.
+	for (uint32_t i = 0; i < SEGMENTS * OBJECTS; i++)
+		if (i / OBJECTS % 2 == 0)
+			release(&segments, places[i]);
+	usw_segments_reap(&segments);
+	check_held(&segments);
+	CHECK_EQ(segments.table_bytes, SEGMENTS * 2 / 5 * USW_PAGE_BYTES);
+	for (uint32_t i = 0; i < SEGMENTS * OBJECTS; i++)
+		if (i / OBJECTS % 2 == 0)
+			places[i] = append(&segments, i + 1, USW_PAGE_BYTES, USW_CODEC_LZ4);
+	CHECK_EQ(segments.table_bytes, SEGMENTS * 2 / 5 * USW_PAGE_BYTES);
+	for (uint32_t i = 0; i < SEGMENTS * OBJECTS; i++)
+		check_found(&segments, places[i], i + 1, USW_PAGE_BYTES, USW_CODEC_LZ4);
+	check_held(&segments);
+
+	for (uint32_t i = 0; i < SEGMENTS * OBJECTS; i++)
+		release(&segments, places[i]);
+	usw_segments_reap(&segments);
+	CHECK_THAT(segments.table_bytes, <=, USW_PAGE_BYTES); // of the open one
+	check_held(&segments);
 	usw_segments_destroy(&segments);
 }
 
@@ -415,6 +450,7 @@ int main(void)
 	test_nonsense_is_not_found();
 	test_contradictions_abort();
 	test_the_emptiest_is_found();
+	test_tables_share_pages();
 	test_reap_takes_closed_and_empty_ones_only();
 	test_a_segment_full_of_small_objects_is_not_garbage();
 	test_what_goes_down_first();

@@ -31,7 +31,7 @@ def require_below(outcome: Outcome, most_bytes: int, bound_bytes: int) -> None:
     assert most_bytes <= bound_bytes, f"{excess_mib:.1f} MiB too much\n{outcome.describe()}"
 
 
-@pytest.mark.parametrize("way", ["mmap", "brk", "arenas", "all", "zeros"])
+@pytest.mark.parametrize("way", ["mmap", "brk", "arenas", "all", "zeros", "asleep"])
 def test_growth_waits_at_the_limit(way: str, programs: Programs, uffdswap_run: RunFunction) -> None:
     crowd = way in ("arenas", "all")
     outcome = uffdswap_run(

@@ -4,13 +4,14 @@
  * @file
  * Touch fresh memory as fast as the machine can, then check every page of it.
  *
- *     limit_growth mmap|brk|arenas|all|zeros BYTES
+ *     limit_growth mmap|brk|arenas|all|zeros|asleep BYTES
  *
  * One word a page is written while growing: anything more would give the pager time. The word
  * follows from the page's number, and at the end all of the page is looked at. "arenas" is 64
  * threads with a malloc arena each, "all" is the three at once. "zeros" is memory all of which was
  * read before it is written: zero pages are mapped, which count as nothing and need no fault of a
- * missing page to become real ones. Who runs this samples its resident
+ * missing page to become real ones. "asleep" is mmap after two seconds of sleep, in which nothing was
+ * seen to happen, with a sixth of the bytes there before. Who runs this samples its resident
  * memory from outside and compares the maximum with the limit.
  */
 
@@ -74,6 +75,24 @@ static void *grow_by_mmap(void *argument)
 	for (size_t i = 0; i < count; i++)
 		verify_touched(mappings[i], MMAP_STEP_PAGES, seed + (growth->id << 40) + (i << 20),
 			       "mmap");
+	return NULL;
+}
+
+/* ------------------------------------------------------------------ asleep */
+
+static void *grow_after_sleep(void *argument)
+{
+	struct growth *growth = argument;
+	struct timespec pause = {.tv_sec = 2};
+	size_t pages = growth->bytes / PAGE_BYTES / 6;
+	uint64_t *start = map_pages(pages);
+
+	touch(start, pages, seed + (growth->id << 20));
+	while (nanosleep(&pause, &pause))
+		CHECK(errno == EINTR, "nanosleep: %s", strerror(errno));
+	growth->bytes -= pages * PAGE_BYTES;
+	grow_by_mmap(growth);
+	verify_touched(start, pages, seed + (growth->id << 20), "before the sleep");
 	return NULL;
 }
 
@@ -207,11 +226,13 @@ int main(int argc, char **argv)
 	bool by_brk = all || !strcmp(mode, "brk");
 	bool by_malloc = all || !strcmp(mode, "arenas");
 	bool by_zeros = !strcmp(mode, "zeros");
-	size_t kinds = (size_t)by_mmap + by_brk + by_malloc + by_zeros;
-	size_t threads = (by_mmap + by_zeros) * MMAP_THREADS + by_brk + (size_t)by_malloc * ARENAS;
+	bool asleep = !strcmp(mode, "asleep");
+	size_t kinds = (size_t)by_mmap + by_brk + by_malloc + by_zeros + asleep;
+	size_t threads =
+		(by_mmap + by_zeros + asleep) * MMAP_THREADS + by_brk + (size_t)by_malloc * ARENAS;
 	size_t bytes;
 
-	CHECK(argc == 3 && kinds, "usage: %s mmap|brk|arenas|all|zeros BYTES", argv[0]);
+	CHECK(argc == 3 && kinds, "usage: %s mmap|brk|arenas|all|zeros|asleep BYTES", argv[0]);
 	bytes = parse_bytes(argv[2]) / kinds;
 	mallopt(M_ARENA_MAX, ARENAS + 1);
 	CHECK_THREAD(pthread_barrier_init(&start_line, NULL, (unsigned int)threads));
@@ -220,6 +241,8 @@ int main(int argc, char **argv)
 		plan(grow_by_mmap, MMAP_THREADS, bytes);
 	if (by_zeros)
 		plan(grow_by_writing_zeros, MMAP_THREADS, bytes);
+	if (asleep)
+		plan(grow_after_sleep, MMAP_THREADS, bytes);
 	if (by_malloc)
 		plan(grow_by_malloc, ARENAS, bytes);
 	if (by_brk)
