@@ -15,7 +15,7 @@
 #include "vswap.h"
 
 /**
- * Empty one segment if there is one worth it (a quarter garbage or more). Returns 1 if it did, 0
+ * Empty one segment if there is one worth it (usw_segments.worth_share). Returns 1 if it did, 0
  * if nothing is worth it, -ENOSPC if there is no room to move to. At most one megabyte of copying.
  */
 int usw_compact_one(struct usw_vswap *vswap);

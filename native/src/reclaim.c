@@ -43,6 +43,11 @@
 #define USW_PROBE_NS 50000000u
 #define USW_STUCK_NS 300000000u
 #define USW_BARREN_NS 30000000u
+/* Garbage is let be up to this share of what is stored: a fifth, or a sixteenth where RAM is tight. */
+#define USW_GARBAGE_SHARE 5u
+#define USW_GARBAGE_SHARE_TIGHT 16u
+/* How long it is collected in one go where RAM is tight. */
+#define USW_COMPACT_NS 5000000u
 /* A page of the highest heat is passed over this often before it goes. */
 #define USW_SWEEPS_MAX (USW_HEAT_MAX + 2u)
 #define USW_OVERDRAFT_BYTES (8u << 20)
@@ -343,15 +348,32 @@ static bool compact_if_worth(struct usw_session *session, uint64_t garbage_share
 	       usw_compact_one(&session->vswap) > 0;
 }
 
+/**
+ * Keep garbage low. Where RAM is tight each byte of it costs the program several of memory that it
+ * has: the page that must leave for it is stored, too. A budget that garbage has eaten up leaves
+ * nothing resident, and everything that is touched makes more of it; so there it is kept lower than
+ * it would pay otherwise, and it is collected as fast as it comes.
+ */
+static void compact(struct usw_session *session, bool tight)
+{
+	uint64_t end_ns = usw_now_ns() + USW_COMPACT_NS;
+	uint32_t share = tight ? USW_GARBAGE_SHARE_TIGHT : USW_GARBAGE_SHARE;
+
+	session->segments.worth_share = tight ? USW_GARBAGE_SHARE_TIGHT : USW_WORTH_SHARE;
+	do
+		session->reclaim.compacting = compact_if_worth(session, share);
+	while (tight && session->reclaim.compacting && usw_now_ns() < end_ns);
+}
+
 static void housekeep(struct usw_session *session)
 {
-	bool tight = atomic_load(&session->memory_limit_bytes) != UINT64_MAX;
+	bool tight = atomic_load(&session->memory_limit_bytes) != UINT64_MAX &&
+		     !atomic_load(&session->keep_copies);
 
 	usw_vswap_collect(&session->vswap);
-	session->reclaim.compacting = compact_if_worth(session, 5);
+	compact(session, tight);
 	usw_demote_step(session, false);
-	if (tight && !atomic_load(&session->keep_copies) &&
-	    usw_session_room(session) <= reserve_pages(session)) {
+	if (tight && usw_session_room(session) <= reserve_pages(session)) {
 		drain_all(session, USW_BATCH_PAGES);
 		trim_all(session);
 	}

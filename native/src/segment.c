@@ -99,7 +99,8 @@ int usw_segments_create(struct usw_segments *segments, uint32_t capacity)
 	uint64_t table_pages = ((uint64_t)capacity * USW_SEGMENT_CHUNKS + USW_CHUNKS_PER_PAGE - 1) /
 			       USW_CHUNKS_PER_PAGE;
 
-	*segments = (struct usw_segments){.capacity = capacity, .high_water = 1};
+	*segments = (struct usw_segments){
+		.capacity = capacity, .high_water = 1, .worth_share = USW_WORTH_SHARE};
 	segments->chunks_used = calloc(table_pages, 1);
 	int ret = segments->chunks_used ? 0 : -ENOMEM;
 	if (!ret)
@@ -374,7 +375,7 @@ uint32_t usw_segments_emptiest(const struct usw_segments *segments)
 		struct usw_segment *h = header(segments, segment);
 		uint32_t live = atomic_load_explicit(&h->live_bytes, memory_order_relaxed);
 
-		if (is_settled(h, USW_TIER_RAM) && usw_segment_has_garbage(h) &&
+		if (is_settled(h, USW_TIER_RAM) && usw_segment_is_worth(h, segments->worth_share) &&
 		    live < best_live_bytes) {
 			best = segment;
 			best_live_bytes = live;

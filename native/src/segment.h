@@ -57,14 +57,23 @@ struct usw_segment {
 	_Atomic uint32_t chunks[USW_SEGMENT_CHUNKS]; /* of its table, 0 where there is none */
 };
 
+/** What emptying a segment has to bring, if RAM is not so tight that less must do: a quarter. */
+#define USW_WORTH_SHARE 4u
+
 /**
- * True if at least a quarter of it is garbage, so that emptying it pays. Of what was appended: small
- * objects end a segment long before it is full.
+ * True if one part in `share` or more of it is garbage. Of what was appended: small objects end a
+ * segment long before it is full.
  */
-static inline bool usw_segment_has_garbage(const struct usw_segment *segment)
+static inline bool usw_segment_is_worth(const struct usw_segment *segment, uint32_t share)
 {
 	return atomic_load_explicit(&segment->live_bytes, memory_order_relaxed) <
-	       segment->append_bytes - segment->append_bytes / 4;
+	       segment->append_bytes - segment->append_bytes / share;
+}
+
+/** True if so much of it is garbage that emptying it pays. */
+static inline bool usw_segment_has_garbage(const struct usw_segment *segment)
+{
+	return usw_segment_is_worth(segment, USW_WORTH_SHARE);
 }
 
 /** True if keeping it compressed saves less than an eighth of what its pages would take. */
@@ -121,7 +130,8 @@ struct usw_segments {
 	uint8_t *chunks_used;     /* one bit a chunk, one byte a page; rebuilt by a successor */
 	uint32_t chunk_hint;      /* no page below has a free chunk */
 	uint64_t compacted_segments;
-	uint32_t clock; /* fault clock, as the owner last saw it */
+	uint32_t worth_share; /* emptying one pays from this share of garbage on: 4 is a quarter */
+	uint32_t clock;       /* fault clock, as the owner last saw it */
 
 	/** Told by the owner that nothing lives in a slot any more; NULL without disk tiers. */
 	void (*slot_is_free)(void *context, uint64_t where, const struct usw_segment *segment);
@@ -162,7 +172,7 @@ uint64_t usw_segments_garbage_bytes(const struct usw_segments *segments);
 void usw_segments_reap(struct usw_segments *segments);
 
 /**
- * The closed segment with the fewest live bytes, if at least a quarter of it is garbage; else 0.
+ * The closed segment with the fewest live bytes, if emptying it pays (see worth_share); else 0.
  * Owner only.
  */
 uint32_t usw_segments_emptiest(const struct usw_segments *segments);
