@@ -282,6 +282,7 @@ def test_program_waits_and_a_larger_budget_rescues_it(start: Any, folders: list[
     wait_for_full(one)
     one.command("set", one.pid, "--memory", "200M")
     one.wait_filled()
+    wait_until(lambda: not one.status()["waits_for_room"], "the wait is over")
     one.check()
     assert "there is room again" in one.finish().stderr
 
