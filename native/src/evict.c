@@ -26,6 +26,7 @@ struct usw_batch {
 	uint32_t wanted;
 	uint32_t run_count;
 	uint32_t page_count;
+	uint64_t mapping_start; /* of the mapping that is looked at: MOVE takes from one at a time */
 	struct usw_run runs[USW_BATCH_RUNS_MAX];
 	uint64_t address[USW_BATCH_PAGES_MAX];
 	usw_page_word *word[USW_BATCH_PAGES_MAX];
@@ -37,13 +38,17 @@ static bool batch_is_full(const struct usw_batch *batch)
 	return batch->page_count >= batch->wanted || batch->run_count == USW_BATCH_RUNS_MAX;
 }
 
-/** Add a page; it goes on the last run if it follows it. Caller has checked that it fits. */
+/**
+ * Add a page; it goes on the last run if it follows it in the same mapping: the kernel refuses a run
+ * that crosses the border of two as a whole. Caller has checked that it fits.
+ */
 static void batch_add(struct usw_batch *batch, uint64_t address)
 {
 	struct usw_run *last = batch->run_count ? &batch->runs[batch->run_count - 1] : NULL;
 
 	usw_assert(batch->page_count < USW_BATCH_PAGES_MAX);
-	if (last && last->address + (uint64_t)last->page_count * USW_PAGE_BYTES == address)
+	if (last && address != batch->mapping_start &&
+	    last->address + (uint64_t)last->page_count * USW_PAGE_BYTES == address)
 		last->page_count++;
 	else
 		batch->runs[batch->run_count++] =
@@ -312,6 +317,7 @@ static void pick(struct usw_target *target, struct usw_batch *batch, bool *ret_w
 			target->cursor = range.end;
 			continue;
 		}
+		batch->mapping_start = range.start;
 		if (!pick_from(target, batch, regions, count, &target->cursor))
 			return;
 		target->cursor = walk_end > start ? walk_end : end;

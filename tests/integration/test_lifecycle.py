@@ -20,6 +20,7 @@ CHECKS = {
         "dontneed",
         "dontneed_present",
         "free",
+        "patchwork",
         "brk",
         "mremap_grow",
         "mremap_shrink",

@@ -130,6 +130,18 @@ static void check_free(void)
 	verify(start, half, seed + 1, 0, "rewritten after MADV_FREE");
 }
 
+/* Many small mappings side by side, as a heap becomes that grows beside what is registered. */
+static void check_patchwork(void)
+{
+	char *start = map_pages(PAGES);
+
+	for (size_t page = 0; page < PAGES; page += 32)
+		CHECK_CALL(madvise(page_at(start, page), 16 * PAGE_BYTES, MADV_DONTDUMP));
+	fill(start, PAGES, seed, 0);
+	evict(start, PAGES);
+	verify(start, PAGES, seed, 0, "a patchwork of mappings");
+}
+
 static void check_brk(void)
 {
 	size_t half = PAGES / 2;
@@ -520,6 +532,7 @@ static const struct check checks[] = {
 	{"dontneed", check_dontneed},
 	{"dontneed_present", check_dontneed_present},
 	{"free", check_free},
+	{"patchwork", check_patchwork},
 	{"brk", check_brk},
 	{"mremap_grow", check_mremap_grow},
 	{"mremap_shrink", check_mremap_shrink},
