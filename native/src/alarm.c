@@ -103,10 +103,10 @@ static bool set_all(struct usw_alarms *alarms, struct usw_session *session, _Ato
 	alarms->pass++;
 	for (struct usw_target *target = usw_session_walk(session, NULL); target;
 	     target = usw_session_walk(session, target))
-		if (atomic_load(&target->state) == USW_TARGET_LIVE)
-			all = all && atomic_load(&target->has_hands) &&
-			      set_alarm(alarms, target, futex, ran_ns);
-	for (uint32_t i = 0; all && i < USW_ALARMS_MAX; i++) {
+		if (atomic_load(&target->state) == USW_TARGET_LIVE &&
+		    (!atomic_load(&target->has_hands) || !set_alarm(alarms, target, futex, ran_ns)))
+			all = false;
+	for (uint32_t i = 0; i < USW_ALARMS_MAX; i++) {
 		struct usw_alarm *alarm = &alarms->at[i];
 
 		if (!alarm->target_id || alarm->pass == alarms->pass)

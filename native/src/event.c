@@ -30,6 +30,7 @@ static void apply_remove(struct usw_target *target, uint64_t start, uint64_t end
 static void apply_unmap(struct usw_target *target, uint64_t start, uint64_t end)
 {
 	forget_and_prune(target, start, end);
+	usw_leaving_returned(&target->leaving, start, end); // it is gone
 	if (!usw_ranges_remove(&target->registered, start, end))
 		usw_target_kill(target, "out of memory while following an unmap");
 }
@@ -82,6 +83,9 @@ static void apply_remap(struct usw_target *target, uint64_t from, uint64_t to,
 			uint64_t length_bytes)
 {
 	forget_and_prune(target, to, to + length_bytes);
+	// A madvise(2) that has not got there yet finds other memory, or none.
+	usw_leaving_returned(&target->leaving, from, from + length_bytes);
+	usw_leaving_returned(&target->leaving, to, to + length_bytes);
 	if (!move_words(target, from, to, length_bytes) ||
 	    !move_registered(target, from, to, length_bytes))
 		usw_target_kill(target, "out of memory while following a remap");

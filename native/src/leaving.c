@@ -32,8 +32,8 @@ static bool add_present(struct usw_ranges *ranges, int pagemap_fd, uint64_t star
 
 	while (start < end) {
 		uint64_t walk_end = end;
-		int count = usw_maps_present(pagemap_fd, start, end, regions, USW_SCAN_REGIONS,
-					     &walk_end);
+		int count = usw_maps_there(pagemap_fd, start, end, regions, USW_SCAN_REGIONS,
+					   &walk_end);
 
 		if (count < 0 || walk_end <= start)
 			return usw_ranges_add(ranges, start, end);

@@ -27,7 +27,7 @@
 
 /** Far longer than a runnable thread is kept from going on, or waits for the lock of its mappings. */
 #define USW_LEAVING_NS 500000000u
-#define USW_LEAVING_LOOKS 100u
+#define USW_LEAVING_LOOKS 20u
 
 struct usw_leaving {
 	pthread_mutex_t lock;
@@ -48,7 +48,7 @@ void usw_leaving_deinit(struct usw_leaving *leaving);
  */
 bool usw_leaving_note(struct usw_leaving *leaving, int pagemap_fd, uint64_t start, uint64_t end);
 
-/** [start, end) was absent, and we have filled it. */
+/** [start, end) was absent, and we have filled it; or it is mapped no more. */
 void usw_leaving_returned(struct usw_leaving *leaving, uint64_t start, uint64_t end);
 
 /** Look which pages are gone by now, if that is due. */

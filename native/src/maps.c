@@ -376,6 +376,24 @@ int usw_maps_present(int pagemap_fd, uint64_t start, uint64_t end, struct page_r
 	return scan_pages(pagemap_fd, &scan, ret_walk_end);
 }
 
+int usw_maps_there(int pagemap_fd, uint64_t start, uint64_t end, struct page_region *regions,
+		   uint32_t capacity, uint64_t *ret_walk_end)
+{
+	struct pm_scan_arg scan = {
+		.size = sizeof(scan),
+		.start = start,
+		.end = end,
+		.vec = (uintptr_t)regions,
+		.vec_len = capacity,
+		.category_inverted = PAGE_IS_PFNZERO,
+		.category_mask = PAGE_IS_PFNZERO,
+		.category_anyof_mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+		.return_mask = PAGE_IS_PRESENT,
+	};
+
+	return scan_pages(pagemap_fd, &scan, ret_walk_end);
+}
+
 int usw_maps_zeros(int pagemap_fd, uint64_t start, uint64_t end, struct page_region *regions,
 		   uint32_t capacity, uint64_t *ret_walk_end)
 {

@@ -78,6 +78,13 @@ int usw_maps_present(int pagemap_fd, uint64_t start, uint64_t end, struct page_r
 		     uint32_t capacity, uint64_t *ret_walk_end);
 
 /**
+ * Pages in [start, end) that hold something, be it elsewhere for a moment: in the kernel's own swap, or
+ * on the move. Same arguments and result.
+ */
+int usw_maps_there(int pagemap_fd, uint64_t start, uint64_t end, struct page_region *regions,
+		   uint32_t capacity, uint64_t *ret_walk_end);
+
+/**
  * Mapped zero pages in [start, end): memory that was read and never written. Same arguments and result.
  */
 int usw_maps_zeros(int pagemap_fd, uint64_t start, uint64_t end, struct page_region *regions,

@@ -56,9 +56,10 @@ void usw_reclaim_kick(struct usw_session *session)
 {
 	struct usw_reclaim *reclaim = &session->reclaim;
 
+	// Raised also while it works: it compares with what it was before it looked for work.
+	atomic_fetch_add(&reclaim->kick, 1);
 	if (!atomic_load(&reclaim->sleeping))
 		return;
-	atomic_fetch_add(&reclaim->kick, 1);
 	syscall(SYS_futex, &reclaim->kick, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
 }
 
@@ -365,12 +366,30 @@ static void compact(struct usw_session *session, bool tight)
 	while (tight && session->reclaim.compacting && usw_now_ns() < end_ns);
 }
 
+/** Look after pages that programs are giving back. True while one may be about to go. */
+static bool settle_leaving(struct usw_session *session)
+{
+	bool any = false;
+
+	for (struct usw_target *target = session->targets; target; target = target->next) {
+		if (!atomic_load(&target->leaving.any) ||
+		    atomic_load(&target->state) != USW_TARGET_LIVE)
+			continue;
+		pthread_mutex_lock(&target->map_lock);
+		usw_leaving_settle(&target->leaving, target->pagemap_fd, usw_now_ns());
+		pthread_mutex_unlock(&target->map_lock);
+		any |= atomic_load(&target->leaving.any);
+	}
+	return any;
+}
+
 static void housekeep(struct usw_session *session)
 {
 	bool tight = atomic_load(&session->memory_limit_bytes) != UINT64_MAX &&
 		     !atomic_load(&session->keep_copies);
 
 	usw_vswap_collect(&session->vswap);
+	session->reclaim.some_leave = settle_leaving(session);
 	compact(session, tight);
 	usw_demote_step(session, false);
 	if (tight && usw_session_room(session) <= reserve_pages(session)) {
@@ -537,6 +556,13 @@ static void nothing_to_give(struct usw_session *session, bool gave)
 {
 	struct usw_reclaim *reclaim = &session->reclaim;
 	bool barren = !gave && usw_session_room(session) <= 0;
+
+	// Pages that may be on their way out by themselves cannot be taken for a moment, and then they
+	// are gone or can be: no reason to give anything up.
+	if (!gave && reclaim->some_leave) {
+		reclaim->barren_since_ns = reclaim->stuck_since_ns = reclaim->cramped_since_ns = 0;
+		return;
+	}
 	bool over = is_over_budget(session, gave);
 
 	// A sweep may give nothing for a moment: an event is being applied, a child's hands is not
@@ -643,13 +669,13 @@ static uint64_t interval_ns(const struct usw_session *session)
 	return USW_INTERVAL_NS;
 }
 
-static void sleep_until_needed(struct usw_session *session)
+/** `seen` is the kick as it was before the thread looked for work: a later one ends the sleep. */
+static void sleep_until_needed(struct usw_session *session, uint32_t seen)
 {
 	struct usw_reclaim *reclaim = &session->reclaim;
 
 	if (spin_while_busy(session))
 		return;
-	uint32_t seen = atomic_load(&reclaim->kick);
 	struct timespec timeout = {.tv_nsec = (long)interval_ns(session)};
 
 	atomic_store(&reclaim->sleeping, 1);
@@ -670,6 +696,8 @@ void *usw_reclaim_main(void *argument)
 	reclaim->random = session->hash_seed | 1;
 	reclaim->stress_due_ns = usw_now_ns();
 	while (!atomic_load_explicit(&session->stopping, memory_order_relaxed)) {
+		uint32_t seen = atomic_load(&reclaim->kick);
+
 		free_retired(session);
 		account_if_due(session);
 		probe_ends(session);
@@ -679,7 +707,7 @@ void *usw_reclaim_main(void *argument)
 			stress(session);
 		housekeep(session);
 		if (!usw_control_evict(session))
-			sleep_until_needed(session);
+			sleep_until_needed(session, seen);
 	}
 	return NULL;
 }

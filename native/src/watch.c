@@ -20,7 +20,9 @@
 #define USW_INTERVAL_CALM_NS 4000000u
 #define USW_INTERVAL_DOZE_NS 10000000u
 #define USW_INTERVAL_MAX_NS 100000000u
-#define USW_INTERVAL_ASLEEP_NS 250000000u
+/* While all sleep: what cannot ring an alarm is found by this, so it depends on the room, too. */
+#define USW_INTERVAL_ASLEEP_MIN_NS 50000000u
+#define USW_INTERVAL_ASLEEP_MAX_NS 250000000u
 /* Looks that found nothing new before the thread calms down, and before it dozes. */
 #define USW_CALM_ROUNDS 64u
 #define USW_DOZE_ROUNDS 512u
@@ -187,19 +189,30 @@ static bool watch_growth(struct usw_session *session)
 
 // --- The thread ---------------------------------------------------------------------------------
 
+/** How long the room lasts if it is used up as fast as two cores can; 0: there is none. */
+static uint64_t room_lasts_ns(struct usw_session *session)
+{
+	int64_t room = usw_session_room(session);
+
+	return room <= 0 ? 0
+			 : usw_min((uint64_t)room, 1u << 30) * USW_PAGE_BYTES /
+				   USW_GROWTH_BYTES_PER_MS * 1000000u;
+}
+
+static uint64_t asleep_ns(struct usw_session *session)
+{
+	return usw_min(usw_max(room_lasts_ns(session), USW_INTERVAL_ASLEEP_MIN_NS),
+		       USW_INTERVAL_ASLEEP_MAX_NS);
+}
+
 static uint64_t interval_ns(struct usw_session *session)
 {
 	uint32_t rounds = session->watch.calm_rounds;
-	int64_t room = usw_session_room(session);
 	uint64_t least = rounds > USW_DOZE_ROUNDS   ? USW_INTERVAL_DOZE_NS
 			 : rounds > USW_CALM_ROUNDS ? USW_INTERVAL_CALM_NS
 						    : USW_INTERVAL_MIN_NS;
 
-	if (room <= 0)
-		return least;
-	uint64_t by_room = usw_min((uint64_t)room, 1u << 30) * USW_PAGE_BYTES /
-			   USW_GROWTH_BYTES_PER_MS * 1000000u;
-	return usw_min(usw_max(by_room, least), USW_INTERVAL_MAX_NS);
+	return usw_min(usw_max(room_lasts_ns(session), least), USW_INTERVAL_MAX_NS);
 }
 
 /** Count how long nothing has moved: neither residency nor faults. */
@@ -233,8 +246,8 @@ static void sleep_for_interval(struct usw_session *session, bool grown)
 	atomic_store(&watch->dozing, watch->calm_rounds > USW_CALM_ROUNDS);
 	bool asleep = may_sleep(session, grown);
 	atomic_store(&watch->asleep, asleep);
-	struct timespec timeout = {.tv_nsec = asleep ? (long)USW_INTERVAL_ASLEEP_NS
-						     : (long)interval_ns(session)};
+	struct timespec timeout = {
+		.tv_nsec = (long)(asleep ? asleep_ns(session) : interval_ns(session))};
 	if (!atomic_load(&session->stopping))
 		syscall(SYS_futex, &watch->kick, FUTEX_WAIT_PRIVATE, seen, &timeout, NULL, 0);
 	atomic_store(&watch->dozing, false);
