@@ -59,8 +59,10 @@ def test_races_are_never_lost(programs: Programs, uffdswap_run: RunFunction) -> 
     for chance in Rounds():
         name, *mode = chance.choice(RACES)
         seed = str(chance.randrange(1 << 30))
-        outcome = uffdswap_run([programs(name), *mode, ROUND_SECONDS, seed], **limits(chance))
-        outcome.require_ok(paged=True)
+        chosen = limits(chance)
+        outcome = uffdswap_run([programs(name), *mode, ROUND_SECONDS, seed], **chosen)
+        # A limit alone may be above what the smallest of them need: then nothing leaves.
+        outcome.require_ok(paged=chosen["stress"] is not None)
 
 
 def test_lives_are_never_disturbed(programs: Programs, uffdswap_run: RunFunction) -> None:
