@@ -348,66 +348,57 @@ void usw_maps_free(struct usw_maps *maps)
 	usw_ranges_free(&maps->stretches);
 }
 
-/** Run a scan that stores its walk_end: number of regions or -errno. */
-static int scan_pages(int pagemap_fd, struct pm_scan_arg *scan, uint64_t *ret_walk_end)
+/** Find pages by the categories that `scan` names: number of regions or -errno. */
+static int scan_pages(int pagemap_fd, struct pm_scan_arg scan, uint64_t start, uint64_t end,
+		      struct page_region *regions, uint32_t capacity, uint64_t *ret_walk_end)
 {
-	int count = ioctl(pagemap_fd, PAGEMAP_SCAN, scan);
+	scan.size = sizeof(scan);
+	scan.start = start;
+	scan.end = end;
+	scan.vec = (uintptr_t)regions;
+	scan.vec_len = capacity;
 
+	int count = ioctl(pagemap_fd, PAGEMAP_SCAN, &scan);
 	if (count < 0)
 		return -errno;
-	*ret_walk_end = scan->walk_end;
+	*ret_walk_end = scan.walk_end;
 	return count;
 }
 
 int usw_maps_present(int pagemap_fd, uint64_t start, uint64_t end, struct page_region *regions,
 		     uint32_t capacity, uint64_t *ret_walk_end)
 {
-	struct pm_scan_arg scan = {
-		.size = sizeof(scan),
-		.start = start,
-		.end = end,
-		.vec = (uintptr_t)regions,
-		.vec_len = capacity,
+	const struct pm_scan_arg present = {
 		.category_inverted = PAGE_IS_PFNZERO | PAGE_IS_FILE,
 		.category_mask = PAGE_IS_PRESENT | PAGE_IS_PFNZERO | PAGE_IS_FILE,
 		.return_mask = PAGE_IS_HUGE,
 	};
 
-	return scan_pages(pagemap_fd, &scan, ret_walk_end);
+	return scan_pages(pagemap_fd, present, start, end, regions, capacity, ret_walk_end);
 }
 
 int usw_maps_there(int pagemap_fd, uint64_t start, uint64_t end, struct page_region *regions,
 		   uint32_t capacity, uint64_t *ret_walk_end)
 {
-	struct pm_scan_arg scan = {
-		.size = sizeof(scan),
-		.start = start,
-		.end = end,
-		.vec = (uintptr_t)regions,
-		.vec_len = capacity,
+	const struct pm_scan_arg there = {
 		.category_inverted = PAGE_IS_PFNZERO,
 		.category_mask = PAGE_IS_PFNZERO,
 		.category_anyof_mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
 		.return_mask = PAGE_IS_PRESENT,
 	};
 
-	return scan_pages(pagemap_fd, &scan, ret_walk_end);
+	return scan_pages(pagemap_fd, there, start, end, regions, capacity, ret_walk_end);
 }
 
 int usw_maps_zeros(int pagemap_fd, uint64_t start, uint64_t end, struct page_region *regions,
 		   uint32_t capacity, uint64_t *ret_walk_end)
 {
-	struct pm_scan_arg scan = {
-		.size = sizeof(scan),
-		.start = start,
-		.end = end,
-		.vec = (uintptr_t)regions,
-		.vec_len = capacity,
+	const struct pm_scan_arg zeros = {
 		.category_mask = PAGE_IS_PFNZERO,
 		.return_mask = PAGE_IS_PFNZERO,
 	};
 
-	return scan_pages(pagemap_fd, &scan, ret_walk_end);
+	return scan_pages(pagemap_fd, zeros, start, end, regions, capacity, ret_walk_end);
 }
 
 // --- What a fork leaves out ---------------------------------------------------------------------

@@ -196,6 +196,20 @@ def wait_until(condition: Callable[[], bool], what: str, *, seconds: float = 30.
 # --- Running -------------------------------------------------------------------------------------
 
 
+def run_command(
+    *words: object, runtime: Path, seconds: float = 60.0
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of uffdswap that finds its sessions below `runtime`; not yet judged."""
+    return subprocess.run(
+        [sys.executable, "-m", "uffdswap", *map(str, words)],
+        env=os.environ | {"XDG_RUNTIME_DIR": str(runtime)},
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """What to run and how: the program, the limits, and the time it may take."""

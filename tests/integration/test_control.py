@@ -21,7 +21,7 @@ import pytest
 from uffdswap import control, protocol
 
 from .fixtures import StartFunction
-from .harness import MIB, REPOSITORY, Session, wait_until
+from .harness import MIB, REPOSITORY, Session, run_command, wait_until
 
 PROGRAM = REPOSITORY / "tests" / "programs" / "control_idle.py"
 SIZE_MIB = 96
@@ -34,20 +34,13 @@ class Controlled:
 
     def __init__(self, session: Session, runtime: Path) -> None:
         self.session = session
-        self._environment = os.environ | {"XDG_RUNTIME_DIR": str(runtime)}
+        self._runtime = runtime
         session.wait_for_output("ready")
         self.pid = int(re.findall(r"ready (\d+)", session.output())[0])
         self.sockets = runtime / "uffdswap"
 
     def command(self, *words: object, status: int = 0) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "uffdswap", *map(str, words)],
-            env=self._environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        done = run_command(*words, runtime=self._runtime)
         assert done.returncode == status, f"{words}\n{done.stdout}\n{done.stderr}"
         assert bool(done.stderr) == bool(status), done.stderr
         return done.stderr if status else done.stdout

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from .fixtures import StartFunction
-from .harness import MIB, Outcome, Session, wait_until
+from .harness import MIB, Outcome, Session, run_command, wait_until
 
 SIZE_MIB = 96  # that do not compress
 BUDGET = "48M"
@@ -46,19 +46,12 @@ class Tiered:
 
     def __init__(self, session: Session, runtime: Path) -> None:
         self.session = session
-        self._environment = os.environ | {"XDG_RUNTIME_DIR": str(runtime)}
+        self._runtime = runtime
         session.wait_for_output("pid")
         self.pid = int(re.findall(r"pid (\d+)", session.output())[0])
 
     def run(self, *words: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "uffdswap", *map(str, words)],
-            env=self._environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        return run_command(*words, runtime=self._runtime)
 
     def command(self, *words: object, status: int = 0) -> str:
         """Return what a command prints: on stderr if it is to fail."""

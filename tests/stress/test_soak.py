@@ -10,14 +10,12 @@ import os
 import random
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from integration.fixtures import RunFunction, StartFunction
-from integration.harness import REPOSITORY, Programs, processes_below
+from integration.harness import REPOSITORY, Programs, processes_below, run_command
 from integration.test_lifecycle import cases
 from integration.test_races import RACES
 
@@ -121,19 +119,12 @@ class Driver:
     def __init__(self, crowd: int, chance: random.Random, runtime: Path, disks: Path) -> None:
         self._crowd = crowd
         self._chance = chance
-        self._environment = os.environ | {"XDG_RUNTIME_DIR": str(runtime)}
+        self._runtime = runtime
         self._disks = disks
         self.done: list[str] = []
 
     def command(self, *words: object) -> int:
-        done = subprocess.run(
-            [sys.executable, "-m", "uffdswap", *map(str, words)],
-            env=self._environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        done = run_command(*words, runtime=self._runtime, seconds=120)
         self.done.append(
             f"{shlex.join(map(str, words))} -> {done.returncode} {done.stderr.strip()}"
         )
@@ -173,22 +164,12 @@ class Driver:
             self.command(words[0], pid, *words[1:])
         elif action == "kill":
             self.kill(pid)
-        elif not HAS_TIERS:
-            time.sleep(self._chance.random())
         elif action == "add":
             priority = self._chance.randrange(3)
             cap = self._chance.choice(["", ":16M", ":64M"])
             self.command("tier", "add", f"{disk}{cap}", *crowd, "--priority", priority)
         else:
             self.command("tier", "remove", disk, *crowd)
-
-
-def has_tiers() -> bool:
-    words = [sys.executable, "-m", "uffdswap", "tier", "--help"]
-    return subprocess.run(words, capture_output=True, timeout=60, check=False).returncode == 0
-
-
-HAS_TIERS = has_tiers()
 
 
 def test_tiers_limits_and_programs_come_and_go(
