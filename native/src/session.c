@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -132,6 +133,14 @@ void usw_session_hurry(int task_id)
 		return;
 	attributes.nice = 0; // a higher weight is a privilege, a shorter slice is not
 	syscall(SYS_sched_setattr, task_id, &attributes, 0);
+}
+
+void usw_session_hurry_most(void)
+{
+	const struct sched_param first = {.sched_priority = 1};
+
+	if (pthread_setschedparam(pthread_self(), SCHED_FIFO, &first))
+		usw_session_hurry(0);
 }
 
 static int start_threads(struct usw_session *session)
