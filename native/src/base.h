@@ -93,4 +93,19 @@ static inline void usw_cpu_relax(void)
 #endif
 }
 
+/**
+ * Wait until another thread is not in the middle of what it counts in and out of: if the counter is
+ * odd, for its next change. Blocks for microseconds, or until that thread gets its processor back.
+ */
+static inline void usw_wait_while_odd(_Atomic uint32_t *counter)
+{
+	uint32_t seen = atomic_load(counter);
+
+	for (uint32_t i = 1; (seen & 1) && atomic_load(counter) == seen; i++) {
+		usw_cpu_relax();
+		if (i % 1024 == 0)
+			usleep(20);
+	}
+}
+
 #endif /* USW_BASE_H */

@@ -358,23 +358,6 @@ static bool mark_evicting(struct usw_target *target, struct usw_batch *batch)
 	return true;
 }
 
-/**
- * Wait until the fault thread is not in the middle of filling a hole it had found before the
- * pages were marked: its zeros would land where hands has just taken the content away. It sets
- * `filling`, then looks at the words; we mark the words, then look at `filling`.
- */
-static void wait_for_fillers(struct usw_target *target)
-{
-	uint32_t seen = atomic_load(&target->filling);
-
-	atomic_thread_fence(memory_order_seq_cst);
-	for (uint32_t i = 1; (seen & 1) && atomic_load(&target->filling) == seen; i++) {
-		usw_cpu_relax();
-		if (i % 1024 == 0)
-			usleep(20);
-	}
-}
-
 /** Give one page that left its ID: the kept copy's if it is unchanged, else a new one. */
 static int settle_content(struct usw_target *target, uint32_t kept_id, uint32_t slot,
 			  uint32_t *ret_id)
@@ -490,7 +473,11 @@ static int evict_batch(struct usw_target *target, struct usw_batch *batch, uint3
 	}
 	if (!mark_evicting(target, batch))
 		return -ENOMEM;
-	wait_for_fillers(target);
+	// The fault thread may be in the middle of filling a hole it had found before the pages were
+	// marked: its zeros would land where hands has just taken the content away. It sets
+	// `filling`, then looks at the words; we have marked the words and look at `filling`.
+	atomic_thread_fence(memory_order_seq_cst);
+	usw_wait_while_odd(&target->filling);
 	uint32_t behind_slot = (uint32_t)first_slot + batch->page_count;
 	bool prepare = behind_slot > target->standby.prepared;
 	int ret = run_command(target, batch, batch->op, epoch, prepare, answer);

@@ -508,7 +508,7 @@ static enum verdict fill_hole(struct usw_fault_thread *thread, struct usw_target
 		target->hole_window = 1;
 
 	// From here until `filling` is even again no page that looks like a hole is taken out: see
-	// wait_for_fillers() in evict.c. First the flag, then the words.
+	// evict_batch() in evict.c. First the flag, then the words.
 	atomic_fetch_add(&target->filling, 1);
 	usw_page_word *word = usw_pagemap_find(&target->pagemap, fault->page);
 	enum usw_page_state state = word ? usw_page_state(atomic_load(word)) : USW_PAGE_NONE;
@@ -840,20 +840,27 @@ static int read_messages(struct usw_target *target, struct uffd_msg *messages, b
 	if (!usw_gate_enter(target))
 		return 0;
 
+	// The kernel lets pages and registrations move again while we are in read().
+	atomic_fetch_add(&target->reading, 1);
 	ssize_t got = read(target->uffd, messages, USW_MESSAGES_MAX * sizeof(*messages));
 	int count = got > 0 ? (int)((size_t)got / sizeof(*messages)) : 0;
+	bool reshaped = false;
 	*ret_events = false;
 	for (int i = 0; i < count; i++) {
 		*ret_events |= messages[i].event != UFFD_EVENT_PAGEFAULT;
-		if (messages[i].event == UFFD_EVENT_REMAP)
-			atomic_fetch_add(&target->remaps, 1);
+		reshaped |= messages[i].event == UFFD_EVENT_REMAP ||
+			    messages[i].event == UFFD_EVENT_FORK;
 	}
 	if (*ret_events) {
+		// In this order: see usw_target_register().
 		atomic_store(&target->events_pending, true);
+		if (reshaped)
+			atomic_fetch_add(&target->generation, 1);
 		uint32_t epoch = atomic_fetch_add(&target->epoch, 1) + 1;
 		if (target->ring)
 			__atomic_store_n(&target->ring->epoch, epoch, __ATOMIC_SEQ_CST);
 	}
+	atomic_fetch_add(&target->reading, 1);
 	usw_gate_leave(target);
 	return count;
 }

@@ -263,13 +263,12 @@ static int visit_one(void *context, uint64_t start, uint64_t end, enum usw_maps_
  *
  * A mapping that was not registered when it was read and is registered when asked about would be
  * believed in without reason: parts of it may be gone, and what comes in their place is not
- * registered. It can only be if somebody registered in between, or if registered memory was moved
- * (or, on both of its ends, grown) into its place: both are looked for.
+ * registered. It can only be if somebody registered in between, which is looked for here, or if
+ * registered memory was moved (or, on both of its ends, grown) into its place: see is_reshaped().
  */
 static bool is_registered(struct usw_target *target, uint64_t start, uint64_t *end)
 {
 	uint32_t registrations = atomic_load(&target->registrations);
-	uint32_t remaps = atomic_load(&target->remaps);
 	struct seen_mapping seen = {0};
 
 	if (atomic_load(&target->registering) ||
@@ -280,8 +279,7 @@ static bool is_registered(struct usw_target *target, uint64_t start, uint64_t *e
 	*end = usw_min(*end, seen.range.end);
 	return usw_uffd_probe(target->uffd, start) == USW_UFFD_ANONYMOUS &&
 	       usw_uffd_probe(target->uffd, *end - USW_PAGE_BYTES) == USW_UFFD_ANONYMOUS &&
-	       atomic_load(&target->registrations) == registrations &&
-	       atomic_load(&target->remaps) == remaps;
+	       atomic_load(&target->registrations) == registrations;
 }
 
 struct adoption {
@@ -319,18 +317,39 @@ static int visit_adopt(void *context, uint64_t start, uint64_t end, enum usw_map
 }
 
 /**
+ * Whether memory was moved, or a child has got a copy of it, since the generation was taken. The
+ * kernel answers no probe between such a change and the moment in which its event is read; who was
+ * in the middle of reading announces it before `reading` is even.
+ */
+static bool is_reshaped(struct usw_target *target, uint32_t generation)
+{
+	usw_wait_while_odd(&target->reading);
+	return atomic_load(&target->generation) != generation;
+}
+
+/**
  * The second registration says that what was found is registered with us: a program that has a
  * userfaultfd of its own may have mapped and registered something between the first and the look.
+ *
+ * A child inherits the list of registered ranges when its event is applied, but what is registered was
+ * settled when it was made: nothing may come on the list in between.
  */
 int usw_target_register(struct usw_target *target, uint64_t start, uint64_t end)
 {
 	struct adoption adoption = {.target = target, .within = {start, end}};
+	uint32_t generation = atomic_load(&target->generation);
+
+	// An event that was read before we looked at the generation waits for map_lock, or is applied.
+	if (atomic_load(&target->events_pending))
+		return -EAGAIN;
 	int ret = usw_uffd_register(target->uffd, start, end - start);
 
 	if (!ret)
 		ret = usw_maps_for_each(target->maps_fd, start, visit_adopt, &adoption);
 	if (ret >= 0)
 		ret = usw_uffd_register(target->uffd, start, end - start);
+	if (!ret && is_reshaped(target, generation))
+		ret = -EAGAIN;
 	for (uint32_t i = 0; !ret && i < adoption.found.count; i++)
 		ret = add_registered(target, adoption.found.at[i].start, adoption.found.at[i].end);
 	usw_ranges_free(&adoption.found);

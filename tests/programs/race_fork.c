@@ -10,7 +10,8 @@
  * by fork() or by the bare system call, up to three children at a time. A child's memory is
  * one moment of its parent's: on each page the first word is equal to the last or one ahead, no
  * count is below what was counted before the fork or above what was counted after it. The child
- * then writes, forks once more, and all of them look again.
+ * then writes, forks once more, and all of them look again. Every other fork follows a mapping that is
+ * new: it is registered at about the time at which the child gets a copy of it.
  */
 
 #include "program.h"
@@ -23,7 +24,7 @@
 #define CHILDREN_MAX 3
 
 static char *counted;            /* WRITERS stretches, one writer each */
-static char *still;              /* a pattern that nobody changes after the start */
+static char *still;              /* a pattern that nobody changes once it is there */
 static _Atomic uint64_t *rounds; /* shared with the children: rounds completed and begun */
 static atomic_bool stop;
 
@@ -86,11 +87,22 @@ static void live_as_child(const uint64_t *completed)
 	verify_moment(completed, begun);
 }
 
+/* The pattern, in memory of which the pager knows nothing yet. */
+static void renew_still(void)
+{
+	if (still)
+		CHECK_CALL(munmap(still, STILL_PAGES * PAGE_BYTES));
+	still = map_pages(STILL_PAGES);
+	fill(still, STILL_PAGES, seed, 0);
+}
+
 static pid_t fork_one(uint64_t number)
 {
 	uint64_t completed[WRITERS];
 	pid_t child;
 
+	if (number % 2)
+		renew_still();
 	for (size_t id = 0; id < WRITERS; id++)
 		completed[id] = atomic_load(&rounds[2 * id]);
 	if (number % 4 == 3)
@@ -116,8 +128,7 @@ int main(int argc, char **argv)
 	rounds = mmap(NULL, PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	CHECK(rounds != MAP_FAILED, "mmap: %s", strerror(errno));
 	counted = map_pages(WRITERS * WRITER_PAGES);
-	still = map_pages(STILL_PAGES);
-	fill(still, STILL_PAGES, seed, 0);
+	renew_still();
 	for (uintptr_t i = 0; i < WRITERS; i++)
 		CHECK_THREAD(pthread_create(&threads[i], NULL, count, (void *)i));
 	for (; now_ns() < deadline_ns; forks++) {
