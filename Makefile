@@ -10,7 +10,7 @@ PIP := $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
 PYTEST := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m pytest
 NATIVE := pyproject.toml native/CMakeLists.txt native/uffdswap_build.py \
 	$(wildcard native/include/*.h native/src/*.[ch] native/shim/*.[ch] native/shim/*.map \
-	native/bench/*.[ch])
+	native/shim/public/*.h native/bench/*.[ch])
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 

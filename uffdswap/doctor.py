@@ -351,7 +351,7 @@ def _shim(_probe: Probe, host: Host) -> Answer | None:
     if host.shim_error is None:
         return None
     if not host.shim_error:
-        return _ok("shim loads: libuffdswap_shim.so")
+        return _ok("shim loads: libuffdswap.so")
     why = "programs are managed from a library that is loaded before theirs"
     now = "pip install --force-reinstall uffdswap"
     return Answer(Verdict.FAIL, f"shim does not load: {host.shim_error}", why, now)

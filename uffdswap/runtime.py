@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = (
     "SessionFolder",
+    "link_flags",
     "listen_for_control",
     "remove_session",
     "session_folders",
@@ -34,7 +35,7 @@ __all__ = (
 _SOCKET = "socket"
 _CONTROL = "ctrl"  # no longer than the other, whose path is known to fit
 _STANDING = "agent.socket"
-_SHIM = "libuffdswap_shim.so"
+_SHIM = "libuffdswap.so"
 _SHIM_LINK = "shim.so"
 _BACKLOG = 128
 _TMP = "/tmp"
@@ -157,6 +158,17 @@ def shim_path() -> str:
         if os.path.exists(path):
             return path
     raise SetupFailed(f"{_SHIM} is missing", remedy="install uffdswap again")
+
+
+def link_flags() -> list[str]:
+    """Return what a compiler needs to link the shim into a program.
+
+    Ubuntu's linker drops libraries of which the program calls nothing, and this one works by being
+    loaded: so it is told not to.
+    """
+    folder = os.path.dirname(shim_path())
+    keep = ("-Wl,--push-state,--no-as-needed", "-luffdswap", "-Wl,--pop-state")
+    return [f"-I{folder}/include", f"-L{folder}", f"-Wl,-rpath,{folder}", *keep]
 
 
 def remove_session(path: str) -> None:

@@ -2,7 +2,8 @@
 
 /**
  * @file
- * The shim: preloaded into every target, it introduces the process to the agent and starts hands.
+ * The shim: preloaded into a target or linked to it (-luffdswap), it introduces the process to the
+ * agent and starts hands.
  *
  * All of it happens in the constructor and, for forked children, in a pthread_atfork() handler, on
  * the thread that runs them, with all signals blocked. Afterwards nothing is left in the program
@@ -34,6 +35,7 @@
 #include <sys/un.h>
 
 #include "hands.h"
+#include "public/uffdswap.h"
 
 #ifndef MFD_CLOEXEC
 #define MFD_CLOEXEC 0x0001U
@@ -54,6 +56,25 @@ static struct {
 	uintptr_t token_page;
 	uintptr_t last_area; /* a good place for the next one */
 } remembered;
+
+/**
+ * Nonzero once this process has joined. A program may hold the shim twice, in two versions or from
+ * two places, one preloaded and one linked. The dynamic loader makes their exported names one, so
+ * the second finds here that there is nothing left to do: to the agent it would be a new image,
+ * and the memory of the old one would be given up.
+ */
+extern int _uffdswap_managed;
+__attribute__((visibility("default"))) int _uffdswap_managed;
+
+__attribute__((visibility("default"))) int uffdswap_is_managed(void)
+{
+	return __atomic_load_n(&_uffdswap_managed, __ATOMIC_RELAXED);
+}
+
+static void managed_set(bool is_managed)
+{
+	__atomic_store_n(&_uffdswap_managed, is_managed, __ATOMIC_RELAXED);
+}
 
 /** All that one introduction makes. Descriptors are temporary, the area stays if all went well. */
 struct introduction {
@@ -500,10 +521,12 @@ static void child_after_fork(void)
 	const uint64_t all = ~UINT64_C(0);
 	uint64_t old;
 	uint64_t token;
+	int error;
 
 	signals_set(SIG_BLOCK, &all, &old);
 	token = *(const volatile uint64_t *)remembered.token_page;
-	introduce(token ? USW_HELLO_FORK : USW_HELLO_IMAGE, token);
+	error = introduce(token ? USW_HELLO_FORK : USW_HELLO_IMAGE, token);
+	managed_set(token || !error);
 	signals_set(SIG_SETMASK, &old, NULL);
 }
 
@@ -576,12 +599,13 @@ __attribute__((constructor)) static void shim_start(void)
 	const uint64_t all = ~UINT64_C(0);
 	uint64_t old;
 
-	if (!is_wanted())
+	if (!is_wanted() || uffdswap_is_managed())
 		return;
 	signals_set(SIG_BLOCK, &all, &old);
 	remembered.token_page = token_page_map();
 	if (remembered.token_page) {
-		if (image_introduce())
+		managed_set(image_introduce());
+		if (uffdswap_is_managed())
 			pthread_atfork(NULL, NULL, child_after_fork);
 		else
 			usw_raw(SYS_munmap, remembered.token_page, USW_PAGE_BYTES);

@@ -168,11 +168,11 @@ static const char *rig_shim_path(void)
 	length = readlink("/proc/self/exe", path, sizeof(path) - 64);
 	must(length > 0);
 	path[length] = 0;
-	strcpy(strrchr(path, '/'), "/libuffdswap_shim.so");
+	strcpy(strrchr(path, '/'), "/libuffdswap.so");
 	if (access(path, R_OK)) {
 		path[length] = 0;
 		*strrchr(path, '/') = 0;
-		strcpy(strrchr(path, '/'), "/libuffdswap_shim.so");
+		strcpy(strrchr(path, '/'), "/libuffdswap.so");
 	}
 	return path;
 }

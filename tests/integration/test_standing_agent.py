@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from uffdswap import standing
 from .harness import MIB, REPOSITORY, wait_until
 
 PROGRAM = REPOSITORY / "tests" / "programs" / "control_idle.py"
+PRELOADED = (sys.executable, "-S", "-E", str(PROGRAM))
 UFFDSWAP = (sys.executable, "-m", "uffdswap")
 SIZE_MIB = 64
 
@@ -30,14 +33,20 @@ SIZE_MIB = 64
 class Joined:
     """A program that was started without a launcher."""
 
-    def __init__(self, standing_agent: Standing, size_mib: int, **variables: str) -> None:
+    def __init__(
+        self,
+        standing_agent: Standing,
+        size_mib: int,
+        program: Sequence[str] = PRELOADED,
+        **variables: str,
+    ) -> None:
         environment = standing_agent.environment | {
             "LD_PRELOAD": standing_agent.shim,
             "UFFDSWAP_SOCKET": str(standing_agent.path),
             **variables,
         }
         self._output = standing_agent.folder / f"output{len(standing_agent.programs)}"
-        command = [sys.executable, "-S", "-E", str(PROGRAM), str(size_mib)]
+        command = [*program, str(size_mib)]
         with self._output.open("w") as output:
             self.process = subprocess.Popen(
                 command, env=environment, stdin=subprocess.PIPE, stdout=output, text=True
@@ -252,6 +261,109 @@ def test_setting_that_makes_no_sense_is_told_and_the_program_runs_alone(start: A
     assert 'UFFDSWAP_MEMORY: "1X" is not a size' in agent.errors()
     assert not agent.sessions()
     one.finish()
+
+
+# --- Linked --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def linked(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return a program that was linked as the documentation says."""
+    program = tmp_path_factory.mktemp("linked") / "linked"
+    done = subprocess.run(
+        [*UFFDSWAP, "link-flags"], capture_output=True, text=True, timeout=60, check=True
+    )
+    source = REPOSITORY / "tests" / "programs" / "linked.c"
+    # Ubuntu's compiler has --as-needed from the start; there the flags must see to it.
+    command = ["gcc", "-O2", "-Wl,--as-needed", str(source), *shlex.split(done.stdout)]
+    subprocess.run([*command, "-o", str(program)], timeout=100, check=True)
+    return str(program)
+
+
+def is_managed(program: Joined) -> bool:
+    return "ready, managed 1" in program.output()
+
+
+def test_linked_program_joins_without_preload_and_is_held_to_its_limit(
+    start: Any, linked: str
+) -> None:
+    agent = start()
+    one = Joined(agent, SIZE_MIB, [linked], LD_PRELOAD="", UFFDSWAP_MEMORY="32M")
+    assert is_managed(one)
+    assert agent.session_of(one.pid)["limits"]["memory_bytes"] == 32 * MIB
+    wait_until(lambda: one.resident_bytes() <= 32 * MIB, "the budget is met")
+    one.check()
+    assert one.resident_bytes() <= 32 * MIB
+    one.finish()
+    wait_until(lambda: not agent.sessions(), "the session ends with its program")
+
+
+@pytest.mark.parametrize("parked", [False, True], ids=["nothing-evicted", "all-evicted"])
+def test_forked_child_of_a_linked_program_is_managed(start: Any, linked: str, parked: bool) -> None:
+    agent = start()
+    one = Joined(agent, SIZE_MIB, [linked], LD_PRELOAD="")
+    if parked:
+        agent.command("park", str(one.pid))
+    one.tell("fork", "child")
+    ((child, managed),) = re.findall(r"child (\d+), managed (\d)", one.output())
+    assert managed == "1"
+    assert agent.session_of(int(child))["agent_pid"] == agent.session_of(one.pid)["agent_pid"]
+    one.check()
+    os.kill(int(child), signal.SIGUSR1)
+    one.tell("wait", "child right")
+    one.finish()
+
+
+def test_linked_program_without_an_agent_runs_alone(start: Any, linked: str) -> None:
+    agent = start()
+    agent.stop()
+    one = Joined(agent, 8, [linked], LD_PRELOAD="")
+    assert not is_managed(one)
+    one.check()
+    one.finish()
+    unasked = Joined(agent, 8, [linked], LD_PRELOAD="", UFFDSWAP_SOCKET="")
+    assert not is_managed(unasked)
+    unasked.finish()
+
+
+def test_linked_program_that_is_disabled_runs_alone(start: Any, linked: str) -> None:
+    agent = start()
+    one = Joined(agent, 8, [linked], LD_PRELOAD="", UFFDSWAP_DISABLE="1")
+    assert not is_managed(one)
+    assert not agent.sessions()
+    one.finish()
+
+
+@pytest.mark.parametrize("preload", ["{shim}", "{copy}", "{shim}:{copy}"])
+def test_program_with_the_shim_twice_joins_once(
+    start: Any, linked: str, tmp_path: Path, preload: str
+) -> None:
+    agent = start()
+    copy = tmp_path / "other.so"
+    shutil.copy(agent.shim, copy)
+    preload = preload.format(shim=agent.shim, copy=copy)
+    one = Joined(agent, SIZE_MIB, [linked], LD_PRELOAD=preload, UFFDSWAP_RESIDENT="32M")
+    assert is_managed(one)
+    assert agent.session_of(one.pid)["counters"]["targets_total"] == 1
+    wait_until(lambda: one.resident_bytes() <= 32 * MIB, "the limit is met")
+    one.check()
+    one.finish()
+
+
+def test_linked_program_under_run_is_of_its_session(linked: str, tmp_path: Path) -> None:
+    stats = tmp_path / "stats.json"
+    command = [*UFFDSWAP, "run", "--resident", "32M", "--stats", str(stats), "--", linked, "64"]
+    done = subprocess.run(
+        command, input="check\n", capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "ready, managed 1\nright\n"
+    found = json.loads(stats.read_text())
+    assert found["targets"] == 1
+    assert found["evictions"]["pages"] > 0
+
+
+# --- The agent's place, and its visitors ---------------------------------------------------------
 
 
 def test_second_agent_at_the_same_place_is_refused_and_a_dead_ones_place_is_taken(

@@ -75,7 +75,7 @@ def app() -> typer.Typer:
     """Return the typer application, with every command in it."""
     import typer  # noqa: PLC0415 # see above
 
-    from .agent import agent, print_shim_path  # noqa: PLC0415
+    from .agent import agent, print_link_flags, print_shim_path  # noqa: PLC0415
     from .bench import bench  # noqa: PLC0415
     from .doctor import doctor  # noqa: PLC0415
     from .estimate import estimate  # noqa: PLC0415
@@ -108,6 +108,7 @@ def app() -> typer.Typer:
     application.command("estimate")(estimate)
     application.command("agent")(agent)
     application.command("shim-path")(print_shim_path)
+    application.command("link-flags")(print_link_flags)
     application.command("bench")(bench)
     application.command("doctor")(doctor)
     application.command("version")(version)

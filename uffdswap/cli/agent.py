@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: MIT
-"""`uffdswap agent` and `uffdswap shim-path`: programs that join without a launcher."""
+"""`uffdswap agent`, `shim-path` and `link-flags`: programs that join without a launcher."""
 
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..config import resolve
-from ..runtime import shim_path, standing_path
+from ..runtime import link_flags, shim_path, standing_path
 from ..standing import StandingAgent
 from ._execute import print_line
 from ._options import Disk, OnFull
 
-__all__ = ("agent", "print_shim_path")
+__all__ = ("agent", "print_link_flags", "print_shim_path")
 
 
 def agent(
@@ -44,11 +45,12 @@ def agent(
     disk: Disk = None,
     on_full: OnFull = None,
 ) -> None:
-    """Stay in the foreground and manage the programs that join by the preload library alone.
+    """Stay in the foreground and manage the programs that join by libuffdswap.so alone.
 
     LD_PRELOAD=$(uffdswap shim-path) UFFDSWAP_SOCKET=PATH UFFDSWAP_MEMORY=512M PROGRAM
 
-    Each program has, with its children, a session and a budget of its own.
+    A program that links the library needs no LD_PRELOAD: cc program.c $(uffdswap link-flags). Each
+    program has, with its children, a session and a budget of its own.
     """
     options = {
         "memory": memory,
@@ -64,5 +66,13 @@ def agent(
 
 
 def print_shim_path() -> None:
-    """Print where the preload library is, for LD_PRELOAD."""
+    """Print where libuffdswap.so is, for LD_PRELOAD."""
     print(shim_path())
+
+
+def print_link_flags() -> None:
+    """Print the compiler's options to link libuffdswap.so into a program.
+
+    cc program.c $(uffdswap link-flags)
+    """
+    print(shlex.join(link_flags()))
