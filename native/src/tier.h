@@ -176,6 +176,10 @@ int usw_tiers_remove(struct usw_tiers *tiers, const char *name, uint64_t ram_fre
  * already may go down again.
  */
 void usw_tiers_keep_leaving(struct usw_tiers *tiers);
+
+/** Close the tiers that leave and are empty. Owner only; usw_tiers_step() does it now and then. */
+void usw_tiers_close_leaving(struct usw_tiers *tiers);
+
 /** True if whole segments may be read from a tier now: its last such read has not just failed. */
 static inline bool usw_tier_may_read(const struct usw_tier *tier, uint64_t now_ns)
 {
