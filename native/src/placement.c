@@ -120,10 +120,10 @@ bool usw_tiers_step(struct usw_tiers *tiers, const struct usw_tiers_plan *plan)
 	if (!atomic_load(&tiers->count))
 		return false;
 	usw_moves_settle(tiers);
+	usw_tiers_close_leaving(tiers);
 	if (usw_now_ns() - tiers->swept_ns > USW_SWEEP_NS) {
 		tiers->swept_ns = usw_now_ns();
 		usw_tiers_count(tiers);
-		usw_tiers_close_leaving(tiers);
 		usw_deadslots_give(tiers);
 	}
 	demote_some(tiers, plan);
