@@ -232,6 +232,14 @@ void usw_disk_give(struct usw_disk *disk, uint32_t slot, uint32_t length_bytes)
 	pthread_mutex_unlock(&disk->lock);
 }
 
+uint64_t usw_disk_held_bytes(struct usw_disk *disk)
+{
+	pthread_mutex_lock(&disk->lock);
+	uint64_t bytes = disk->held_bytes;
+	pthread_mutex_unlock(&disk->lock);
+	return bytes;
+}
+
 uint64_t usw_disk_free_bytes(struct usw_disk *disk)
 {
 	struct statvfs status;

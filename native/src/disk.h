@@ -64,6 +64,9 @@ int usw_disk_take(struct usw_disk *disk, uint32_t length_bytes, uint32_t *ret_sl
 /** Give a slot and its space back. `length_bytes` as it was taken. One system call, slow on some. */
 void usw_disk_give(struct usw_disk *disk, uint32_t slot, uint32_t length_bytes);
 
+/** Bytes of all slots that are taken, and of those that are on their way back. */
+uint64_t usw_disk_held_bytes(struct usw_disk *disk);
+
 /** Bytes that could still be taken: by the cap, and by what the file system has free. */
 uint64_t usw_disk_free_bytes(struct usw_disk *disk);
 

@@ -31,7 +31,7 @@
 /** Tiers, RAM among them: disk tiers are numbered 1 .. USW_TIERS_MAX - 1. */
 #define USW_TIERS_MAX 9u
 /** Moves under way at a time: enough for the disk to be busy while the next is sealed. */
-#define USW_MOVES_MAX 3u
+#define USW_MOVES_MAX 6u
 #define USW_DEAD_SLOTS_MAX 256u
 
 enum usw_tier_state {
@@ -176,6 +176,10 @@ int usw_tiers_remove(struct usw_tiers *tiers, const char *name, uint64_t ram_fre
  * already may go down again.
  */
 void usw_tiers_keep_leaving(struct usw_tiers *tiers);
+
+/** Close the tiers that leave and are empty. Owner only; usw_tiers_step() does it. */
+void usw_tiers_close_leaving(struct usw_tiers *tiers);
+
 /** True if whole segments may be read from a tier now: its last such read has not just failed. */
 static inline bool usw_tier_may_read(const struct usw_tier *tier, uint64_t now_ns)
 {

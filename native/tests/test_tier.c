@@ -225,7 +225,7 @@ static void test_a_failed_write_leaves_all_where_it_was(void)
 }
 
 struct reads {
-	bool failing;
+	_Atomic bool failing;
 	_Atomic uint32_t tries;
 };
 
@@ -241,7 +241,7 @@ static int reads_fail(void *context, const struct usw_aio_request *request)
 
 static bool some_tries_were_made(void)
 {
-	return atomic_load(&((struct reads *)tiers.injection->context)->tries) >= 6;
+	return atomic_load(&((struct reads *)tiers.injection->context)->tries) > USW_MOVES_MAX;
 }
 
 /** The pages stay there, it is tried again at leisure, and said once. */

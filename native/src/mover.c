@@ -1,0 +1,345 @@
+// SPDX-License-Identifier: MIT
+
+/**
+ * @file
+ * The thread that moves. See mover.h.
+ */
+
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "mover.h"
+
+/* A move reads so much at a time, and looks after the disk each so many objects. */
+#define USW_PIECE_BYTES 131072u
+#define USW_LOOK_OBJECTS 16u
+/* So much is opened before it is written to RAM: it stays in the processor's cache. */
+#define USW_LANDING_BYTES 65536u
+
+void usw_mover_wake(struct usw_tiers *tiers)
+{
+	uint64_t one = 1;
+
+	if (write(tiers->wake_fd, &one, sizeof(one)) < 0)
+		return; // EAGAIN: it will wake anyway
+}
+
+/**
+ * Ask for the next piece. What is read comes in small ones: a fault that wants one page from the same
+ * disk waits behind them, and the program should not notice that a tier leaves. 0 or -errno.
+ */
+static int ask_piece(struct usw_tiers *tiers, struct usw_move *move)
+{
+	uint64_t place = move->is_write ? move->to : move->from;
+	uint32_t left = move->length_bytes - move->asked_bytes;
+	uint32_t length = move->is_write ? left : (uint32_t)usw_min(left, USW_PIECE_BYTES);
+
+	move->request = (struct usw_aio_request){
+		.fd = atomic_load(&tiers->at[usw_where_tier(place)].fd),
+		.is_write = move->is_write,
+		.length_bytes = length,
+		.buffer = move->buffer + move->asked_bytes,
+		.offset_bytes = usw_disk_offset(usw_where_slot(place)) + move->asked_bytes,
+	};
+	int ret = usw_aio_submit(tiers->aio, &move->request);
+	if (!ret)
+		move->asked_bytes += length;
+	return ret;
+}
+
+/** Take note of what the disk has done, and go on with it. */
+static void collect(struct usw_tiers *tiers)
+{
+	struct usw_aio_request *request;
+
+	while ((request = usw_aio_reap(tiers->aio))) {
+		struct usw_move *move =
+			(struct usw_move *)((char *)request - offsetof(struct usw_move, request));
+
+		if (!request->result && move->asked_bytes < move->length_bytes) {
+			int ret = ask_piece(tiers, move);
+
+			if (!ret)
+				continue;
+			request->result = ret;
+		}
+		move->is_through = true;
+	}
+}
+
+/** Start the transfer of what is asked for; that of a write is filled already. */
+static void start(struct usw_tiers *tiers, struct usw_move *move, int ret)
+{
+	move->asked_bytes = 0;
+	move->is_through = false;
+	atomic_store_explicit(&move->stage, USW_MOVE_RUNNING, memory_order_relaxed);
+	if (!ret)
+		ret = ask_piece(tiers, move);
+	if (ret) {
+		move->request.result = ret;
+		move->is_through = true;
+	}
+}
+
+static int make_buffer(struct usw_move *move)
+{
+	if (move->buffer)
+		return 0;
+	void *buffer = mmap(NULL, USW_SLOT_BYTES, PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (buffer == MAP_FAILED)
+		return -errno;
+	move->buffer = buffer;
+	return 0;
+}
+
+static bool is_asked(const struct usw_move *move)
+{
+	return atomic_load_explicit(&move->stage, memory_order_acquire) == USW_MOVE_ASKED;
+}
+
+/**
+ * Keep the disk busy: take note of what it has done, go on with it, and begin the reads that are
+ * asked for. Called in the middle of work, since a disk that waits for a segment to be opened is
+ * idle for as long as that takes.
+ */
+static void look_after_disk(struct usw_tiers *tiers)
+{
+	collect(tiers);
+	for (uint32_t i = 0; i < USW_MOVES_MAX; i++) {
+		struct usw_move *move = &tiers->moves[i];
+
+		if (is_asked(move) && !move->is_write)
+			start(tiers, move, make_buffer(move));
+	}
+	usw_aio_flush(tiers->aio);
+}
+
+/** What a segment's objects are in a slot: sealed, each with its tag, holes where nothing lives. */
+static int fill_slot(struct usw_tiers *tiers, struct usw_move *move)
+{
+	struct usw_segments *segments = tiers->segments;
+	uint32_t count = usw_segments_header(segments, move->segment)->object_count;
+	struct usw_object object;
+
+	for (uint32_t index = 0; index < count; index++) {
+		if (index % USW_LOOK_OBJECTS == 0)
+			look_after_disk(tiers);
+		if (!usw_segments_find(segments, move->segment, index, &object))
+			continue;
+		char *out = move->buffer + usw_disk_object_offset(object.offset_bytes, index);
+
+		if (!tiers->is_sealed) {
+			memcpy(out, object.bytes, object.length_bytes);
+			continue;
+		}
+		object.where = move->to;
+		struct usw_seal_bond bond = usw_tier_bond(move->segment, index, &object);
+		int ret = usw_seal(&tiers->sealer, &bond, object.bytes, out);
+		if (ret)
+			return ret;
+	}
+	return 0;
+}
+
+/** What comes up gathers here, as it lies in RAM, on its way into its segment. */
+struct landing {
+	int fd;
+	uint64_t to;           /* where the first byte goes in the space of segments */
+	uint32_t filled_bytes; /* what has gathered */
+	char bytes[USW_LANDING_BYTES];
+};
+
+/**
+ * Write what has gathered. To a place that has no memory yet that is half the work of touching
+ * each page of a mapping: nothing is zeroed first, and no page table is filled. 0 or -errno.
+ */
+static int flush_landing(struct landing *landing)
+{
+	uint32_t done = 0;
+
+	while (done < landing->filled_bytes) {
+		ssize_t moved = pwrite(landing->fd, landing->bytes + done,
+				       landing->filled_bytes - done, (off_t)(landing->to + done));
+
+		if (moved < 0 && errno == EINTR)
+			continue;
+		if (moved <= 0)
+			return moved ? -errno : -ENOSPC;
+		done += (uint32_t)moved;
+	}
+	landing->to += done;
+	landing->filled_bytes = 0;
+	return 0;
+}
+
+/** Zeros up to `end`: where nothing lives any more, and between objects. 0 or -errno. */
+static int skip_to(struct landing *landing, uint64_t end)
+{
+	int ret = 0;
+
+	while (!ret && landing->to + landing->filled_bytes < end) {
+		uint64_t missing = end - landing->to - landing->filled_bytes;
+		uint32_t length =
+			(uint32_t)usw_min(missing, USW_LANDING_BYTES - landing->filled_bytes);
+
+		memset(landing->bytes + landing->filled_bytes, 0, length);
+		landing->filled_bytes += length;
+		if (landing->filled_bytes == USW_LANDING_BYTES)
+			ret = flush_landing(landing);
+	}
+	return ret;
+}
+
+/**
+ * Open one object into what gathers. What cannot be opened becomes zeros, which the page's hash
+ * refuses when it is asked for. 0, or -errno if there is no memory for it.
+ */
+static int land(struct usw_tiers *tiers, struct usw_move *move, struct landing *landing,
+		uint32_t index, struct usw_object *object)
+{
+	uint64_t start = (uint64_t)move->segment * USW_SEGMENT_BYTES + object->offset_bytes;
+	int ret = skip_to(landing, start);
+
+	if (!ret && landing->filled_bytes + object->length_bytes > USW_LANDING_BYTES)
+		ret = flush_landing(landing);
+	if (ret)
+		return ret;
+	const char *in = move->buffer + usw_disk_object_offset(object->offset_bytes, index);
+	char *out = landing->bytes + landing->filled_bytes;
+
+	object->where = move->from;
+	struct usw_seal_bond bond = usw_tier_bond(move->segment, index, object);
+	if (!tiers->is_sealed) {
+		memcpy(out, in, object->length_bytes);
+	} else if (usw_unseal(&tiers->sealer, &bond, in, out)) {
+		memset(out, 0, object->length_bytes);
+		move->damaged++;
+	}
+	landing->filled_bytes += object->length_bytes;
+	return 0;
+}
+
+/** The reverse, into the segment's place in RAM, which nobody reads before it is published. */
+static int empty_slot(struct usw_tiers *tiers, struct usw_move *move)
+{
+	struct usw_segments *segments = tiers->segments;
+	const struct usw_segment *h = usw_segments_header(segments, move->segment);
+	uint64_t start = (uint64_t)move->segment * USW_SEGMENT_BYTES;
+	struct landing landing;
+	struct usw_object object;
+	int ret = 0;
+
+	landing.fd = segments->data.fd;
+	landing.to = start;
+	landing.filled_bytes = 0;
+	for (uint32_t index = 0; !ret && index < h->object_count; index++) {
+		if (index % USW_LOOK_OBJECTS == 0)
+			look_after_disk(tiers);
+		if (usw_segments_find(segments, move->segment, index, &object))
+			ret = land(tiers, move, &landing, index, &object);
+	}
+	if (!ret)
+		ret = skip_to(&landing, start + h->append_bytes);
+	return ret ? ret : flush_landing(&landing);
+}
+
+static void finish_move(struct usw_tiers *tiers, struct usw_move *move)
+{
+	if (!move->is_write && move->request.result == 0)
+		move->request.result = empty_slot(tiers, move);
+	atomic_store_explicit(&move->stage, USW_MOVE_DONE, memory_order_release);
+	tiers->hooks.moved(tiers->hooks.context);
+}
+
+static void begin_write(struct usw_tiers *tiers, struct usw_move *move)
+{
+	int ret = make_buffer(move);
+
+	start(tiers, move, ret ? ret : fill_slot(tiers, move));
+	usw_aio_flush(tiers->aio);
+}
+
+static bool is_to_finish(const struct usw_move *move)
+{
+	return atomic_load_explicit(&move->stage, memory_order_relaxed) == USW_MOVE_RUNNING &&
+	       move->is_through;
+}
+
+/**
+ * Begin what is asked for and finish what is through; each in turn, so that there is always
+ * something for the disk. True if there was something.
+ */
+static bool serve_moves(struct usw_tiers *tiers)
+{
+	bool busy = false;
+
+	for (uint32_t i = 0; i < USW_MOVES_MAX; i++) {
+		struct usw_move *move = &tiers->moves[i];
+
+		look_after_disk(tiers);
+		if (is_asked(move) && move->is_write) {
+			begin_write(tiers, move);
+			busy = true;
+		} else if (is_to_finish(move)) {
+			finish_move(tiers, move);
+			busy = true;
+		}
+	}
+	// One that was passed over may be through by now, and nothing would tell of it again.
+	for (uint32_t i = 0; i < USW_MOVES_MAX; i++)
+		busy |= is_to_finish(&tiers->moves[i]);
+	return busy;
+}
+
+/** Give space back on disks, one slot at a time. True if there was one. */
+static bool give_dead_slot(struct usw_tiers *tiers)
+{
+	struct usw_dead_slot dead = {0};
+
+	pthread_mutex_lock(&tiers->lock);
+	if (tiers->dead_tail != tiers->dead_head)
+		dead = tiers->dead[tiers->dead_tail++ % USW_DEAD_SLOTS_MAX];
+	pthread_mutex_unlock(&tiers->lock);
+	if (!dead.length_bytes)
+		return false;
+	usw_disk_give(tiers->at[dead.tier].disk, dead.slot, dead.length_bytes);
+	return true;
+}
+
+/** A file that nobody needs any more gives all of its space back at once. */
+static void end_files(struct usw_tiers *tiers)
+{
+	for (uint32_t i = 1; i < USW_TIERS_MAX; i++) {
+		struct usw_tier *tier = &tiers->at[i];
+
+		if (atomic_load_explicit(&tier->ending, memory_order_acquire) != USW_ENDING_ASKED)
+			continue;
+		if (ftruncate(atomic_load(&tier->fd), 0) < 0)
+			errno = 0; // closing it does the same
+		atomic_store_explicit(&tier->ending, USW_ENDING_DONE, memory_order_release);
+		tiers->hooks.moved(tiers->hooks.context);
+	}
+}
+
+void *usw_mover_main(void *argument)
+{
+	struct usw_tiers *tiers = argument;
+	struct pollfd ready[] = {{.fd = tiers->wake_fd, .events = POLLIN},
+				 {.fd = usw_aio_fd(tiers->aio), .events = POLLIN}};
+	uint64_t wakes;
+
+	while (!atomic_load(&tiers->stopping) || usw_aio_under_way(tiers->aio)) {
+		bool busy = serve_moves(tiers);
+
+		busy |= give_dead_slot(tiers);
+		end_files(tiers);
+		if (busy || poll(ready, 2, -1) <= 0)
+			continue;
+		if (ready[0].revents && read(tiers->wake_fd, &wakes, sizeof(wakes)) < 0)
+			continue; // somebody's wake was taken together with an earlier one
+	}
+	return NULL;
+}
