@@ -196,8 +196,7 @@ static void test_depth_is_a_limit(struct usw_aio *aio)
 			.fd = fd, .buffer = blocks[i], .length_bytes = BLOCK_BYTES};
 		CHECK_EQ(usw_aio_submit(aio, &requests[i]), 0);
 	}
-	struct usw_aio_request extra = {
-		.fd = fd, .buffer = blocks[0], .length_bytes = BLOCK_BYTES};
+	struct usw_aio_request extra = {.fd = fd, .buffer = blocks[0], .length_bytes = BLOCK_BYTES};
 	CHECK_EQ(usw_aio_submit(aio, &extra), -EAGAIN);
 	usw_aio_flush(aio);
 	for (uint32_t i = 0; i < DEPTH; i++)
