@@ -119,6 +119,7 @@ class Statistics(Record):
     evicted_clean: int
     evicted_zero: int
     evicted_same: int
+    evicted_equal: int
     evicted_compressed: int
     evicted_incompressible: int
 

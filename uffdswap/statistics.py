@@ -103,7 +103,10 @@ def _faults(counters: Mapping[str, int]) -> dict[str, Any]:
 
 
 def _evictions(counters: Mapping[str, int]) -> dict[str, int]:
-    names = ("pages", "unshared", "clean", "zero", "same", "compressed", "incompressible")
+    names = (
+        *("pages", "unshared", "clean", "zero", "same", "equal"),
+        *("compressed", "incompressible"),
+    )
     return {name: counters[f"evicted_{name}"] for name in names}
 
 

@@ -118,6 +118,7 @@ struct usw_statistics {
 	uint64_t evicted_clean;
 	uint64_t evicted_zero;
 	uint64_t evicted_same;
+	uint64_t evicted_equal; /* shares what another page stored */
 	uint64_t evicted_compressed;
 	uint64_t evicted_incompressible;
 

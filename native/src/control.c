@@ -378,21 +378,27 @@ int usw_control_restore(struct usw_fault_thread *thread)
 
 // --- Figures (control thread) -------------------------------------------------------------------
 
-/** Count an object where it is. It may move or die while we look: then it was in RAM. */
-static void tally_object(const struct usw_session *session, uint64_t place,
+/**
+ * Count an object where it is; of what it costs, the share of one of those who refer to it. It may
+ * move or die while we look: then it was in RAM.
+ */
+static void tally_object(const struct usw_session *session, uint64_t word,
 			 struct usw_target_figures *figures)
 {
+	uint64_t place = usw_word_place(word);
+	uint32_t count = usw_word_count(word);
 	struct usw_object object = {0};
 
 	figures->object_pages++;
 	bool found = usw_segments_find(&session->segments, usw_place_group(place),
 				       usw_place_index(place), &object);
+	uint32_t share_bytes = (object.length_bytes + count / 2) / count;
 	if (found && usw_where_tier(object.where) != USW_TIER_RAM) {
 		figures->disk_pages++;
-		figures->disk_stored_bytes += object.length_bytes;
+		figures->disk_stored_bytes += share_bytes;
 	} else {
 		figures->ram_pages++;
-		figures->ram_stored_bytes += object.length_bytes;
+		figures->ram_stored_bytes += share_bytes;
 	}
 }
 
@@ -414,7 +420,7 @@ static void tally_page(const struct usw_session *session, uint32_t id,
 		figures->standby_pages++;
 		break;
 	case USW_BACKEND_OBJECT:
-		tally_object(session, usw_word_place(word), figures);
+		tally_object(session, word, figures);
 		break;
 	case USW_BACKEND_FREE:
 		figures->evicted_pages--;

@@ -358,7 +358,60 @@ static bool mark_evicting(struct usw_target *target, struct usw_batch *batch)
 	return true;
 }
 
-/** Give one page that left its ID: the kept copy's if it is unchanged, else a new one. */
+/** Compress one standby page into an object. */
+static int compress_slot(struct usw_session *session, struct usw_codec_hint *hint, uint32_t number,
+			 uint32_t slot, uint32_t id)
+{
+	char object[USW_PAGE_BYTES];
+	enum usw_codec codec;
+	uint64_t place;
+	const char *page = usw_standby_page(&session->standbys, number, slot);
+	uint32_t length = usw_codec_compress(hint, page, object, &codec);
+
+	int ret = usw_segments_append(&session->segments, id, object, length, codec, &place);
+	if (ret)
+		return ret;
+	if (!usw_vswap_repoint(&session->vswap, id, USW_BACKEND_MEMORY, usw_place(number, slot),
+			       USW_BACKEND_OBJECT, place)) {
+		usw_segments_release(&session->segments, usw_place_group(place),
+				     usw_place_index(place));
+		return 0;
+	}
+	if (codec == USW_CODEC_STORED)
+		usw_count(&session->reclaim.counters, evicted_incompressible, 1);
+	else
+		usw_count(&session->reclaim.counters, evicted_compressed, 1);
+	return 0;
+}
+
+/**
+ * The ID of a page that was stored before and is equal, with a reference for this one; or none.
+ *
+ * A slot can be written to by its target at any time. What is in a slot of another one becomes an
+ * object first, which nobody can write to: so no target can change what was compared for another.
+ */
+static uint32_t find_equal(struct usw_target *target, const char *page, uint64_t hash)
+{
+	struct usw_session *session = target->session;
+	uint32_t id = usw_equal_find(&session->equal, &target->equal_run, hash);
+
+	if (id == USW_VSWAP_NONE)
+		return USW_VSWAP_NONE;
+	uint64_t word = usw_vswap_word(&session->vswap, id);
+	uint32_t number = usw_place_group(usw_word_place(word));
+	bool is_foreign = usw_word_backend(word) == USW_BACKEND_MEMORY &&
+			  number != target->standby.number;
+	if ((is_foreign && compress_slot(session, &target->codec_hint, number,
+					 usw_place_index(usw_word_place(word)), id)) ||
+	    !usw_equal_is(&session->equal, id, page)) {
+		usw_vswap_put(&session->vswap, id);
+		return USW_VSWAP_NONE;
+	}
+	usw_count(&session->reclaim.counters, evicted_equal, 1);
+	return id;
+}
+
+/** Give one page that left its ID: that of its kept copy or of an equal page, else a new one. */
 static int settle_content(struct usw_target *target, uint32_t kept_id, uint32_t slot,
 			  uint32_t *ret_id)
 {
@@ -387,11 +440,16 @@ static int settle_content(struct usw_target *target, uint32_t kept_id, uint32_t 
 		*ret_id = kept_id;
 		return 0;
 	}
+	*ret_id = find_equal(target, page, hash);
+	if (*ret_id)
+		return 0;
 	int ret = usw_vswap_alloc(&session->vswap, USW_BACKEND_MEMORY,
 				  usw_place(target->standby.number, slot), hash, ret_id);
-	if (!ret)
-		target->standby.owner[slot] = *ret_id;
-	return ret;
+	if (ret)
+		return ret;
+	target->standby.owner[slot] = *ret_id;
+	usw_equal_note(&session->equal, *ret_id, hash);
+	return 0;
 }
 
 /** Publish what hands did: a moved page becomes EVICTED, any other is what it was. */
@@ -604,32 +662,6 @@ void usw_evict_random(struct usw_target *target, uint64_t random, uint32_t wante
 }
 
 // --- What happens to evicted pages later --------------------------------------------------------
-
-/** Compress one standby page into an object. */
-static int compress_slot(struct usw_session *session, struct usw_codec_hint *hint, uint32_t number,
-			 uint32_t slot, uint32_t id)
-{
-	char object[USW_PAGE_BYTES];
-	enum usw_codec codec;
-	uint64_t place;
-	const char *page = usw_standby_page(&session->standbys, number, slot);
-	uint32_t length = usw_codec_compress(hint, page, object, &codec);
-
-	int ret = usw_segments_append(&session->segments, id, object, length, codec, &place);
-	if (ret)
-		return ret;
-	if (!usw_vswap_repoint(&session->vswap, id, USW_BACKEND_MEMORY, usw_place(number, slot),
-			       USW_BACKEND_OBJECT, place)) {
-		usw_segments_release(&session->segments, usw_place_group(place),
-				     usw_place_index(place));
-		return 0;
-	}
-	if (codec == USW_CODEC_STORED)
-		usw_count(&session->reclaim.counters, evicted_incompressible, 1);
-	else
-		usw_count(&session->reclaim.counters, evicted_compressed, 1);
-	return 0;
-}
 
 /** True if the ID still resolves to this slot. */
 static bool is_slot_of(const struct usw_session *session, uint32_t id, uint32_t number,

@@ -89,7 +89,8 @@ static uint64_t account_ram(struct usw_session *session)
 {
 	uint64_t metadata = usw_vswap_held_bytes(&session->vswap) +
 			    usw_nodes_held_bytes(&session->nodes) +
-			    usw_segments_metadata_bytes(&session->segments);
+			    usw_segments_metadata_bytes(&session->segments) +
+			    usw_equal_held_bytes(&session->equal);
 	uint64_t standby_touched = 0;
 	uint64_t standby_pages = 0;
 
@@ -389,6 +390,7 @@ static void housekeep(struct usw_session *session)
 		     !atomic_load(&session->keep_copies);
 
 	usw_vswap_collect(&session->vswap);
+	usw_equal_fit(&session->equal);
 	session->reclaim.some_leave = settle_leaving(session);
 	compact(session, tight);
 	usw_demote_step(session, false);

@@ -104,6 +104,8 @@ static int create_spaces(struct usw_session *session)
 	if (!ret)
 		ret = usw_standby_space_create(&session->standbys);
 	if (!ret)
+		ret = usw_equal_create(&session->equal, &session->vswap, &session->standbys);
+	if (!ret)
 		ret = usw_tiers_init(&session->tiers, &session->segments,
 				     !session->config.disk_plain, &hooks);
 	return ret;
@@ -234,6 +236,7 @@ void usw_session_destroy(struct usw_session *session)
 	}
 	usw_tiers_deinit(&session->tiers);
 	free(session->parking.shares); // a park may have been going on
+	usw_equal_destroy(&session->equal);
 	usw_standby_space_destroy(&session->standbys);
 	usw_nodes_destroy(&session->nodes);
 	usw_vswap_destroy(&session->vswap);
@@ -671,6 +674,7 @@ void usw_session_statistics(struct usw_session *session, struct usw_statistics *
 		.evicted_clean = sum.evicted_clean,
 		.evicted_zero = sum.evicted_zero,
 		.evicted_same = sum.evicted_same,
+		.evicted_equal = sum.evicted_equal,
 		.evicted_compressed = sum.evicted_compressed,
 		.evicted_incompressible = sum.evicted_incompressible,
 		.verified_pages = sum.verified_pages,

@@ -14,6 +14,7 @@
 #define USW_SESSION_H
 
 #include "alarm.h"
+#include "equal.h"
 #include "request.h"
 #include "stats.h"
 #include "target.h"
@@ -121,6 +122,7 @@ struct usw_session {
 	struct usw_vswap vswap;
 	struct usw_nodes nodes;
 	struct usw_standby_space standbys;
+	struct usw_equal equal; /* reclaim thread */
 	struct usw_tiers tiers;
 
 	_Atomic uint64_t memory_limit_bytes;

@@ -34,6 +34,7 @@
 	X(evicted_clean, "a page left unchanged and its kept copy was still good") \
 	X(evicted_zero, "a page of zeros left") \
 	X(evicted_same, "a page of one repeated word left") \
+	X(evicted_equal, "a page left that was stored already: it shares what is stored") \
 	X(evicted_compressed, "a page became a compressed object") \
 	X(evicted_incompressible, "a page became an object stored as it is") \
 	X(evict_refused, "a page picked for eviction stayed: pinned, shared, locked or gone") \

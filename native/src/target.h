@@ -33,6 +33,7 @@
 
 #include <pthread.h>
 
+#include "equal.h"
 #include "leaving.h"
 #include "maps.h"
 #include "pagemap.h"
@@ -134,6 +135,7 @@ struct usw_target {
 	/* Reclaim thread only. */
 	struct usw_standby standby;
 	struct usw_codec_hint codec_hint; /* what its pages took last; the compressing thread */
+	struct usw_equal_run equal_run;   /* where its next page may be stored already */
 	struct usw_maps eligible;
 	struct usw_ranges refused; /* the kernel would not register it */
 	uint64_t refused_ns;       /* when `refused` was last emptied */

@@ -118,6 +118,31 @@ void usw_vswap_get(struct usw_vswap *vswap, uint32_t id)
 		&d->word, &word, word + (1u << 3), memory_order_relaxed, memory_order_relaxed));
 }
 
+uint64_t usw_vswap_peek(const struct usw_vswap *vswap, uint32_t id)
+{
+	// A look at a block that was given back would make the kernel grant it again.
+	if (id == USW_VSWAP_NONE || id >= vswap->capacity ||
+	    vswap->block_used[id / USW_BLOCK_IDS] == 0)
+		return 0;
+	return usw_vswap_word(vswap, id);
+}
+
+bool usw_vswap_get_equal(struct usw_vswap *vswap, uint32_t id, uint64_t hash, uint32_t count_max)
+{
+	struct usw_descriptor *d = descriptor(vswap, id);
+	uint64_t word = usw_vswap_peek(vswap, id);
+
+	usw_assert(count_max <= USW_VSWAP_COUNT_MAX);
+	do {
+		// A put that has made it free writes a link over the hash, and the exchange fails.
+		if (usw_word_backend(word) == USW_BACKEND_FREE ||
+		    usw_word_count(word) >= count_max || usw_vswap_hash(vswap, id) != hash)
+			return false;
+	} while (!atomic_compare_exchange_weak_explicit(
+		&d->word, &word, word + (1u << 3), memory_order_acquire, memory_order_acquire));
+	return true;
+}
+
 /** Hand a dead ID to the owner. The hash is free to carry the link. */
 static void push_freed(struct usw_vswap *vswap, struct usw_descriptor *d, uint32_t id)
 {

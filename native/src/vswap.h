@@ -118,6 +118,17 @@ int usw_vswap_alloc(struct usw_vswap *vswap, enum usw_backend backend, uint64_t 
 /** Add a reference to an ID the caller's page map already refers to. Any thread. */
 void usw_vswap_get(struct usw_vswap *vswap, uint32_t id);
 
+/** The word of an ID that may be anybody's or nobody's by now: 0 if it is free. Owner only. */
+uint64_t usw_vswap_peek(const struct usw_vswap *vswap, uint32_t id);
+
+/**
+ * Add a reference to an ID no page map of the caller refers to, if it is live, has this hash, and
+ * has fewer than `count_max` references. Owner only: nobody else hands out IDs, so one that was
+ * live and is live again cannot have been another in between. Any thread may put the last other
+ * reference meanwhile: then the ID is free, and stays free, or it is the caller's.
+ */
+bool usw_vswap_get_equal(struct usw_vswap *vswap, uint32_t id, uint64_t hash, uint32_t count_max);
+
 /** Drop a reference. Any thread. With the last one the content is released too. */
 void usw_vswap_put(struct usw_vswap *vswap, uint32_t id);
 

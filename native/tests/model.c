@@ -12,10 +12,12 @@
  * is dropped, and what is left must be nothing.
  *
  *   target                        a new target: ok <target>
- *   evict T ADDRESS COUNT  pages  ok <letter a page>: z(ero) s(ame) m(emory) c(lean) n(o room)
+ *   evict T ADDRESS COUNT  pages  ok <letter a page>: z(ero) s(ame) m(emory) c(lean) e(qual) n(o room)
  *   fault T ADDRESS KEEP          ok, then the page; or: ok poisoned
  *   drop T ADDRESS                give up a kept copy
  *   corrupt T ADDRESS             damage what is stored of a page: ok <whether there was anything>
+ *   forge T ADDRESS        page   what is stored of a page claims the hash of this one, and is noted:
+ *                                 ok <whether there was anything>
  *   fork T                        ok <target>
  *   unmap T START END
  *   remap T FROM TO BYTES
@@ -42,6 +44,7 @@
 
 #include "check.h"
 #include "compact.h"
+#include "equal.h"
 #include "pagemap.h"
 #include "standby.h"
 #include "tier.h"
@@ -58,6 +61,7 @@ struct target {
 	char *slots; /* what hands writes to */
 	struct usw_pagemap map;
 	struct usw_standby standby;
+	struct usw_equal_run equal_run;
 };
 
 struct ballast {
@@ -70,6 +74,7 @@ static struct usw_segments segments;
 static struct usw_vswap vswap;
 static struct usw_nodes nodes;
 static struct usw_standby_space standbys;
+static struct usw_equal equal;
 static struct target targets[TARGETS_MAX];
 static struct ballast ballast[BALLAST_MAX];
 static struct usw_tiers tiers;
@@ -179,9 +184,9 @@ static void standby_close(struct target *target)
 	*target = (struct target){0};
 }
 
-static bool compress_slot(struct target *target, uint32_t slot, uint32_t id)
+static bool compress_slot(uint32_t number, uint32_t slot, uint32_t id)
 {
-	uint64_t place = usw_place(target->standby.number, slot);
+	uint64_t place = usw_place(number, slot);
 	uint64_t word = usw_vswap_word(&vswap, id);
 	char object[USW_PAGE_BYTES];
 	enum usw_codec codec;
@@ -190,7 +195,8 @@ static bool compress_slot(struct target *target, uint32_t slot, uint32_t id)
 	if (usw_word_backend(word) != USW_BACKEND_MEMORY || usw_word_place(word) != place)
 		return true; // nobody refers to it any more
 	uint32_t length = usw_codec_compress(&(struct usw_codec_hint){0},
-					     target->slots + slot * USW_PAGE_BYTES, object, &codec);
+					     usw_standby_page(&standbys, number, slot), object,
+					     &codec);
 	if (usw_segments_append(&segments, id, object, length, codec, &new_place))
 		return false;
 	CHECK(usw_vswap_repoint(&vswap, id, USW_BACKEND_MEMORY, place, USW_BACKEND_OBJECT,
@@ -206,7 +212,8 @@ static bool drain(struct target *target, uint64_t count)
 	for (; count && usw_standby_count(standby); count--) {
 		uint32_t slot = standby->tail % standby->capacity;
 
-		if (standby->owner[slot] && !compress_slot(target, slot, standby->owner[slot]))
+		if (standby->owner[slot] &&
+		    !compress_slot(standby->number, slot, standby->owner[slot]))
 			return false;
 		standby->owner[slot] = USW_VSWAP_NONE;
 		standby->tail++;
@@ -249,6 +256,24 @@ static void do_target(void)
 	answer("ok %u", new_target());
 }
 
+/** The ID of an equal page, with a reference; what is in another's standby becomes an object first. */
+static uint32_t find_equal(struct target *target, const char *page, uint64_t hash)
+{
+	uint32_t id = usw_equal_find(&equal, &target->equal_run, hash);
+	uint64_t word = id ? usw_vswap_word(&vswap, id) : 0;
+	uint32_t number = usw_place_group(usw_word_place(word));
+	bool is_foreign = usw_word_backend(word) == USW_BACKEND_MEMORY &&
+			  number != target->standby.number;
+
+	if (!id)
+		return USW_VSWAP_NONE;
+	if ((!is_foreign || compress_slot(number, usw_place_index(usw_word_place(word)), id)) &&
+	    usw_equal_is(&equal, id, page))
+		return id;
+	usw_vswap_put(&vswap, id);
+	return USW_VSWAP_NONE;
+}
+
 /** Give a page in its slot an ID. Returns the letter of the answer, 'n' if there was no ID. */
 static char settle(struct target *target, uint32_t kept_id, uint32_t slot, uint32_t *ret_id)
 {
@@ -263,10 +288,15 @@ static char settle(struct target *target, uint32_t kept_id, uint32_t slot, uint3
 	}
 	if (repeated)
 		return usw_vswap_alloc(&vswap, backend, 0, word, ret_id) ? 'n' : word ? 's' : 'z';
+	uint64_t hash = usw_codec_hash(page, CHECK_SEED);
+	*ret_id = find_equal(target, page, hash);
+	if (*ret_id)
+		return 'e';
 	if (usw_vswap_alloc(&vswap, USW_BACKEND_MEMORY, usw_place(target->standby.number, slot),
-			    usw_codec_hash(page, CHECK_SEED), ret_id))
+			    hash, ret_id))
 		return 'n';
 	target->standby.owner[slot] = *ret_id;
+	usw_equal_note(&equal, *ret_id, hash);
 	return 'm';
 }
 
@@ -388,6 +418,26 @@ static void do_corrupt(void)
 		return;
 	}
 	answer("ok 1");
+}
+
+static void do_forge(void)
+{
+	usw_page_word *word = usw_pagemap_find(&the_target()->map, request[1]);
+	struct usw_descriptor *table = (struct usw_descriptor *)vswap.space.base;
+	char page[USW_PAGE_BYTES] __attribute__((aligned(8)));
+
+	CHECK(word);
+	CHECK_EQ(fread(page, USW_PAGE_BYTES, 1, stdin), 1);
+	uint32_t id = usw_page_id(atomic_load(word));
+	enum usw_backend backend = usw_word_backend(usw_vswap_word(&vswap, id));
+	bool is_stored = backend == USW_BACKEND_MEMORY || backend == USW_BACKEND_OBJECT;
+	if (is_stored) {
+		uint64_t hash = usw_codec_hash(page, CHECK_SEED);
+
+		atomic_store(&table[id].hash, hash);
+		usw_equal_note(&equal, id, hash);
+	}
+	answer("ok %u", is_stored);
 }
 
 static void forget(struct target *target, uint64_t start, uint64_t end)
@@ -549,6 +599,7 @@ static void do_compact(void)
 static void do_collect(void)
 {
 	usw_vswap_collect(&vswap);
+	usw_equal_fit(&equal);
 	answer("ok");
 }
 
@@ -774,6 +825,7 @@ static void check_held(void)
 	CHECK_EQ(segments.used_bytes, usw_space_held_bytes(&segments.data));
 	CHECK_EQ(segments.table_bytes, usw_space_held_bytes(&segments.tables));
 	CHECK_EQ(usw_vswap_held_bytes(&vswap), usw_space_held_bytes(&vswap.space));
+	CHECK_THAT(usw_space_held_bytes(&equal.space), <=, usw_equal_held_bytes(&equal));
 	CHECK(kernel_nodes >= held_nodes && kernel_nodes <= held_nodes + 64 * USW_PAGE_BYTES);
 	CHECK_THAT(usw_space_held_bytes(&segments.headers), <=, USW_PAGE_BYTES);
 }
@@ -819,6 +871,8 @@ static void drop_everything(void)
 	drop_tiers();
 	check_held();
 	CHECK_EQ(vswap.live_count, 0);
+	usw_equal_fit(&equal);
+	CHECK_EQ(usw_equal_held_bytes(&equal), 0);
 	CHECK_EQ(usw_vswap_held_bytes(&vswap), 0);
 	CHECK_EQ(usw_nodes_held_bytes(&nodes), 0);
 	CHECK_EQ(segments.live_count, 0);
@@ -835,14 +889,14 @@ static const struct {
 	const char *name;
 	void (*run)(void);
 } requests[] = {
-	{"ballast", do_ballast},     {"check", do_check},     {"collect", do_collect},
-	{"compact", do_compact},     {"corrupt", do_corrupt}, {"drain", do_drain},
-	{"drop", do_drop},           {"dump", do_dump},       {"evict", do_evict},
-	{"exit", do_exit},           {"fault", do_fault},     {"fork", do_fork},
-	{"reap", do_reap},           {"remap", do_remap},     {"target", do_target},
-	{"unballast", do_unballast}, {"unmap", do_unmap},     {"tier", do_tier},
-	{"untier", do_untier},       {"demote", do_demote},   {"recall", do_recall},
-	{"trouble", do_trouble},
+	{"ballast", do_ballast}, {"check", do_check},         {"collect", do_collect},
+	{"compact", do_compact}, {"corrupt", do_corrupt},     {"drain", do_drain},
+	{"forge", do_forge},     {"drop", do_drop},           {"dump", do_dump},
+	{"evict", do_evict},     {"exit", do_exit},           {"fault", do_fault},
+	{"fork", do_fork},       {"reap", do_reap},           {"remap", do_remap},
+	{"target", do_target},   {"unballast", do_unballast}, {"unmap", do_unmap},
+	{"tier", do_tier},       {"untier", do_untier},       {"demote", do_demote},
+	{"recall", do_recall},   {"trouble", do_trouble},
 };
 
 static void serve(const char *line)
@@ -876,12 +930,14 @@ int main(int argc, char **argv)
 	CHECK_EQ(usw_vswap_create(&vswap, &segments, (uint32_t)atoi(argv[1])), 0);
 	CHECK_EQ(usw_nodes_create(&nodes, (uint32_t)atoi(argv[3])), 0);
 	CHECK_EQ(usw_standby_space_create(&standbys), 0);
+	CHECK_EQ(usw_equal_create(&equal, &vswap, &standbys), 0);
 	const struct usw_tiers_hooks hooks = {.moved = on_moved, .report = on_report};
 	CHECK_EQ(usw_tiers_init(&tiers, &segments, true, &hooks), 0);
 	tiers.injection = &injection;
 	while (fgets(line, sizeof(line), stdin))
 		serve(line);
 	drop_everything();
+	usw_equal_destroy(&equal);
 	usw_standby_space_destroy(&standbys);
 	usw_nodes_destroy(&nodes);
 	usw_vswap_destroy(&vswap);

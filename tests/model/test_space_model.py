@@ -37,7 +37,7 @@ from hypothesis.stateful import (
 REPOSITORY = Path(__file__).resolve().parents[2]
 SOURCES = (
     *("base", "space", "codec", "filter", "vswap", "segment", "pagemap", "compact", "standby"),
-    *("disk", "aio", "seal", "tier"),
+    *("equal", "disk", "aio", "seal", "tier"),
 )
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 EXIT_SECONDS = 60.0
@@ -70,7 +70,7 @@ class State(enum.IntEnum):
     POISONED = 4
 
 
-OBJECT = 4  # enum usw_backend
+MEMORY, OBJECT = 3, 4  # enum usw_backend
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +221,7 @@ class SpaceModel(RuleBasedStateMachine):
         self.driver = Driver(self.program)
         self.targets: dict[int, dict[int, Page]] = {}
         self.damaged: set[int] = set()  # IDs whose stored content a rule has changed
+        self.noted: dict[bytes, int] = {}  # the ID a content was last stored under
         self.ballast = 0
         self.tiers: set[int] = set()
         self.on_disks = 0  # segments, when something last moved
@@ -322,13 +323,34 @@ class SpaceModel(RuleBasedStateMachine):
                 break
             run.append(page)
         body = b"".join(page.content for page in run)
+        known = {content for content in self.noted if self._must_be_found(content)}
         letters = self.driver.ask("evict", target, start, len(run), pages=body)
+        stored = self.driver.dump().words
         for index, (page, letter) in enumerate(zip(run, letters, strict=True)):
+            address = start + index * PAGE
             if letter == "n":
                 assert self.room_may_be_short()
                 continue
-            assert letter == letter_of(page)
-            pages[start + index * PAGE] = replace(page, state=State.EVICTED, kept=None)
+            if letter_of(page) != "m":
+                assert letter == letter_of(page)
+            elif letter == "e":
+                assert page.content in self.noted
+            else:
+                assert letter == "m"
+                assert page.content not in known or self.room_may_be_short()
+                self.noted[page.content] = stored[target, address][1]
+                known.add(page.content)
+            pages[address] = replace(page, state=State.EVICTED, kept=None)
+
+    def _must_be_found(self, content: bytes) -> bool:
+        """Whether a page of this content shares: what was last stored is live, in RAM, right."""
+        stored = self.seen.ids.get(self.noted[content])
+        return (
+            stored is not None
+            and stored.content == content
+            and stored.backend in (MEMORY, OBJECT)
+            and not self.on_disks
+        )
 
     @rule(pick=PICKS, keep=st.booleans())
     def fault(self, pick: int, keep: bool) -> None:
@@ -399,6 +421,27 @@ class SpaceModel(RuleBasedStateMachine):
             chosen = stored[pick % len(stored)]
             if self.driver.ask("corrupt", *chosen) == "1":
                 self.damaged.add(self.seen.words[chosen][1])
+
+    @rule(pick=PICKS, content=CONTENTS)
+    def forge(self, pick: int, content: bytes) -> None:
+        """Something stored claims the hash of another page: that one must not get it.
+
+        Nothing of which a copy is kept: whether that is still good is told by the hash alone.
+        """
+        words = self.seen.words.items()
+        kept = {identifier for _, (state, identifier) in words if state == State.RESIDENT}
+        stored = sorted(
+            key for key, (_, identifier) in words if identifier and identifier not in kept
+        )
+        if not stored:
+            return
+        chosen = stored[pick % len(stored)]
+        identifier = self.seen.words[chosen][1]
+        if self.seen.ids[identifier].content == content:
+            return
+        if self.driver.ask("forge", *chosen, pages=content) == "1":
+            self.damaged.add(identifier)
+            self.noted[content] = identifier
 
     # --- Disks
 
@@ -576,6 +619,57 @@ def test_damage_is_poison_and_never_another_page(driver: Driver) -> None:
     for target in (parent, child):
         assert driver.ask("fault", target, PAGE, 0) == "poisoned"
     assert driver.dump().ids == {}
+
+
+def store(driver: Driver, content: bytes) -> int:
+    """Have a new target evict one page; return the target."""
+    target = int(driver.ask("target"))
+    assert driver.ask("evict", target, PAGE, 1, pages=content) == "m"
+    return target
+
+
+def test_equal_pages_share_one_id(driver: Driver) -> None:
+    """Within a target, with another one, with a fork; from standby and from an object."""
+    content = content_of("random", 1)
+    first = store(driver, content)
+    assert driver.ask("evict", first, 2 * PAGE, 2, pages=2 * content) == "ee"
+    second = int(driver.ask("target"))
+    assert driver.ask("evict", second, PAGE, 1, pages=content) == "e"
+    child = int(driver.ask("fork", first))
+    assert driver.ask("evict", child, 4 * PAGE, 1, pages=content) == "e"
+    dump = driver.dump()
+    assert [stored.count for stored in dump.ids.values()] == [8]
+    assert driver.check()["objects"] == 1
+    driver.ask("fault", second, PAGE, 1)
+    assert driver.page() == content
+    assert driver.ask("evict", second, PAGE, 1, pages=content) == "c"
+    driver.ask("fault", second, PAGE, 1)
+    assert driver.page() == content
+    written = content_of("random", 2)
+    assert driver.ask("evict", second, PAGE, 1, pages=written) == "m"
+    driver.ask("exit", first)
+    for address in (PAGE, 2 * PAGE, 3 * PAGE, 4 * PAGE):
+        driver.ask("fault", child, address, 0)
+        assert driver.page() == content
+    driver.ask("fault", second, PAGE, 0)
+    assert driver.page() == written
+    assert driver.dump().ids == {}
+
+
+@pytest.mark.parametrize("drained", [False, True])
+def test_a_forged_hash_is_not_shared(driver: Driver, drained: bool) -> None:
+    mine, other = content_of("random", 1), content_of("random", 2)
+    target = store(driver, other)
+    if drained:
+        driver.ask("drain", target, 1)
+    assert driver.ask("forge", target, PAGE, pages=mine) == "1"
+    assert driver.ask("evict", target, 2 * PAGE, 2, pages=2 * mine) == "me"
+    second = int(driver.ask("target"))
+    assert driver.ask("evict", second, PAGE, 1, pages=mine) == "e"
+    for owner, address in ((target, 2 * PAGE), (target, 3 * PAGE), (second, PAGE)):
+        driver.ask("fault", owner, address, 0)
+        assert driver.page() == mine
+    assert driver.ask("fault", target, PAGE, 0) == "poisoned"
 
 
 def test_a_standby_outlives_its_process_while_others_need_it(driver: Driver) -> None:

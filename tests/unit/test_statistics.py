@@ -37,7 +37,7 @@ CONTRACT: dict[str, Any] = {
         "latency_us": dict.fromkeys(("p50", "p90", "p99", "p999", "max"), 0),
     },
     "evictions": dict.fromkeys(
-        ("pages", "unshared", "clean", "zero", "same", "compressed", "incompressible"), 0
+        ("pages", "unshared", "clean", "zero", "same", "equal", "compressed", "incompressible"), 0
     ),
     "tiers": {
         tier: dict.fromkeys(("pages", "original_bytes", "stored_bytes", "segments"), 0)
