@@ -479,7 +479,7 @@ def test_table_and_document_are_of_the_same_session(rig: Rig) -> None:
     lines = table([report], exact=True).splitlines()
     assert len(lines) == 5
     assert lines[1].split()[:3] == [str(LAUNCHER), "session", str(1 << 30)]
-    figures = ["1001", "?", "1", "4096", "4098", "1.0x", "1", "1", "1"]
+    figures = ["1001", "?", "1", "4096", "4098", "1.0x", "1", "-", "1", "1"]
     assert lines[2].split() == figures
     assert report["targets"][0]["original_bytes"] == dict.fromkeys(("standby", "ram", "disk"), 4096)
     assert report["swap_share"] == round((7 + 3000) / (3 * 2**30 + 3000), 4)
