@@ -323,6 +323,10 @@ def test_budget_below_what_is_stored_is_refused(rig: Rig) -> None:
     reply = rig.ask(small)
     assert isinstance(reply, control.Failed)
     assert reply.kind == "usage"
+    assert reply.text == (
+        "a budget of 1.00 MiB is too small: 1.00 MiB are kept in RAM for what has left already, "
+        "and that must fit; give at least 2M, or first make room on a disk: uffdswap tier add"
+    )
     assert rig.session.limits == {}
 
 
