@@ -134,7 +134,7 @@ def estimate(pid: int, sample_pages: int = SAMPLE_PAGES) -> Estimate:
     except (psutil.NoSuchProcess, ProcessLookupError, FileNotFoundError) as error:
         if psutil.pid_exists(pid):
             raise _without_memory(pid) from error
-        raise UffdswapError(f"there is no process {pid}") from error
+        raise UffdswapError(f"there is no process {pid}", remedy="see: ps") from error
     except (psutil.AccessDenied, PermissionError) as error:
         cause, remedy = _why_denied(pid)
         raise UffdswapError(f"may not look at process {pid}", cause=cause, remedy=remedy) from error
