@@ -38,6 +38,7 @@ from .control import (
 from .errors import ProtocolError
 from .record import Record
 from .tier_desk import TierDesk
+from .units import format_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -267,9 +268,11 @@ class ControlServer:
         counters = self._session.statistics()
         kept_bytes = counters.ram_stored_bytes + counters.metadata_bytes
         if request.memory and memory is not None and memory < kept_bytes + _FLOOR_BYTES:
+            least_mib = -(-(kept_bytes + _FLOOR_BYTES) >> 20)
             text = (
-                f"a budget of {memory} bytes is too small: {kept_bytes} bytes are kept in RAM "
-                "for what has left already, and that must fit"
+                f"a budget of {format_size(memory)} is too small: {format_size(kept_bytes)} are "
+                "kept in RAM for what has left already, and that must fit; give at least "
+                f"{least_mib}M, or first make room on a disk: uffdswap tier add"
             )
             return Failed(kind="usage", text=text)
         self._memory_bytes, self._resident_bytes = memory, resident

@@ -43,7 +43,7 @@ __all__ = (
 SCHEMA = "uffdswap.doctor/1"
 
 _PAGE_BYTES = 4096
-_MACHINES = ("x86_64", "aarch64")
+_MACHINE = "x86_64"
 _CAP_SYS_PTRACE = 19
 _MAP_COUNT_DEFAULT = 65530
 _EPERM = 1
@@ -254,8 +254,8 @@ def _ok(found: str) -> Answer:
 
 def _kernel(probe: Probe, host: Host) -> Answer:
     found = f"kernel {host.release}, {host.machine}, {probe.page_bytes // 1024} KiB pages"
-    if host.machine not in _MACHINES:
-        why = f"uffdswap knows {' and '.join(_MACHINES)} only"
+    if host.machine != _MACHINE:
+        why = f"what moves pages in a program is written for {_MACHINE} only; take such a machine"
         return Answer(Verdict.FAIL, found, why)
     if probe.page_bytes != _PAGE_BYTES:
         why = "uffdswap works with 4 KiB pages only; boot a kernel that has them"

@@ -104,7 +104,13 @@ def _search(name: str, environment: Mapping[str, str]) -> str:
             refused = refused or error
             continue
         return path
-    raise refused or ProgramNotFound(f'cannot run "{name}"', cause="no such program on the PATH")
+    if refused is not None:
+        raise refused
+    raise ProgramNotFound(
+        f'cannot run "{name}"',
+        cause="no such program on the PATH",
+        remedy="install it, or give its path",
+    )
 
 
 def _require_executable(path: str) -> None:
@@ -113,7 +119,8 @@ def _require_executable(path: str) -> None:
     except OSError as error:
         raise refusal(path, error) from error
     if stat.S_ISDIR(mode):
-        raise ProgramNotExecutable(f'cannot run "{path}"', cause="it is a folder")
+        cause, remedy = "it is a folder", "give a program in it"
+        raise ProgramNotExecutable(f'cannot run "{path}"', cause=cause, remedy=remedy)
     if not os.access(path, os.X_OK, effective_ids=True):
         cause, remedy = os.strerror(errno.EACCES), f"allow it with: chmod +x {path}"
         raise ProgramNotExecutable(f'cannot run "{path}"', cause=cause, remedy=remedy)

@@ -21,6 +21,7 @@ import lz4.block
 import psutil
 
 from .errors import UffdswapError, UsageError
+from .smaps import managed_mappings
 from .units import format_size
 
 TYPE_CHECKING = False
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import Any
 
-__all__ = ("SCHEMA", "Estimate", "Sample", "document", "estimate", "managed_mappings", "text")
+__all__ = ("SCHEMA", "Estimate", "Sample", "document", "estimate", "text")
 
 SCHEMA = "uffdswap.estimate/1"
 SAMPLE_PAGES = 4096
@@ -133,7 +134,7 @@ def estimate(pid: int, sample_pages: int = SAMPLE_PAGES) -> Estimate:
     except (psutil.NoSuchProcess, ProcessLookupError, FileNotFoundError) as error:
         if psutil.pid_exists(pid):
             raise _without_memory(pid) from error
-        raise UffdswapError(f"there is no process {pid}") from error
+        raise UffdswapError(f"there is no process {pid}", remedy="see: ps") from error
     except (psutil.AccessDenied, PermissionError) as error:
         cause, remedy = _why_denied(pid)
         raise UffdswapError(f"may not look at process {pid}", cause=cause, remedy=remedy) from error
@@ -183,20 +184,6 @@ def _look(pid: int, command: str, sample_pages: int) -> Estimate:
         managed_bytes=sum(count for _start, count in counts) * _PAGE_BYTES,
         sample=sample,
     )
-
-
-def managed_mappings(lines: Iterable[str]) -> Iterator[tuple[int, int]]:
-    """Yield start and end of what would be managed, from the lines of a maps file.
-
-    >>> list(managed_mappings(["1000-3000 rw-p 00000000 00:00 0", "3000-4000 r--p 0 00:00 0"]))
-    [(4096, 12288)]
-    """
-    for line in lines:
-        addresses, permissions, _offset, _device, inode, *name = line.split(maxsplit=5)
-        start, _dash, end = addresses.partition("-")
-        anonymous = inode == "0" and (not name or name[0] == "[heap]" or name[0][:6] == "[anon:")
-        if anonymous and permissions == "rw-p":
-            yield int(start, 16), int(end, 16)
 
 
 def _chunks(mappings: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:

@@ -136,7 +136,10 @@ def standing_socket(path: str) -> socket.socket:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
         try:
             probe.connect(path)
-        except ConnectionRefusedError:
+        except ConnectionRefusedError:  # by a dead agent's socket, but by any other file as well
+            if not stat.S_ISSOCK(os.lstat(path).st_mode):
+                cause, remedy = "something that is no socket is there", "give --socket another PATH"
+                raise SetupFailed(what, cause=cause, remedy=remedy) from None
             os.unlink(path)
         except OSError:
             pass  # not there; whatever else is wrong is said below

@@ -123,6 +123,9 @@ class StatsFile:
     """
 
     def __init__(self, path: str) -> None:
+        remedy = "give --stats a file that can be written"
+        if not path:
+            raise SetupFailed("the name of the statistics file is empty", remedy=remedy)
         self._path = os.path.realpath(path)
         self._name = path
         self._temporary: str | None = None
@@ -130,7 +133,6 @@ class StatsFile:
             self._fd = self._open()
         except OSError as error:
             what = f"cannot write the statistics to {path}"
-            remedy = "give --stats a file that can be written"
             raise SetupFailed(what, cause=str(error.strerror), remedy=remedy) from error
 
     def _open(self) -> int:

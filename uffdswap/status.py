@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .smaps import UNMANAGED_KINDS, unmanaged_bytes
 from .units import format_duration, format_size
 
 TYPE_CHECKING = False
@@ -24,8 +25,8 @@ SCHEMA = "uffdswap.status/1"
 
 _PAGE_BYTES = 4096
 _HEADER = (
-    *("PID", "COMMAND", "LIMIT", "RESIDENT", "COLD", "STORED", "RATIO", "DISK", "SWAP"),
-    *("FAULTS", "REFAULTS", "P99"),
+    *("PID", "COMMAND", "LIMIT", "RESIDENT", "COLD", "STORED", "RATIO", "DISK"),
+    *("UNMANAGED", "SWAP", "FAULTS", "REFAULTS", "P99"),
 )
 _TIER_HEADER = (
     *("NAME", "KIND", "PLACE", "PRIORITY", "STATE"),
@@ -47,6 +48,7 @@ def session_document(
     counters = state.counters
     evicted_bytes = sum(target.evicted_pages for target in targets) * _PAGE_BYTES
     standby_bytes = counters["standby_pages"] * _PAGE_BYTES
+    target_documents = [_target_document(target) for target in targets]
     return {
         "launcher_pid": state.launcher_pid,
         "agent_pid": state.agent_pid,
@@ -71,7 +73,7 @@ def session_document(
             name: counters[f"latency_{name}_ns"] / 1000
             for name in ("p50", "p90", "p99", "p999", "max")
         },
-        "targets": [_target_document(target) for target in targets],
+        "targets": target_documents,
         "counters": dict(counters),
         "original_bytes": {
             "standby": standby_bytes,
@@ -81,7 +83,16 @@ def session_document(
         "swap_share": _swap_share(state, tiers),
         "waits_for_room": bool(counters["waits_for_room"]),
         "tiers": list(tiers),
+        "unmanaged_bytes": _unmanaged_sum(target_documents),
     }
+
+
+def _unmanaged_sum(targets: Sequence[dict[str, Any]]) -> dict[str, int] | None:
+    """Return the sum over the targets that may be looked at; None if none may."""
+    known = [target["unmanaged_bytes"] for target in targets if target["unmanaged_bytes"]]
+    if not known:
+        return None
+    return {kind: sum(one[kind] for one in known) for kind in ("total", *UNMANAGED_KINDS)}
 
 
 def _used_share(state: State) -> float | None:
@@ -132,6 +143,7 @@ def _target_document(target: Target) -> dict[str, Any]:
             "ram": target.ram_stored_bytes,
             "disk": target.disk_stored_bytes,
         },
+        "unmanaged_bytes": unmanaged_bytes(target.pid) if target.pid else None,
     }
 
 
@@ -185,6 +197,11 @@ def _ratio(original_bytes: int, stored_bytes: int) -> str:
     return f"{original_bytes / stored_bytes:.1f}x"
 
 
+def _unmanaged(of: dict[str, Any], exact: bool) -> str:
+    found = of["unmanaged_bytes"]
+    return _NOTHING if found is None else _size(found["total"], exact)
+
+
 def _session_row(session: dict[str, Any], exact: bool) -> tuple[str, ...]:
     limits = [value for value in session["limits"].values() if value is not None]
     stored = session["stored_bytes"]
@@ -200,6 +217,7 @@ def _session_row(session: dict[str, Any], exact: bool) -> tuple[str, ...]:
         _size(stored_bytes, exact),
         _ratio(session["evicted_bytes"], stored_bytes),
         _size(stored["disk"], exact),
+        _unmanaged(session, exact),
         _NOTHING if share is None else f"{share:.0%}",
         str(session["faults"]),
         str(session["refaults"]),
@@ -219,6 +237,7 @@ def _target_row(target: dict[str, Any], exact: bool) -> tuple[str, ...]:
         _size(stored_bytes, exact),
         _ratio(target["evicted_bytes"], stored_bytes),
         _size(stored["disk"], exact),
+        _unmanaged(target, exact),
         "",
         str(target["faults"]),
         str(target["refaults"]),

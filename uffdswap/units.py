@@ -73,20 +73,25 @@ def _scaled(text: str, number: str, factor: int, divisor: int = 1) -> int:
     """Return number * factor / divisor, rounded down."""
     whole, _point, fraction = number.partition(".")
     if factor == 1 and fraction:
-        raise UsageError(f'"{text}" is not a size', cause="there are no fractions of a byte")
+        cause = "there are no fractions of a byte"
+        raise UsageError(f'"{text}" is not a size', cause=cause, remedy=_EXAMPLES)
     if len(number) > 40:
-        raise UsageError(f'"{text[:20]}..." is not a size', cause="it has too many digits")
+        cause = "it has too many digits"
+        raise UsageError(f'"{text[:20]}..." is not a size', cause=cause, remedy=_EXAMPLES)
     size_bytes: int = int(whole + fraction) * factor // (10 ** len(fraction) * divisor)
     if size_bytes > SIZE_MAX_BYTES:
-        raise UsageError(f'"{text}" is too large', cause="the most is 8E")
+        cause, remedy = "a size is less than 8E", "write max for no limit"
+        raise UsageError(f'"{text}" is too large', cause=cause, remedy=remedy)
     return size_bytes
 
 
 def _percentage(text: str, number: str, whole_bytes: Callable[[], int] | None) -> int:
     if whole_bytes is None:
-        raise UsageError(f'"{text}" is not a size', cause="a percentage has no meaning here")
+        cause, remedy = "a percentage has no meaning here", "write for example 512M or 1.5G"
+        raise UsageError(f'"{text}" is not a size', cause=cause, remedy=remedy)
     if _scaled(text, number, 1000) > 100_000:
-        raise UsageError(f'"{text}" is too large', cause="there is no more than 100%")
+        cause = "there is no more than 100%"
+        raise UsageError(f'"{text}" is too large', cause=cause, remedy=_EXAMPLES)
     return _scaled(text, number, whole_bytes(), divisor=100)
 
 

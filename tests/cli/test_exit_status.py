@@ -159,3 +159,36 @@ def test_wrong_usage_of_other_commands_is_2(arguments: list[str]) -> None:
     assert done.returncode == 2
     assert len(error_lines(done.stderr)) == 1
     assert "--help" in done.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["reclaim", "1"], "Missing argument 'SIZE'; try: uffdswap reclaim --help"),
+        (["tier", "remove"], "Missing argument 'NAME'; try: uffdswap tier remove --help"),
+        (["nonsense"], "No such command 'nonsense'; try: uffdswap --help"),
+        (
+            ["set", "1", "--memory", "1.5"],
+            '--memory: "1.5" is not a size: there are no fractions of a byte; '
+            "write for example 512M, 1.5G, 500MB, 50% or max",
+        ),
+        (
+            ["set", "1", "--resident", "8E"],
+            '--resident: "8E" is too large: a size is less than 8E; write max for no limit',
+        ),
+        (
+            ["reclaim", "1", "5%"],
+            '"5%" is not a size: a percentage has no meaning here; write for example 512M or 1.5G',
+        ),
+        (
+            ["agent", "-m", "1X"],
+            '--memory: "1X" is not a size: "X" after the number is not a unit; '
+            "write for example 512M, 1.5G, 500MB, 50% or max",
+        ),
+    ],
+)
+def test_wrong_usage_is_one_line_with_what_to_do(arguments: list[str], line: str) -> None:
+    done = uffdswap(*arguments)
+    assert done.stderr.decode() == f"uffdswap: {line}\n"
+    assert done.returncode == 2
+    assert done.stdout == b""

@@ -192,6 +192,11 @@ def test_statistics_that_cannot_be_written(witness: Witness, tmp_path: Path, pla
     witness.require_refusal(done, "cannot write the statistics", place.rpartition("/")[2])
 
 
+def test_statistics_without_a_name(witness: Witness) -> None:
+    done = uffdswap("run", *LIMIT, "--stats", "", "--", *witness.command)
+    witness.require_refusal(done, "the name of the statistics file is empty; give --stats a file")
+
+
 def test_statistics_are_not_touched_by_a_refusal(witness: Witness, tmp_path: Path) -> None:
     stats = tmp_path / "stats.json"
     stats.write_text("old")

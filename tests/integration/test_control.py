@@ -128,6 +128,19 @@ def test_status_tells_limits_and_sizes_apart(start: Any) -> None:
     one.finish()
 
 
+def test_status_tells_what_is_not_managed(start: Any) -> None:
+    one = start(64)
+    target = one.target()["unmanaged_bytes"]
+    assert MIB < target["file"] < target["total"] < 32 * MIB  # the heap of 64 MiB is managed
+    assert target["total"] == sum(target.values()) - target["total"]
+    assert one.status()["unmanaged_bytes"].keys() == target.keys()
+    header, session, row = one.command("status", "--bytes").splitlines()
+    column = header.split().index("UNMANAGED")
+    assert int(session.split()[column]) > MIB
+    assert int(row.split()[column - 1]) > MIB  # a target's row has no limit
+    one.finish()
+
+
 def test_status_table_has_a_row_a_session_and_a_row_a_target(start: Any) -> None:
     one = start()
     header, session, target = one.command("status").splitlines()

@@ -323,6 +323,10 @@ def test_budget_below_what_is_stored_is_refused(rig: Rig) -> None:
     reply = rig.ask(small)
     assert isinstance(reply, control.Failed)
     assert reply.kind == "usage"
+    assert reply.text == (
+        "a budget of 1.00 MiB is too small: 1.00 MiB are kept in RAM for what has left already, "
+        "and that must fit; give at least 2M, or first make room on a disk: uffdswap tier add"
+    )
     assert rig.session.limits == {}
 
 
@@ -479,7 +483,7 @@ def test_table_and_document_are_of_the_same_session(rig: Rig) -> None:
     lines = table([report], exact=True).splitlines()
     assert len(lines) == 5
     assert lines[1].split()[:3] == [str(LAUNCHER), "session", str(1 << 30)]
-    figures = ["1001", "?", "1", "4096", "4098", "1.0x", "1", "1", "1"]
+    figures = ["1001", "?", "1", "4096", "4098", "1.0x", "1", "-", "1", "1"]
     assert lines[2].split() == figures
     assert report["targets"][0]["original_bytes"] == dict.fromkeys(("standby", "ram", "disk"), 4096)
     assert report["swap_share"] == round((7 + 3000) / (3 * 2**30 + 3000), 4)

@@ -163,9 +163,12 @@ def test_one_cause_is_one_failure(tmp_path: Path, probe: Probe, check: str, says
     assert says in found[check].answer.found
 
 
-def test_another_architecture_is_refused(tmp_path: Path) -> None:
-    found = findings(ROOT, write_tree(tmp_path, arch="riscv64"))
+@pytest.mark.parametrize("arch", ["aarch64", "riscv64"])
+def test_another_architecture_is_refused(tmp_path: Path, arch: str) -> None:
+    found = findings(ROOT, write_tree(tmp_path, arch=arch))
     assert failures(found) == ["kernel"]
+    assert arch in found["kernel"].answer.found
+    assert "x86_64 only" in found["kernel"].answer.why
 
 
 def test_an_ordinary_user_lacks_both_permissions(tmp_path: Path) -> None:

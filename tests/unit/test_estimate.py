@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from uffdswap.errors import UffdswapError, UsageError
-from uffdswap.estimate import Estimate, Sample, document, estimate, managed_mappings, text
+from uffdswap.estimate import Estimate, Sample, document, estimate, text
+from uffdswap.smaps import managed_mappings
 
 PAGE = 4096
 MIB = 1 << 20

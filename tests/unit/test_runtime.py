@@ -15,7 +15,7 @@ import pytest
 
 from uffdswap import runtime
 from uffdswap.errors import SetupFailed
-from uffdswap.runtime import SessionFolder, remove_session
+from uffdswap.runtime import SessionFolder, remove_session, standing_socket
 
 NOBODY = 65534
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give folders away")
@@ -179,3 +179,31 @@ def test_dead_sessions_in_tmp_are_removed(tmp_path: Path, monkeypatch: pytest.Mo
     assert foreign.exists()
     folder.close()
     remove_session(str(old / "1-1"))
+
+
+# --- The standing agent's socket -----------------------------------------------------------------
+
+
+def test_standing_socket_takes_the_place_of_a_dead_one(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    standing_socket(str(path)).close()
+    assert path.is_socket()
+    with (
+        standing_socket(str(path)),
+        pytest.raises(SetupFailed, match="another agent does"),
+    ):
+        standing_socket(str(path))
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_standing_socket_leaves_files_alone(tmp_path: Path, *, is_link: bool) -> None:
+    file = tmp_path / "file"
+    file.write_text("precious")
+    path = file
+    if is_link:
+        path = tmp_path / "link"
+        path.symlink_to(file)
+    with pytest.raises(SetupFailed, match="no socket is there; give --socket another PATH"):
+        standing_socket(str(path))
+    assert file.read_text() == "precious"
+    assert path.is_symlink() == is_link

@@ -64,9 +64,10 @@ def _dispatch_by_typer(arguments: list[str]) -> int:
         message = getattr(error, "format_message", None)
         if message is None:
             raise
-        command = "uffdswap run" if "run" in arguments[:1] else "uffdswap"
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "uffdswap"
         if message():  # none if there were no arguments: the help has been printed
-            print_line(f"{message()} Try: {command} --help")
+            print_line(f"{message().rstrip('.')}; try: {command} --help")
         return UffdswapError.run_status if "run" in arguments[:1] else _USAGE_STATUS
     return status if isinstance(status, int) else 0
 

@@ -58,9 +58,10 @@ def agent(
         "disk": "\n".join(disk or ()),
         "on_full": on_full,
     }
-    defaults = {f"UFFDSWAP_{name.upper()}": text for name, text in options.items() if text}
-    defaults.setdefault("UFFDSWAP_MEMORY", "max")
-    resolve({}, defaults)  # to refuse at once what every program would be refused for
+    given = {name: text for name, text in options.items() if text}
+    given.setdefault("memory", "max")
+    resolve(given, {})  # to refuse at once what every program would be refused for
+    defaults = {f"UFFDSWAP_{name.upper()}": text for name, text in given.items()}
     path = socket or standing_path(os.environ)
     StandingAgent(str(Path(path).absolute()), defaults, os.environ, print_line).serve()
 

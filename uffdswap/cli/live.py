@@ -108,7 +108,11 @@ def _act(name: str, pid: int, request: Message, done: str, *, as_json: bool) -> 
 def _limit(option: str, text: str | None) -> int | None:
     if text is None:
         return None
-    limit_bytes = parse_size(text, available_memory_bytes)
+    try:
+        limit_bytes = parse_size(text, available_memory_bytes)
+    except UsageError as error:
+        what = f"{option}: {error.what}"
+        raise UsageError(what, cause=error.cause, remedy=error.remedy) from error
     if limit_bytes is not None and limit_bytes < _PAGE_BYTES:
         raise UsageError(
             f'{option}: "{text}" is too small a limit', remedy="give a size, or max for no limit"

@@ -21,9 +21,9 @@ Sizes: 512M and 512MiB are 2^20 bytes each, 500MB is 10^6, 50% is half of what t
 cgroup allows, max is no limit. Every option can be given as an environment variable, too:
 UFFDSWAP_MEMORY for --memory.
 
-Processes that the program starts share its limit. It keeps its terminal, standard streams and exit
-status; 125 is a failure of uffdswap, 126 a program that cannot be executed, 127 one that is not
-there.
+Processes that the program starts share its limit. It keeps its terminal, standard streams and
+exit status; 125 is a failure of uffdswap, 126 a program that cannot be executed, 127 one that
+is not there.
 """
 
 

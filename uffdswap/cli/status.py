@@ -34,8 +34,9 @@ def status(
 ) -> None:
     """Show the running sessions: a row a session, and below it a row a process.
 
-    RESIDENT is in memory, COLD has left (in the size it had), STORED is what that costs now, SWAP
-    the share in use of all that the tiers can hold. Children of a program are part of its session.
+    RESIDENT is in memory, COLD has left (in the size it had), STORED is what that costs now,
+    UNMANAGED is there and can never leave (files, shared memory, stacks), SWAP is the share in use
+    of all that the tiers can hold. Children of a program are part of its session.
     """
     clients = control.sessions(os.environ) if pid is None else [control.connect(pid, os.environ)]
     found: list[dict[str, Any]] = []
