@@ -299,6 +299,7 @@ def test_stopped_job_goes_on_in_the_background(shell: Shell) -> None:
     shell.wait_for(Shell.PROMPT)
     shell.type("jobs -r\n")
     assert "Running" in shell.wait_for(r"Running.*\r\n")
+    shell.wait_for(Shell.PROMPT)
     shell.type("kill %1; wait %1\n")
     shell.wait_for(Shell.PROMPT)
 
