@@ -97,7 +97,7 @@ struct usw_target {
 		inherited_unchecked; /* a fork whose parent was gone before its smaps could be read */
 	_Atomic uint32_t epoch;      /* raised by the fault thread at each event */
 	_Atomic bool events_pending;
-	_Atomic uint32_t reading;    /* odd while messages are read that are not announced yet */
+	_Atomic uint32_t reading; /* odd while messages are read that are not announced yet */
 	/* Raised by the fault thread when memory has been moved, or a child has a copy of it. */
 	_Atomic uint32_t generation;
 	_Atomic bool layout_changed; /* something was unmapped: a new mapping may be in its place */
