@@ -12,7 +12,7 @@ import os
 
 from .errors import UsageError
 from .record import Record
-from .units import parse_size
+from .units import parse_size_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -125,11 +125,7 @@ def _available_memory_bytes() -> int:
 def _limit(setting: Setting | None, whole_bytes: Callable[[], int]) -> int | None:
     if setting is None:
         return None
-    try:
-        limit_bytes = parse_size(setting.text, whole_bytes)
-    except UsageError as error:
-        what = f"{setting.source}: {error.what}"
-        raise UsageError(what, cause=error.cause, remedy=error.remedy) from error
+    limit_bytes = parse_size_of(setting.source, setting.text, whole_bytes)
     if limit_bytes is not None and limit_bytes < _PAGE_BYTES:
         raise UsageError(
             f'{setting.source}: "{setting.text}" is too small a limit',
@@ -164,11 +160,7 @@ def parse_disk(text: str, source: str) -> Disk:
     if not colon or "/" in size or not size[:1].isdecimal():
         path = text
     else:
-        try:
-            cap_bytes = parse_size(size, lambda: 0)
-        except UsageError as error:
-            what = f"{source}: {error.what}"
-            raise UsageError(what, cause=error.cause, remedy=error.remedy) from error
+        cap_bytes = parse_size_of(source, size, lambda: 0)
     if not path or (cap_bytes is not None and cap_bytes < _DISK_SMALLEST_BYTES):
         raise UsageError(
             f'{source}: "{text}" is not a place and a size',

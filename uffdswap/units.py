@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ("SIZE_MAX_BYTES", "format_duration", "format_size", "parse_size")
+__all__ = ("SIZE_MAX_BYTES", "format_duration", "format_size", "parse_size", "parse_size_of")
 
 SIZE_MAX_BYTES = 2**63 - 1
 """The largest size there is: what fits a signed file offset."""
@@ -46,6 +46,21 @@ def parse_size(text: str, whole_bytes: Callable[[], int] | None = None) -> int |
     if unit == "%":
         return _percentage(text, number, whole_bytes)
     return _scaled(text, number, _factor(text, unit))
+
+
+def parse_size_of(
+    source: str, text: str, whole_bytes: Callable[[], int] | None = None
+) -> int | None:
+    """Read a size as `parse_size()` does, and name in a refusal what it was given for.
+
+    >>> parse_size_of("--memory", "512M")
+    536870912
+    """
+    try:
+        return parse_size(text, whole_bytes)
+    except UsageError as error:
+        what = f"{source}: {error.what}"
+        raise UsageError(what, cause=error.cause, remedy=error.remedy) from error
 
 
 def _split(text: str) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from .. import control
 from ..errors import ProtocolError, UsageError
 from ..machine import available_memory_bytes
 from ..protocol import Message
-from ..units import format_size, parse_size
+from ..units import format_size, parse_size, parse_size_of
 from ._options import Memory, Resident
 
 __all__ = ("park", "reclaim", "restore", "set_limits")
@@ -108,11 +108,7 @@ def _act(name: str, pid: int, request: Message, done: str, *, as_json: bool) -> 
 def _limit(option: str, text: str | None) -> int | None:
     if text is None:
         return None
-    try:
-        limit_bytes = parse_size(text, available_memory_bytes)
-    except UsageError as error:
-        what = f"{option}: {error.what}"
-        raise UsageError(what, cause=error.cause, remedy=error.remedy) from error
+    limit_bytes = parse_size_of(option, text, available_memory_bytes)
     if limit_bytes is not None and limit_bytes < _PAGE_BYTES:
         raise UsageError(
             f'{option}: "{text}" is too small a limit', remedy="give a size, or max for no limit"
