@@ -51,10 +51,8 @@ int main(int argc, char **argv)
 	CHECK(argc == 4, "usage: equal_pages BYTES CONTENTS CHILDREN");
 	size_t pages = parse_bytes(argv[1]) / PAGE_BYTES;
 	uint64_t children = strtoull(argv[3], NULL, 10);
-	uint64_t *memory = mmap(NULL, pages * PAGE_BYTES, PROT_READ | PROT_WRITE,
-				MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	uint64_t *memory = map_pages(pages);
 
-	CHECK(memory != MAP_FAILED, "mmap: %s", strerror(errno));
 	contents = strtoull(argv[2], NULL, 10);
 	for (size_t page = 0; page < pages; page++)
 		fill_noise(memory + page * PAGE_WORDS, content_of(page, 0));

@@ -15,15 +15,12 @@
 
 #include <uffdswap.h>
 
-static void child_run(const void *start, size_t pages)
+static void child_run(const void *start, size_t pages, const sigset_t *signals)
 {
-	sigset_t signals;
 	int number;
 
-	sigemptyset(&signals);
-	sigaddset(&signals, SIGUSR1);
 	dprintf(STDOUT_FILENO, "child %d, managed %d\n", getpid(), uffdswap_is_managed());
-	CHECK(!sigwait(&signals, &number), "sigwait failed");
+	CHECK(!sigwait(signals, &number), "sigwait failed");
 	verify(start, pages, seed, 0, "child");
 	_exit(0);
 }
@@ -39,7 +36,7 @@ static pid_t child_fork(const void *start, size_t pages)
 	child = fork();
 	CHECK_CALL(child);
 	if (!child)
-		child_run(start, pages);
+		child_run(start, pages, &signals);
 	return child;
 }
 

@@ -16,7 +16,6 @@ import pytest
 
 from uffdswap.errors import UffdswapError, UsageError
 from uffdswap.estimate import Estimate, Sample, document, estimate, text
-from uffdswap.smaps import managed_mappings
 
 PAGE = 4096
 MIB = 1 << 20
@@ -121,24 +120,6 @@ def test_process_of_another_user_is_refused_with_the_reason() -> None:
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout.startswith("may not look at process 1: it belongs to user 0, and you are")
-
-
-@pytest.mark.parametrize(
-    ("line", "managed"),
-    [
-        ("1000-3000 rw-p 00000000 00:00 0 ", True),
-        ("1000-3000 rw-p 00000000 00:00 0                          [heap]", True),
-        ("1000-3000 rw-p 00000000 00:00 0                          [anon:a name]", True),
-        ("1000-3000 rw-p 00000000 00:00 0                          [stack]", False),
-        ("1000-3000 rw-s 00000000 00:00 0 ", False),
-        ("1000-3000 rwxp 00000000 00:00 0 ", False),
-        ("1000-3000 r--p 00000000 00:00 0 ", False),
-        ("1000-3000 rw-p 00001000 08:01 1234                       /usr/lib/libc.so.6", False),
-        ("1000-3000 rw-s 00000000 00:01 99                         /memfd:x (deleted)", False),
-    ],
-)
-def test_what_would_be_managed(line: str, managed: bool) -> None:
-    assert bool(list(managed_mappings([line]))) == managed
 
 
 def test_equal_pages_are_counted_and_not_subtracted() -> None:

@@ -13,9 +13,27 @@ import sys
 
 import pytest
 
-from uffdswap.smaps import UNMANAGED_KINDS, unmanaged, unmanaged_bytes
+from uffdswap.smaps import UNMANAGED_KINDS, managed_mappings, unmanaged, unmanaged_bytes
 
 MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("line", "managed"),
+    [
+        ("1000-3000 rw-p 00000000 00:00 0 ", True),
+        ("1000-3000 rw-p 00000000 00:00 0                          [heap]", True),
+        ("1000-3000 rw-p 00000000 00:00 0                          [anon:a name]", True),
+        ("1000-3000 rw-p 00000000 00:00 0                          [stack]", False),
+        ("1000-3000 rw-s 00000000 00:00 0 ", False),
+        ("1000-3000 rwxp 00000000 00:00 0 ", False),
+        ("1000-3000 r--p 00000000 00:00 0 ", False),
+        ("1000-3000 rw-p 00001000 08:01 1234                       /usr/lib/libc.so.6", False),
+        ("1000-3000 rw-s 00000000 00:01 99                         /memfd:x (deleted)", False),
+    ],
+)
+def test_what_would_be_managed(line: str, managed: bool) -> None:
+    assert bool(list(managed_mappings([line]))) == managed
 
 
 def mapping(header: str, rss_kib: int, flags: str = "rd wr", **more: int) -> list[str]:
