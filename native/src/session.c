@@ -489,12 +489,17 @@ static int add_image(struct usw_session *session, const struct usw_hello *hello,
 	target->uffd = fds[USW_FD_UFFD];
 	prepare_target(target);
 	retire_old_image(session, pid);
-	// The welcome first: once adopted, the target may go at any moment and take the connection
-	// with it. A peer that is gone already is noticed through its pidfd.
+	// Adopted first: were this thread to lose its processor after the welcome, the program would
+	// grow past the limit before anybody looks. The lock keeps doorbells behind the welcome, the
+	// pin keeps a target that goes at once. A peer that is gone is noticed through its pidfd.
 	uint32_t id;
-	send_welcome(connection, USW_WELCOME_OK, -1);
+	atomic_fetch_add(&target->pins, 1);
+	pthread_mutex_lock(&target->map_lock);
 	if (usw_session_adopt(session, target, &id))
 		usw_session_kill_all(session, "cannot serve another target: out of kernel memory");
+	send_welcome(connection, USW_WELCOME_OK, -1);
+	pthread_mutex_unlock(&target->map_lock);
+	atomic_fetch_sub(&target->pins, 1);
 	usw_session_report(session, USW_EVENT_TARGET_ADDED, id, pid, "image");
 	usw_reclaim_kick(session);
 	return 0;
