@@ -22,8 +22,8 @@
 
 #define USW_FAULT_THREADS_MAX 8u
 #define USW_EVENTS_MAX 256u
-/** Threads that may wait for programs' mmap locks at the same time. */
-#define USW_REGISTRARS 6u
+/** Threads that may wait for programs' mmap locks at the same time: see watch.h. */
+#define USW_REGISTRARS 32u
 /** No effective limit is ever smaller: a program needs some pages at once to make progress. */
 #define USW_FLOOR_PAGES 256
 
@@ -96,6 +96,8 @@ struct usw_watch {
 	int64_t last_base;
 	uint32_t last_clock;
 	uint64_t measured_ns;
+	int64_t sent_base; /* resident when a registrar was last sent */
+	uint64_t sent_ns;
 	_Atomic int64_t growth_pages_per_ms;
 };
 

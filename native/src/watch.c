@@ -23,6 +23,12 @@
 /* While all sleep: what cannot ring an alarm is found by this, so it depends on the room, too. */
 #define USW_INTERVAL_ASLEEP_MIN_NS 50000000u
 #define USW_INTERVAL_ASLEEP_MAX_NS 250000000u
+/* Between two looks while a registrar has to wait. */
+#define USW_INTERVAL_WAITING_NS 100000u
+/* Each time the session has grown by this meanwhile, another registrar is sent. */
+#define USW_WAITING_PAGES 32
+/* Of a registrar: less than a huge page, which would be taken for it where those are the rule. */
+#define USW_REGISTRAR_STACK_BYTES (128u << 10)
 /* Looks that found nothing new before the thread calms down, and before it dozes. */
 #define USW_CALM_ROUNDS 64u
 #define USW_DOZE_ROUNDS 512u
@@ -133,7 +139,8 @@ static void register_growth(struct usw_session *session)
 		uint64_t data_pages = atomic_load(&target->data_pages);
 		uint32_t epoch = atomic_load(&target->epoch);
 
-		if (!has_grown(target) || usw_target_arm(target))
+		// Asked again, because arming may take long, and then others were there before.
+		if (!has_grown(target) || usw_target_arm(target) || !has_grown(target))
 			continue;
 		register_stretches(target);
 		// Who was overtaken stores what is older, and makes that target's turn come again.
@@ -166,9 +173,46 @@ static void ask(struct usw_registrar *registrar)
 	syscall(SYS_futex, &registrar->asked, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
 }
 
-/** Near the limit send a registrar that is not on its way yet to what has grown; true if it has. */
+/** Send a registrar that is not on its way yet, if there is one. */
+static void send_registrar(struct usw_session *session)
+{
+	for (uint32_t i = 0; i < USW_REGISTRARS; i++) {
+		struct usw_registrar *registrar = &session->watch.registrars[i];
+
+		if (!registrar->started || atomic_load(&registrar->asked))
+			continue;
+		ask(registrar);
+		return;
+	}
+}
+
+static bool is_one_out(struct usw_session *session)
+{
+	for (uint32_t i = 0; i < USW_REGISTRARS; i++)
+		if (atomic_load(&session->watch.registrars[i].asked))
+			return true;
+	return false;
+}
+
+/**
+ * Those that wait have stopped the growth for a moment if they can: see watch.h. One that finds
+ * nobody before it is sent at the interval of calls that cost nothing to speak of.
+ */
+static bool is_time_to_send(struct usw_session *session)
+{
+	struct usw_watch *watch = &session->watch;
+	int64_t base = atomic_load(&session->resident_base);
+
+	if (base < watch->sent_base)
+		watch->sent_base = base;
+	return is_one_out(session) ? base - watch->sent_base >= USW_WAITING_PAGES
+				   : usw_now_ns() - watch->sent_ns >= USW_INTERVAL_MIN_NS;
+}
+
+/** Near the limit send a registrar to what has grown; true if something has. */
 static bool watch_growth(struct usw_session *session)
 {
+	struct usw_watch *watch = &session->watch;
 	bool grown = false;
 
 	if (usw_session_room(session) > usw_watch_margin(session))
@@ -176,13 +220,10 @@ static bool watch_growth(struct usw_session *session)
 	for (struct usw_target *target = usw_session_walk(session, NULL); target;
 	     target = usw_session_walk(session, target))
 		grown |= has_grown(target);
-	for (uint32_t i = 0; grown && i < USW_REGISTRARS; i++) {
-		struct usw_registrar *registrar = &session->watch.registrars[i];
-
-		if (!registrar->started || atomic_load(&registrar->asked))
-			continue;
-		ask(registrar);
-		break;
+	if (grown && is_time_to_send(session)) {
+		send_registrar(session);
+		watch->sent_base = atomic_load(&session->resident_base);
+		watch->sent_ns = usw_now_ns();
 	}
 	return grown;
 }
@@ -212,6 +253,8 @@ static uint64_t interval_ns(struct usw_session *session)
 			 : rounds > USW_CALM_ROUNDS ? USW_INTERVAL_CALM_NS
 						    : USW_INTERVAL_MIN_NS;
 
+	if (is_one_out(session))
+		return USW_INTERVAL_WAITING_NS;
 	return usw_min(usw_max(room_lasts_ns(session), least), USW_INTERVAL_MAX_NS);
 }
 
@@ -278,21 +321,34 @@ static void *watch_main(void *argument)
 	return NULL;
 }
 
+static int start_registrars(struct usw_session *session)
+{
+	pthread_attr_t attributes;
+	int ret = 0;
+
+	pthread_attr_init(&attributes);
+	pthread_attr_setstacksize(&attributes, USW_REGISTRAR_STACK_BYTES);
+	for (uint32_t i = 0; !ret && i < USW_REGISTRARS; i++) {
+		struct usw_registrar *registrar = &session->watch.registrars[i];
+
+		registrar->session = session;
+		ret = -pthread_create(&registrar->thread, &attributes, registrar_main, registrar);
+		registrar->started = !ret;
+		if (!ret)
+			pthread_setname_np(registrar->thread, "uffdswap-regist");
+	}
+	pthread_attr_destroy(&attributes);
+	return ret;
+}
+
 int usw_watch_start(struct usw_session *session)
 {
 	struct usw_watch *watch = &session->watch;
 
-	for (uint32_t i = 0; i < USW_REGISTRARS; i++) {
-		struct usw_registrar *registrar = &watch->registrars[i];
-
-		registrar->session = session;
-		int ret = -pthread_create(&registrar->thread, NULL, registrar_main, registrar);
-		if (ret)
-			return ret;
-		registrar->started = true;
-		pthread_setname_np(registrar->thread, "uffdswap-regist");
-	}
-	int ret = usw_alarms_init();
+	int ret = start_registrars(session);
+	if (ret)
+		return ret;
+	ret = usw_alarms_init();
 	if (!ret)
 		ret = -pthread_create(&watch->thread, NULL, watch_main, session);
 	if (ret)
