@@ -21,12 +21,14 @@
 #define WINDOW_SHARE 10       /* the window is one in ten of the pages */
 #define WINDOW_VISITS 8       /* it moves when each of its pages was due this often */
 #define WINDOW_HOT_PERCENT 90 /* of the accesses go into it */
+#define SCAN_PERCENT 30       /* of the accesses of a mixed scan are the scan */
 
 static const struct usw_pattern_name pattern_names[] = {
-	{"seq-read", USW_PATTERN_SEQUENTIAL, 0}, {"seq-write", USW_PATTERN_SEQUENTIAL, 100},
-	{"strided", USW_PATTERN_STRIDED, 0},     {"uniform-read", USW_PATTERN_UNIFORM, 0},
-	{"uniform-rw", USW_PATTERN_UNIFORM, 50}, {"zipf-read", USW_PATTERN_ZIPF, 0},
-	{"zipf-rw", USW_PATTERN_ZIPF, 50},       {"hot-window", USW_PATTERN_HOT_WINDOW, 0},
+	{"seq-read", USW_PATTERN_SEQUENTIAL, 0},   {"seq-write", USW_PATTERN_SEQUENTIAL, 100},
+	{"strided", USW_PATTERN_STRIDED, 0},       {"uniform-read", USW_PATTERN_UNIFORM, 0},
+	{"uniform-rw", USW_PATTERN_UNIFORM, 50},   {"zipf-read", USW_PATTERN_ZIPF, 0},
+	{"zipf-rw", USW_PATTERN_ZIPF, 50},         {"zipf-scan", USW_PATTERN_ZIPF_SCAN, 0},
+	{"hot-window", USW_PATTERN_HOT_WINDOW, 0},
 };
 
 const struct usw_pattern_name *usw_pattern_find(const char *name)
@@ -40,7 +42,7 @@ const struct usw_pattern_name *usw_pattern_find(const char *name)
 const char *usw_pattern_names(void)
 {
 	return "seq-read, seq-write, strided, uniform-read, uniform-rw, zipf-read, zipf-rw, "
-	       "hot-window";
+	       "zipf-scan, hot-window";
 }
 
 static uint64_t common_divisor(uint64_t a, uint64_t b)
@@ -80,7 +82,7 @@ void usw_pattern_init(struct usw_pattern *pattern, enum usw_pattern_kind kind,
 		.random = usw_mix(seed),
 		.window_pages = pages / WINDOW_SHARE ? pages / WINDOW_SHARE : 1,
 	};
-	if (kind == USW_PATTERN_ZIPF)
+	if (kind == USW_PATTERN_ZIPF || kind == USW_PATTERN_ZIPF_SCAN)
 		zipf_init(pattern);
 }
 
@@ -122,6 +124,13 @@ static uint64_t next_zipf(struct usw_pattern *pattern)
 	return rank * pattern->zipf_factor % pattern->pages;
 }
 
+/** A scan that cares for nothing goes on beside what is popular. */
+static uint64_t next_zipf_or_scan(struct usw_pattern *pattern)
+{
+	return usw_random_below(&pattern->random, 100) < SCAN_PERCENT ? next_sequential(pattern)
+								      : next_zipf(pattern);
+}
+
 static uint64_t next_in_window(struct usw_pattern *pattern)
 {
 	uint64_t page;
@@ -156,6 +165,8 @@ uint64_t usw_pattern_next(struct usw_pattern *pattern, bool *ret_write)
 		return usw_random_below(&pattern->random, pattern->pages);
 	case USW_PATTERN_ZIPF:
 		return next_zipf(pattern);
+	case USW_PATTERN_ZIPF_SCAN:
+		return next_zipf_or_scan(pattern);
 	case USW_PATTERN_HOT_WINDOW:
 		return next_in_window(pattern);
 	}

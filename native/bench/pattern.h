@@ -21,6 +21,7 @@ enum usw_pattern_kind {
 	USW_PATTERN_STRIDED,    /* every seventh, then the same one page on, until all were seen */
 	USW_PATTERN_UNIFORM,    /* each page as likely as any other */
 	USW_PATTERN_ZIPF,       /* the k-th most popular page in proportion to 1 / k^0.99 */
+	USW_PATTERN_ZIPF_SCAN, /* three of ten go through all pages in order, the others are zipf */
 	USW_PATTERN_HOT_WINDOW, /* nine of ten within a tenth of the pages, which moves */
 };
 
@@ -34,7 +35,7 @@ struct usw_pattern {
 	enum usw_pattern_kind kind;
 	unsigned int write_percent;
 	uint64_t pages;
-	uint64_t position; /* sequential: next page; strided: next page; hot window: its start */
+	uint64_t position; /* sequential, strided, scan: next page; hot window: its start */
 	uint64_t lane;     /* strided: where this pass began */
 	uint64_t random;
 	uint64_t window_pages;

@@ -21,6 +21,7 @@ from uffdswap.bench.evidence import RunFailed
 from uffdswap.bench.guardian import Guardian
 from uffdswap.bench.measure import Bench, Work, measure_work
 from uffdswap.bench.peers import PEERS, Peer, Uffdswap, find_peer
+from uffdswap.cli.bench import PATTERNS
 from uffdswap.errors import UffdswapError
 
 BENCH = (sys.executable, "-P", "-m", "uffdswap", "bench")
@@ -213,6 +214,17 @@ def test_the_workload_finds_its_own_content_right(content: str, threads: int) ->
     result = json.loads(done.stdout)
     assert result["accesses"] == 30000
     assert result["audited_pages"] == 2048
+    assert result["wrong_pages"] == 0
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_the_workload_knows_every_pattern(pattern: str) -> None:
+    command = [workload_path(), "--pattern", pattern, "--content", "text", "--size", "4M"]
+    command += ["--accesses", "20000", "--warmup", "0", "--settle", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["accesses"] == 20000
     assert result["wrong_pages"] == 0
 
 

@@ -38,6 +38,7 @@ PATTERNS = (
     "uniform-rw",
     "zipf-read",
     "zipf-rw",
+    "zipf-scan",
     "hot-window",
 )
 _CONTENTS = ("text", "mixed", "random")
@@ -87,8 +88,9 @@ def bench(  # noqa: PLR0913, PLR0917 # one parameter an option, for typer
 ) -> int:
     """Compare with the kernel's own swap, on the same work in the same run. Needs root.
 
-    PATTERN is one of seq-read, seq-write, strided, uniform-read, uniform-rw, zipf-read, zipf-rw and
-    hot-window; all of them if none is given. The machine is put back as it was, however this ends.
+    PATTERN is one of seq-read, seq-write, strided, uniform-read, uniform-rw, zipf-read, zipf-rw,
+    zipf-scan and hot-window; all of them if none is given. The machine is put back as it was,
+    however this ends.
     A run that fails is reported, its files are kept, and the others go on.
     """
     _require_known("pattern", patterns or [], PATTERNS)
