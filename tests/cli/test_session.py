@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -174,8 +175,12 @@ input()
         assert launch.line() == "done"
 
         def zombies() -> int:
-            states = [Path(f"/proc/{p.pid}/stat").read_bytes() for p in processes_below(launch.pid)]
-            return sum(state.rpartition(b") ")[2].startswith(b"Z") for state in states)
+            count = 0
+            for process in processes_below(launch.pid):
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # reaped just now
+                    state = Path(f"/proc/{process.pid}/stat").read_bytes()
+                    count += state.rpartition(b") ")[2].startswith(b"Z")
+            return count
 
         wait_until(lambda: zombies() == 0, "all orphans are reaped")
         launch.send_line()

@@ -21,16 +21,27 @@ from integration.harness import wait_until
 
 from .launching import LIMIT, UFFDSWAP, Launch, is_running, python
 
-# Prints its process, then each signal as it comes, and what it reads.
+# Prints its process, then each signal as it comes, and what it reads. It waits for both by
+# descriptor: Python runs no handler for a signal that comes just before it begins to read.
 LISTENER = """
-import os, signal, sys
+import os, select, signal
 def tell(number, frame):
     os.write(1, f"got {signal.Signals(number).name}\\n".encode())
+woken, waker = os.pipe()
+os.set_blocking(waker, False)
+signal.set_wakeup_fd(waker)
 for name in ("TERM", "HUP", "INT", "QUIT", "USR1", "USR2", "WINCH", "CONT", "TSTP"):
     signal.signal(getattr(signal, f"SIG{name}"), tell)
 os.write(1, f"ready {os.getpid()}\\n".encode())
-for line in sys.stdin:
-    os.write(1, f"line {line}".encode())
+data = b"\\n"
+while data:
+    ready, _, _ = select.select([0, woken], [], [])
+    if woken in ready:
+        os.read(woken, 4096)
+    if 0 in ready:
+        data = os.read(0, 65536)
+        for line in data.splitlines(True):
+            os.write(1, b"line " + line)
 """
 
 # Runs a launcher that has less patience; `run` takes 10 s and 5 s.
