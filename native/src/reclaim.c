@@ -456,11 +456,16 @@ static bool shall_wait(const struct usw_session *session)
 	return false;
 }
 
+/** Said once, and again when what was done about it was not enough. */
 static void tell_full(struct usw_session *session)
 {
+	struct usw_reclaim *reclaim = &session->reclaim;
+
 	atomic_store(&session->waits_for_room, true);
-	if (atomic_exchange(&session->full_told, true))
+	if (reclaim->full_told && !reclaim->room_seen)
 		return;
+	reclaim->full_told = true;
+	reclaim->room_seen = false;
 	usw_session_report(
 		session, USW_EVENT_FULL, 0, 0,
 		"every tier is full, and the program has to wait for room: of a budget "
@@ -487,13 +492,31 @@ static bool lasts(uint64_t *since_ns, bool holds)
 	return holds && usw_now_ns() - *since_ns > USW_STUCK_NS;
 }
 
+/**
+ * A new limit or tier has as long as the last one had to prove too little: what a look finds that
+ * began before it is not said of what there is now.
+ */
+static void see_room(struct usw_session *session)
+{
+	struct usw_reclaim *reclaim = &session->reclaim;
+
+	if (!atomic_load_explicit(&session->room_made, memory_order_relaxed))
+		return;
+	atomic_store(&session->room_made, false);
+	reclaim->room_seen = reclaim->full_told;
+	reclaim->stuck_since_ns = reclaim->cramped_since_ns = 0;
+}
+
 static void end_wait(struct usw_session *session)
 {
 	if (!atomic_exchange(&session->waits_for_room, false))
 		return;
-	if (!atomic_load(&session->full_told))
+	see_room(session); // what ended the wait may have come in the middle of this look
+	if (session->reclaim.room_seen) {
+		session->reclaim.full_told = session->reclaim.room_seen = false;
 		usw_session_report(session, USW_EVENT_ROOM, 0, 0,
 				   "there is room again: the program goes on");
+	}
 	usw_fault_kick(session);
 }
 
@@ -577,7 +600,8 @@ static void nothing_to_give(struct usw_session *session, bool gave)
 	bool stuck = barren && usw_now_ns() - reclaim->barren_since_ns > USW_BARREN_NS;
 	atomic_store(&session->let_pass, stuck && !over);
 
-	bool full = lasts(&reclaim->cramped_since_ns, is_cramped(session)) && shall_wait(session);
+	bool cramped = is_cramped(session);
+	bool full = lasts(&reclaim->cramped_since_ns, cramped) && shall_wait(session);
 	if (full)
 		tell_full(session);
 	if (over) {
@@ -586,7 +610,7 @@ static void nothing_to_give(struct usw_session *session, bool gave)
 	}
 	reclaim->stuck_since_ns = 0;
 	reclaim->is_holding = false;
-	if (!full)
+	if (!full && !(cramped && shall_wait(session)))
 		end_wait(session);
 	if (stuck)
 		warn_unmanaged(session);
@@ -701,6 +725,7 @@ void *usw_reclaim_main(void *argument)
 		uint32_t seen = atomic_load(&reclaim->kick);
 
 		free_retired(session);
+		see_room(session);
 		account_if_due(session);
 		probe_ends(session);
 		follow_growth(session);

@@ -265,9 +265,9 @@ int usw_session_fds(struct usw_session *session, int *fds, int capacity)
 void usw_session_set_limits(struct usw_session *session, uint64_t memory_limit_bytes,
 			    uint64_t resident_limit_bytes)
 {
+	atomic_store(&session->room_made, true); // first: whoever sees the limits sees this
 	atomic_store(&session->memory_limit_bytes, memory_limit_bytes);
 	atomic_store(&session->resident_limit_bytes, resident_limit_bytes);
-	atomic_store(&session->full_told, false);
 	usw_reclaim_kick(session);
 	usw_watch_kick(session);
 }
@@ -277,10 +277,8 @@ void usw_session_set_limits(struct usw_session *session, uint64_t memory_limit_b
 int usw_session_tier_add(struct usw_session *session, const char *path, const char *name,
 			 uint64_t cap_bytes, int priority, struct usw_error *error)
 {
+	atomic_store(&session->room_made, true); // first, as above
 	int ret = usw_tiers_add(&session->tiers, path, name, cap_bytes, priority, error);
-
-	if (ret > 0)
-		atomic_store(&session->full_told, false);
 	usw_reclaim_kick(session);
 	return ret;
 }

@@ -71,6 +71,8 @@ struct usw_reclaim {
 	uint64_t stuck_since_ns;   /* over the limit and nothing left to give since then; 0: no */
 	uint64_t cramped_since_ns; /* no tier takes anything since then; 0: one does */
 	bool is_holding;           /* nothing is let in or taken out: there is no place for it */
+	bool full_told;            /* that the program waits for room, and since then ... */
+	bool room_seen;            /* ... somebody has tried to make some */
 	uint64_t random;
 	bool warned_unmanaged;
 	struct usw_target *turn; /* whose turn it is to give pages */
@@ -146,7 +148,7 @@ struct usw_session {
 	_Atomic bool stopping;
 	_Atomic bool out_of_memory;
 	_Atomic bool waits_for_room; /* every tier is full, and that is not the end */
-	_Atomic bool full_told;      /* and that was said; cleared by whoever makes room */
+	_Atomic bool room_made;      /* set before some is made, taken by reclaim */
 	struct usw_fault_thread threads[USW_FAULT_THREADS_MAX];
 	uint32_t thread_count;
 	uint32_t next_thread;
