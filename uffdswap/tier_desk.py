@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ("TierDesk",)
 
 _NO_LIMIT = 2**64 - 1
+_SLOT_BYTES = (1 << 20) + 2048 * 16  # a segment, and the tags of the most objects it has
 _REMOVALS_MAX = 32  # tiers have eight places, so that no removal under way is ever forgotten
 
 
@@ -47,6 +48,17 @@ class TierDesk:
     def tiers(self) -> Tiers:
         """Return all tiers, RAM first."""
         return Tiers(tiers=[_row(tier) for tier in self._session.tiers()])
+
+    def movable_bytes(self) -> int:
+        """Return how much of what is stored in RAM the disk tiers could take.
+
+        A segment takes a slot, whatever is in it, and the one that is being filled stays.
+        """
+        ram, *disks = self._session.tiers()
+        slots = sum(tier.free_bytes // _SLOT_BYTES for tier in disks if tier.state == "active")
+        if ram.segments < 2:
+            return 0
+        return ram.stored_bytes * min(slots, ram.segments - 1) // ram.segments
 
     def add(self, request: TierAdd) -> protocol.Message:
         """Add a tier; the reply has it alone."""

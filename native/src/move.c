@@ -227,3 +227,17 @@ struct usw_traffic usw_moves_under_way(const struct usw_tiers *tiers)
 	}
 	return traffic;
 }
+
+bool usw_moves_have_parked(const struct usw_tiers *tiers)
+{
+	for (uint32_t i = 0; i < USW_MOVES_MAX; i++) {
+		const struct usw_move *move = &tiers->moves[i];
+
+		if (atomic_load_explicit(&move->stage, memory_order_relaxed) != USW_MOVE_IDLE &&
+		    move->is_write &&
+		    usw_segments_header(tiers->segments, move->segment)->is_parked &&
+		    !tiers->at[usw_where_tier(move->to)].write_failed)
+			return true;
+	}
+	return false;
+}

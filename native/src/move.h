@@ -29,4 +29,7 @@ void usw_moves_settle(struct usw_tiers *tiers);
 
 struct usw_traffic usw_moves_under_way(const struct usw_tiers *tiers);
 
+/** True if a segment that is parked is on its way down, to a disk that may be hoped to take it. */
+bool usw_moves_have_parked(const struct usw_tiers *tiers);
+
 #endif /* USW_MOVE_H */

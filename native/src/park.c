@@ -8,6 +8,7 @@
 #include "park.h"
 #include "compact.h"
 #include "demote.h"
+#include "move.h"
 
 /* Page words looked at in one step: 200 us. */
 #define USW_PARK_WORDS 4096u
@@ -56,7 +57,13 @@ static void empty_one(struct usw_session *session)
 		parking->empties_left--;
 		return;
 	}
+	bool had_open = session->segments.open != 0;
 	usw_segments_close_open(&session->segments);
+	// The one that was open may hold garbage, too, and must not take it along.
+	if (had_open && parking->empties_left && usw_segments_emptiest(&session->segments)) {
+		parking->empties_left--;
+		return;
+	}
 	parking->stage = USW_PARKING_COUNT;
 }
 
@@ -95,12 +102,11 @@ static void count_some(struct usw_session *session, struct usw_target *target)
 	parking->stage = USW_PARKING_DOWN;
 }
 
-/** True while something is on its way down, or could be. */
+/** True while something of what is parked is on its way down, or could be: others do not count. */
 static bool send_down(struct usw_session *session)
 {
-	bool is_busy = usw_demote_step(session, false);
-
-	return is_busy ||
+	usw_demote_step(session, false);
+	return usw_moves_have_parked(&session->tiers) ||
 	       (usw_segments_parked(&session->segments) && usw_tiers_have_room(&session->tiers));
 }
 

@@ -6,6 +6,7 @@
  */
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -30,6 +31,10 @@ static int make_ready(struct usw_tiers *tiers)
 {
 	if (tiers->is_ready)
 		return 0;
+	if (tiers->null_fd < 0)
+		tiers->null_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+	if (tiers->null_fd < 0)
+		return -errno;
 	int ret = tiers->is_sealed ? usw_seal_key_create(&tiers->key, usw_seal_choose_cipher()) : 0;
 	if (!ret && tiers->is_sealed)
 		ret = usw_sealer_init(&tiers->sealer, &tiers->key);
@@ -120,6 +125,18 @@ static enum usw_tier_kind kind_of(const struct usw_disk *disk)
 								     : USW_TIER_KIND_FILE;
 }
 
+/** Let the number that readers know stand for this file from now on. */
+static int lend_fd(struct usw_tier *tier, int file_fd)
+{
+	int fd = atomic_load(&tier->fd);
+
+	fd = fd < 0 ? fcntl(file_fd, F_DUPFD_CLOEXEC, 0) : dup3(file_fd, fd, O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	atomic_store(&tier->fd, fd);
+	return 0;
+}
+
 int usw_tiers_add(struct usw_tiers *tiers, const char *path, const char *name, uint64_t cap_bytes,
 		  int priority, struct usw_error *error)
 {
@@ -142,6 +159,11 @@ int usw_tiers_add(struct usw_tiers *tiers, const char *path, const char *name, u
 	ret = usw_disk_open(tier->disk, path, cap_bytes, error);
 	if (ret)
 		return ret;
+	ret = lend_fd(tier, tier->disk->fd);
+	if (ret) {
+		usw_disk_close(tier->disk);
+		return fail(error, -ret, "cannot start the disk tier: %s", strerror(-ret));
+	}
 	atomic_store(&tier->free_bytes, usw_disk_free_bytes(tier->disk));
 	tier->priority = priority;
 	tier->write_retry_ns = 0;
@@ -151,7 +173,6 @@ int usw_tiers_add(struct usw_tiers *tiers, const char *path, const char *name, u
 	tier->write_told_ns = tier->read_told_ns = 0;
 	atomic_store(&tier->ending, USW_ENDING_NOT);
 	atomic_store(&tier->align_bytes, tier->disk->align_bytes);
-	atomic_store(&tier->fd, tier->disk->fd);
 	pthread_mutex_lock(&tiers->lock);
 	tier->id = ++tiers->added_count;
 	tier->kind = kind_of(tier->disk);
@@ -284,7 +305,8 @@ void usw_tiers_close_leaving(struct usw_tiers *tiers)
 		usw_deadslots_drop(tiers, i);
 		snprintf(text, sizeof(text), "disk tier %s is removed", tier->name);
 		uint32_t id = tier->id; // once it is gone, another may have its place
-		atomic_store(&tier->fd, -1);
+		int ret = lend_fd(tier, tiers->null_fd);
+		usw_assert(ret == 0);             // both numbers are ours and open
 		pthread_mutex_lock(&tiers->lock); // the control thread may be looking at it
 		usw_disk_close(tier->disk);
 		atomic_store(&tier->segments, 0);
@@ -324,6 +346,7 @@ int usw_tiers_init(struct usw_tiers *tiers, struct usw_segments *segments, bool 
 	tiers->segments = segments;
 	tiers->is_sealed = is_sealed;
 	tiers->hooks = *hooks;
+	tiers->null_fd = -1;
 	for (uint32_t i = 0; i < USW_TIERS_MAX; i++)
 		atomic_store(&tiers->at[i].fd, -1);
 	pthread_mutex_init(&tiers->lock, NULL);
@@ -349,12 +372,16 @@ void usw_tiers_deinit(struct usw_tiers *tiers)
 		if (tiers->moves[i].buffer)
 			munmap(tiers->moves[i].buffer, USW_SLOT_BYTES);
 	for (uint32_t i = 1; i < USW_TIERS_MAX; i++) {
+		int fd = atomic_exchange(&tiers->at[i].fd, -1);
+
+		usw_cleanup_close(&fd); // first: it shares the lock on the file
 		if (atomic_load(&tiers->at[i].state) != USW_TIER_NONE)
 			usw_disk_close(tiers->at[i].disk);
 		free(tiers->at[i].disk);
 	}
 	free(tiers->held_back);
 	usw_cleanup_close(&tiers->wake_fd);
+	usw_cleanup_close(&tiers->null_fd);
 	pthread_mutex_destroy(&tiers->lock);
 	tiers->segments = NULL;
 }

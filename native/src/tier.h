@@ -16,8 +16,11 @@
  * and removes tiers. `lock` is over what mover, owner and control thread share; nothing is done
  * under it that waits.
  *
- * Readers never keep a tier from going: they open what they find by its number, and a tier that is
- * gone meanwhile fails their read, whereupon they find that the segment has moved.
+ * Readers never keep a tier from going, though their read may still wait in a queue that knows
+ * only the number of a file descriptor. Another file under that number would be read instead, and
+ * an eventfd or a socket would lose a message by it. So each tier's readers have a number that is
+ * never closed: between tiers it stands for /dev/null, which is at its end at once. Whatever such a
+ * read brings, the reader finds that the segment has moved.
  */
 
 #ifndef USW_TIER_H
@@ -45,7 +48,7 @@ enum usw_tier_ending { USW_ENDING_NOT, USW_ENDING_ASKED, USW_ENDING_DONE };
 
 struct usw_tier {
 	_Atomic uint32_t state; /* enum usw_tier_state */
-	_Atomic int fd;         /* of the disk, for fault threads; -1: none */
+	_Atomic int fd;         /* for fault threads, a number of its own; -1: never had a disk */
 	_Atomic uint32_t align_bytes;
 	_Atomic uint32_t ending;              /* enum usw_tier_ending */
 	char name[32];                        /* written before the state, with `lock` */
@@ -118,6 +121,7 @@ struct usw_tiers {
 
 	pthread_t mover;
 	int wake_fd;
+	int null_fd; /* -1: not ready */
 	_Atomic bool stopping;
 	struct usw_aio *aio;
 	struct usw_sealer sealer;

@@ -6,6 +6,7 @@
  */
 
 #include "check.h"
+#include "move.h"
 #include "tier.h"
 
 #define SEGMENTS 12u
@@ -447,6 +448,47 @@ static void test_the_dead_leave(void)
 	world_deinit();
 }
 
+/** A park ends with its own segments: others that go down all the while do not count. */
+static void test_the_moves_of_others_are_not_waited_for(void)
+{
+	const struct usw_tiers_plan plan = {.demote_bytes = 2 * USW_SEGMENT_BYTES};
+
+	world_init(true, NULL);
+	CHECK_THAT(usw_tiers_add(&tiers, folder, NULL, UINT64_MAX, 0, &error), >, 0);
+	CHECK(usw_tiers_step(&tiers, &plan));
+	CHECK(!usw_moves_have_parked(&tiers));
+	for (uint32_t i = 0; i < USW_MOVES_MAX; i++)
+		if (atomic_load(&tiers.moves[i].stage) != USW_MOVE_IDLE)
+			usw_segments_header(&segments, tiers.moves[i].segment)->is_parked = true;
+	CHECK(usw_moves_have_parked(&tiers));
+	while (usw_tiers_step(&tiers, &(struct usw_tiers_plan){.demote_parked = true}))
+		usleep(200);
+	CHECK(!usw_moves_have_parked(&tiers));
+	world_deinit();
+}
+
+/** A read that still waits when its tier goes must not come upon another file of that number. */
+static void test_the_number_that_readers_know_is_never_another_file(void)
+{
+	char byte;
+
+	world_init(true, NULL);
+	CHECK_THAT(usw_tiers_add(&tiers, folder, NULL, UINT64_MAX, 0, &error), >, 0);
+	run(8 * USW_SEGMENT_BYTES, all_are_down);
+	int known = atomic_load(&tiers.at[1].fd);
+	CHECK_THAT(known, !=, tiers.at[1].disk->fd);
+	CHECK_THAT(usw_tiers_remove(&tiers, "disk1", UINT64_MAX, &error), >, 0);
+	run(0, is_removed);
+	CHECK_EQ(pread(known, &byte, 1, 0), 0);
+	int other = open("/dev/zero", O_RDONLY | O_CLOEXEC);
+	CHECK(other >= 0 && other != known);
+	close(other);
+	CHECK_THAT(usw_tiers_add(&tiers, folder, NULL, UINT64_MAX, 0, &error), >, 0);
+	CHECK_EQ(atomic_load(&tiers.at[1].fd), known);
+	CHECK_EQ(count_wrong(), 0);
+	world_deinit();
+}
+
 int main(void)
 {
 	const struct usw_aio_injection short_transfers = {.longest_bytes = 65536};
@@ -470,6 +512,8 @@ int main(void)
 	test_a_failed_write_leaves_all_where_it_was();
 	test_a_failed_read_leaves_all_where_it_was();
 	test_single_segments_go_and_come();
+	test_the_moves_of_others_are_not_waited_for();
+	test_the_number_that_readers_know_is_never_another_file();
 	test_a_full_disk_takes_what_it_can();
 	test_a_removal_can_be_given_up();
 	test_names_and_order();

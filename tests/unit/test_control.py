@@ -47,13 +47,11 @@ def tier(number: int, **changes: Any) -> Tier:
     return Tier(**{**values, **changes})
 
 
-RAM = tier(0, name="ram", kind="ram", path="", cap_bytes=1 << 30)
-
-
 class FakeSession:
     """A data plane whose requests end when the test says so."""
 
     def __init__(self) -> None:
+        self.ram = tier(0, name="ram", kind="ram", path="", cap_bytes=1 << 30)
         self.disks = [tier(1), tier(2)]
         self.target_ids = [1, 2, 3]
         self.asked: list[tuple[Any, ...]] = []
@@ -73,7 +71,8 @@ class FakeSession:
 
     def statistics(self) -> Statistics:
         values = dict.fromkeys(Statistics.field_names(), 7)
-        return Statistics(**{**values, "ram_stored_bytes": 1 << 20, "metadata_bytes": 0})
+        stored_bytes = self.ram.stored_bytes or 1 << 20
+        return Statistics(**{**values, "ram_stored_bytes": stored_bytes, "metadata_bytes": 0})
 
     def reclaim(self, target_id: int, pages: int) -> int:
         return self._request("reclaim", target_id, pages)
@@ -96,7 +95,7 @@ class FakeSession:
         self.limits = limits
 
     def tiers(self) -> list[Tier]:
-        return [RAM, *self.disks]
+        return [self.ram, *self.disks]
 
     def add_tier(self, path: str, *, name: str | None, cap_bytes: int, priority: int) -> int:
         if path == "/bad":
@@ -328,6 +327,34 @@ def test_budget_below_what_is_stored_is_refused(rig: Rig) -> None:
         "and that must fit; give at least 2M, or first make room on a disk: uffdswap tier add"
     )
     assert rig.session.limits == {}
+
+
+def test_budget_counts_on_what_disks_can_take(rig: Rig) -> None:
+    mib = 1 << 20
+    change = control.SetLimits(
+        memory=True, memory_bytes=5 * mib, resident=False, resident_bytes=None
+    )
+    rig.session.ram = rig.session.ram.replaced(segments=10, stored_bytes=10 * mib)
+    slot_bytes = mib + (32 << 10)
+    for disks in (
+        [tier(1, free_bytes=6 * slot_bytes)],
+        [tier(1, free_bytes=3 * slot_bytes), tier(2, free_bytes=4 * slot_bytes - 1)],
+        [tier(1), tier(2, state="failing")],
+    ):
+        rig.session.disks = disks
+        assert isinstance(rig.ask(change), control.Changed)
+    for disks in (
+        [],
+        [tier(1, free_bytes=5 * slot_bytes)],
+        [tier(1, free_bytes=4 * slot_bytes), tier(2, free_bytes=2 * slot_bytes - 1)],
+        [tier(1, state="failing"), tier(2, state="removing"), tier(3, state="full")],
+    ):
+        rig.session.disks = disks
+        reply = rig.ask(change)
+        assert isinstance(reply, control.Failed)
+        assert "a budget of 5.00 MiB is too small" in reply.text
+    rig.session.disks = [tier(1)]  # the segment that is being filled stays
+    assert isinstance(rig.ask(change.replaced(memory_bytes=mib)), control.Failed)
 
 
 def test_silent_client_is_hung_up_on(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
