@@ -15,6 +15,8 @@
 /* A move reads so much at a time, and looks after the disk each so many objects. */
 #define USW_PIECE_BYTES 131072u
 #define USW_LOOK_OBJECTS 16u
+/* Buffers that were not needed for so long are given back: they count against the budget. */
+#define USW_IDLE_MS 1000
 /* So much is opened before it is written to RAM: it stays in the processor's cache. */
 #define USW_LANDING_BYTES 65536u
 
@@ -93,6 +95,26 @@ static int make_buffer(struct usw_move *move)
 		return -errno;
 	move->buffer = buffer;
 	return 0;
+}
+
+static void give_buffers_back(struct usw_tiers *tiers)
+{
+	for (uint32_t i = 0; i < USW_MOVES_MAX; i++) {
+		struct usw_move *move = &tiers->moves[i];
+
+		if (!move->buffer || atomic_load(&move->stage) == USW_MOVE_RUNNING)
+			continue;
+		munmap(move->buffer, USW_SLOT_BYTES);
+		move->buffer = NULL;
+	}
+}
+
+static bool has_buffers(const struct usw_tiers *tiers)
+{
+	for (uint32_t i = 0; i < USW_MOVES_MAX; i++)
+		if (tiers->moves[i].buffer)
+			return true;
+	return false;
 }
 
 static bool is_asked(const struct usw_move *move)
@@ -336,7 +358,12 @@ void *usw_mover_main(void *argument)
 
 		busy |= give_dead_slot(tiers);
 		end_files(tiers);
-		if (busy || poll(ready, 2, -1) <= 0)
+		if (busy)
+			continue;
+		int count = poll(ready, 2, has_buffers(tiers) ? USW_IDLE_MS : -1);
+		if (!count)
+			give_buffers_back(tiers);
+		if (count <= 0)
 			continue;
 		if (ready[0].revents && read(tiers->wake_fd, &wakes, sizeof(wakes)) < 0)
 			continue; // somebody's wake was taken together with an earlier one

@@ -329,6 +329,27 @@ def test_budget_that_no_disk_can_help_is_not_waited_for(
     assert "the budget of 24 MiB cannot hold this program: " in outcome.stderr
 
 
+def test_budget_below_what_is_stored_needs_room_on_disks(start: Any, folders: list[Path]) -> None:
+    one = start("--no-disk", size_mib=48, memory="80M")
+    one.wait_filled()
+    one.command("reclaim", one.pid, "48M")
+
+    def ram_bytes() -> int:
+        bytes_now = one.tiers()["ram"]["stored_bytes"]
+        assert isinstance(bytes_now, int)
+        return bytes_now
+
+    wait_until(lambda: ram_bytes() > 40 * MIB, "more is kept in RAM than the budget will be")
+    assert "a budget of 20.0 MiB is too small" in one.command(
+        *("set", one.pid, "--memory", "20M"), status=1
+    )
+    one.tier("add", folders[0])
+    one.command("set", one.pid, "--memory", "20M")
+    wait_until(lambda: ram_bytes() < 10 * MIB, "it went down")
+    one.check()
+    one.finish()
+
+
 # --- Accounts ------------------------------------------------------------------------------------
 
 
