@@ -29,6 +29,8 @@
 /* How often to look where the threads run that fault: 5 us each time. */
 #define USW_FOLLOW_NS 1000000u
 #define USW_MESSAGES_MAX 16
+/* A target is listened to so often before others have their turn. */
+#define USW_PUMP_ROUNDS 32
 /* What a fault thread's buffers take: one page, zeros, a window. */
 #define USW_BUFFERS_BYTES \
 	((uint64_t)(1 + USW_HOLE_PAGES_MAX + USW_STREAM_WINDOW_MAX) * USW_PAGE_BYTES)
@@ -865,15 +867,16 @@ static int read_messages(struct usw_target *target, struct uffd_msg *messages, b
 	return count;
 }
 
-/** Read and settle what one target has to say. */
-static void pump(struct usw_fault_thread *thread, struct usw_target *target)
+/** Read and settle what one target has to say, once. True: a fault was answered. */
+static bool pump_once(struct usw_fault_thread *thread, struct usw_target *target)
 {
 	struct uffd_msg messages[USW_MESSAGES_MAX];
 	bool events = false;
+	bool answered = false;
 	int count = read_messages(target, messages, &events);
 
 	if (count == 0)
-		return;
+		return false;
 	uint64_t now_ns = usw_now_ns();
 	if (events)
 		usw_event_apply(target, messages, count);
@@ -892,6 +895,7 @@ static void pump(struct usw_fault_thread *thread, struct usw_target *target)
 			defer(thread, target, &fault);
 		else
 			finish(thread, &fault, verdict);
+		answered |= verdict == ANSWERED;
 		follow(thread, target, fault.thread_id, now_ns);
 	}
 	usw_watch_kick(thread->session);
@@ -899,6 +903,18 @@ static void pump(struct usw_fault_thread *thread, struct usw_target *target)
 	    usw_session_room(thread->session) <
 		    atomic_load_explicit(&thread->session->low_pages, memory_order_relaxed))
 		usw_reclaim_kick(thread->session);
+	return answered;
+}
+
+/**
+ * Read and settle what one target has to say. The thread whose fault was answered here has run on
+ * this processor since, in our place, and is most often waiting again: look before asking epoll.
+ */
+static void pump(struct usw_fault_thread *thread, struct usw_target *target)
+{
+	for (int i = 0; i < USW_PUMP_ROUNDS && pump_once(thread, target); i++)
+		if (thread->deferred_list || (thread->disk && thread->disk->busy))
+			return;
 }
 
 // --- Beginning and end of a target --------------------------------------------------------------
