@@ -663,25 +663,24 @@ static void stress(struct usw_session *session)
  */
 static bool spin_while_busy(struct usw_session *session)
 {
-	uint32_t clock = atomic_load(&session->fault_clock);
-	uint64_t start_ns = usw_now_ns();
+	struct usw_reclaim *reclaim = &session->reclaim;
 
-	if (clock == session->reclaim.last_clock)
-		return false;
-	while (usw_now_ns() - start_ns < USW_SPIN_NS) {
+	for (;;) {
+		uint64_t now_ns = usw_now_ns();
+		uint32_t clock = atomic_load(&session->fault_clock);
+
+		if (clock != reclaim->last_clock) {
+			reclaim->last_clock = clock;
+			reclaim->faulted_ns = now_ns;
+		}
+		if (now_ns - reclaim->faulted_ns > USW_SPIN_NS)
+			return false;
+		if (now_ns - reclaim->accounted_ns > USW_ACCOUNT_NS ||
+		    usw_session_room(session) < atomic_load(&session->low_pages))
+			return true;
 		for (int i = 0; i < 50; i++)
 			usw_cpu_relax();
-		if (usw_session_room(session) < atomic_load(&session->low_pages))
-			return true;
-		if (atomic_load(&session->fault_clock) != clock) {
-			clock = atomic_load(&session->fault_clock);
-			start_ns = usw_now_ns();
-			if (start_ns - session->reclaim.accounted_ns > USW_ACCOUNT_NS)
-				break;
-		}
 	}
-	session->reclaim.last_clock = clock;
-	return true;
 }
 
 /** How long to sleep at the most. */

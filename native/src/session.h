@@ -62,9 +62,10 @@ struct usw_reclaim {
 	struct usw_counters counters __attribute__((aligned(64)));
 	uint64_t accounted_ns;
 	uint64_t probed_ns;
-	uint32_t last_clock; /* fault clock when it last waited awake */
-	bool compacting;     /* the last look emptied a segment: there may be more */
-	bool pressed;        /* the last sweep did not make room: shared pages must go, too */
+	uint32_t last_clock; /* the fault clock, and when it was last seen to have moved */
+	uint64_t faulted_ns;
+	bool compacting; /* the last look emptied a segment: there may be more */
+	bool pressed;    /* the last sweep did not make room: shared pages must go, too */
 	uint64_t stress_due_ns;
 	bool some_leave;           /* pages may be about to go by the program's own wish */
 	uint64_t barren_since_ns;  /* no sweep has given anything since then; 0: the last one did */
