@@ -106,7 +106,7 @@ struct usw_statistics {
 	uint64_t faults_present;  /* somebody was first: only a wake-up was left to do */
 	uint64_t faults_deferred; /* waited for room, for an event or for an eviction */
 	uint64_t prefetched_pages;
-	uint64_t prefetch_proven; /* of those: a later fault of the stream lay behind them */
+	uint64_t prefetch_proven; /* of those: walked through, or wanted by what trials say */
 	uint64_t latency_p50_ns;
 	uint64_t latency_p90_ns;
 	uint64_t latency_p99_ns;

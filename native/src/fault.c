@@ -332,6 +332,39 @@ static bool wakes_up(const struct usw_session *session, const struct usw_target 
 }
 
 /**
+ * Add a page to a run that is being gathered, if it is evicted; what cannot go on with the run brings
+ * that in first. False: there is trouble, and no more is to be brought in.
+ */
+static bool gather(struct usw_fault_thread *thread, struct usw_target *target, struct run *run,
+		   uint64_t address, const struct usw_forecast *forecast)
+{
+	struct usw_disk_place place;
+	uint64_t now;
+	usw_page_word *word = find_evicted(target, address, &now);
+	bool follows = run->count && address == run->start + (uint64_t)run->count * USW_PAGE_BYTES;
+
+	if ((!word || !follows) && !bring_in(thread, target, run))
+		return false;
+	if (!word || address == target->token_page)
+		return true;
+	int ret = usw_content_load(thread->session, usw_page_id(now),
+				   thread->window + (uint64_t)run->count * USW_PAGE_BYTES,
+				   &run->backend[run->count], &place);
+	// From a disk it is asked for now, with the others; it comes in by itself when it is there.
+	if (ret == -EREMOTE)
+		return bring_in(thread, target, run) &&
+		       !wakes_up(thread->session, target, forecast, address, &place) &&
+		       read_ahead(thread, target, address, usw_page_id(now), &place);
+	if (ret)
+		return false; // damaged: the fault that asks for it will say so
+	if (!run->count)
+		run->start = address;
+	run->word[run->count] = word;
+	run->now[run->count++] = now;
+	return true;
+}
+
+/**
  * Bring in what the stream of this fault will ask for, in address order and in runs, whatever
  * backends hold it. Never at the expense of the last room, and given up at the first trouble: the
  * pages that are missing will be asked for.
@@ -339,46 +372,53 @@ static bool wakes_up(const struct usw_session *session, const struct usw_target 
 static void prefetch(struct usw_fault_thread *thread, struct usw_target *target, uint64_t page,
 		     const struct usw_forecast *forecast)
 {
-	struct usw_session *session = thread->session;
 	uint64_t step = (uint64_t)forecast->stride * USW_PAGE_BYTES;
-	int64_t room = usw_session_room(session) / 4;
+	int64_t room = usw_session_room(thread->session) / 4;
 	uint32_t window = forecast->window;
 	struct run run = {0};
-	struct usw_disk_place place;
 
 	if (room < (int64_t)window)
 		window = room > 0 ? (uint32_t)room : 0;
 	bool down = forecast->stride < 0;
-	for (uint32_t i = 0; i < window; i++) {
-		uint64_t address = page + step * (down ? window - i : i + 1);
-		uint64_t now;
-		usw_page_word *word = find_evicted(target, address, &now);
-		bool follows = run.count &&
-			       address == run.start + (uint64_t)run.count * USW_PAGE_BYTES;
-
-		if ((!word || !follows) && !bring_in(thread, target, &run))
-			return;
-		if (!word || address == target->token_page)
-			continue;
-		int ret = usw_content_load(session, usw_page_id(now),
-					   thread->window + (uint64_t)run.count * USW_PAGE_BYTES,
-					   &run.backend[run.count], &place);
-		if (ret == -EREMOTE) {
-			// Asked for now, all together; it comes in by itself when it is there.
-			if (!bring_in(thread, target, &run) ||
-			    wakes_up(session, target, forecast, address, &place) ||
-			    !read_ahead(thread, target, address, usw_page_id(now), &place))
-				break;
-			continue;
-		}
-		if (ret)
-			break; // damaged: the fault that asks for it will say so
-		if (!run.count)
-			run.start = address;
-		run.word[run.count] = word;
-		run.now[run.count++] = now;
-	}
+	for (uint32_t i = 0; i < window; i++)
+		if (!gather(thread, target, &run, page + step * (down ? window - i : i + 1),
+			    forecast))
+			break;
 	bring_in(thread, target, &run);
+	if (thread->disk)
+		usw_aio_flush(thread->disk->aio);
+}
+
+/** Bring in the neighbours of a page if faults are dense there, but for one that is left out. */
+static void prefetch_cluster(struct usw_fault_thread *thread, struct usw_target *target,
+			     uint64_t page)
+{
+	const struct usw_forecast none = {0};
+	struct usw_session *session = thread->session;
+	struct usw_clusters *clusters = &target->clusters;
+	int64_t limit = atomic_load_explicit(&session->limit_pages, memory_order_relaxed);
+	uint64_t missing[USW_CLUSTER_PAGES];
+	struct run run = {0};
+	uint32_t count = 0;
+	uint64_t now;
+	bool is_trial;
+
+	if (!usw_clusters_note(clusters, page / USW_PAGE_BYTES, (uint64_t)limit, &is_trial) ||
+	    usw_session_room(session) / 4 < (int64_t)USW_CLUSTER_PAGES)
+		return;
+	uint64_t bytes = USW_CLUSTER_PAGES * USW_PAGE_BYTES;
+	uint64_t start = page / bytes * bytes;
+	for (uint64_t at = start; at < start + bytes; at += USW_PAGE_BYTES)
+		if (at != page && find_evicted(target, at, &now))
+			missing[count++] = at;
+	uint32_t left_out = is_trial && count ? usw_clusters_choose(clusters, count) : count;
+	if (left_out < count)
+		usw_clusters_leave_out(clusters, missing[left_out] / USW_PAGE_BYTES);
+	for (uint32_t i = 0; i < count; i++)
+		if (i != left_out && !gather(thread, target, &run, missing[i], &none))
+			break;
+	bring_in(thread, target, &run);
+	usw_count(&thread->counters, prefetch_proven, usw_clusters_wanted(clusters, count));
 	if (thread->disk)
 		usw_aio_flush(thread->disk->aio);
 }
@@ -399,6 +439,8 @@ static enum verdict fault_in(struct usw_fault_thread *thread, struct usw_target 
 	usw_count(&thread->counters, prefetch_proven, forecast.proven);
 	if (forecast.window)
 		prefetch(thread, target, fault->page, &forecast);
+	else
+		prefetch_cluster(thread, target, fault->page);
 	int ret = usw_content_load(session, id, thread->page, &backend, &place);
 	if (ret == -EREMOTE)
 		return fault_in_from_disk(thread, target, fault, id, &place);

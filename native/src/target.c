@@ -47,6 +47,7 @@ struct usw_target *usw_target_create(struct usw_session *session)
 	pthread_mutex_init(&target->map_lock, NULL);
 	pthread_mutex_init(&target->stretches_lock, NULL);
 	usw_leaving_init(&target->leaving);
+	usw_clusters_init(&target->clusters);
 	target->uffd = target->pidfd = target->statm_fd = target->maps_fd = -1;
 	target->pagemap_fd = target->smaps_fd = target->area_fd = target->connection = -1;
 	return target;

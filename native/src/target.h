@@ -33,6 +33,7 @@
 
 #include <pthread.h>
 
+#include "cluster.h"
 #include "equal.h"
 #include "leaving.h"
 #include "maps.h"
@@ -116,6 +117,7 @@ struct usw_target {
 	bool on_deferred_list;
 	_Atomic uint32_t filling; /* a hole may be being filled: see usw_evict_batch() */
 	struct usw_streams streams;
+	struct usw_clusters clusters;
 	uint64_t hole_next;   /* a hole fault here goes on with a stream of them */
 	int hands_processor;  /* where it has been moved to */
 	uint32_t hole_window; /* pages to fill at the next hole of the stream */
