@@ -15,8 +15,9 @@
 /* A move reads so much at a time, and looks after the disk each so many objects. */
 #define USW_PIECE_BYTES 131072u
 #define USW_LOOK_OBJECTS 16u
-/* Buffers that were not needed for so long are given back: they count against the budget. */
-#define USW_IDLE_MS 1000
+/* Buffers that were not needed for so long are given back: they count against the budget. It is done
+   before the session is called full. */
+#define USW_IDLE_MS 100
 /* So much is opened before it is written to RAM: it stays in the processor's cache. */
 #define USW_LANDING_BYTES 65536u
 

@@ -42,6 +42,7 @@
 #define USW_STANDBY_KEEP 512u
 #define USW_PROBE_NS 50000000u
 #define USW_STUCK_NS 300000000u
+#define USW_ROOM_NS 1000000000u
 #define USW_BARREN_NS 30000000u
 /* Garbage is let be up to this share of what is stored: a fifth, or a sixteenth where RAM is tight. */
 #define USW_GARBAGE_SHARE 5u
@@ -507,17 +508,22 @@ static void see_room(struct usw_session *session)
 	reclaim->stuck_since_ns = reclaim->cramped_since_ns = 0;
 }
 
+/** That is said at once if somebody made room, else when it has lasted: programs come and go by a page. */
 static void end_wait(struct usw_session *session)
 {
-	if (!atomic_exchange(&session->waits_for_room, false))
-		return;
-	see_room(session); // what ended the wait may have come in the middle of this look
-	if (session->reclaim.room_seen) {
-		session->reclaim.full_told = session->reclaim.room_seen = false;
-		usw_session_report(session, USW_EVENT_ROOM, 0, 0,
-				   "there is room again: the program goes on");
+	struct usw_reclaim *reclaim = &session->reclaim;
+
+	if (atomic_exchange(&session->waits_for_room, false)) {
+		reclaim->went_on_ns = usw_now_ns();
+		usw_fault_kick(session);
 	}
-	usw_fault_kick(session);
+	see_room(session); // what ended the wait may have come in the middle of this look
+	if (!reclaim->full_told ||
+	    (!reclaim->room_seen && usw_now_ns() - reclaim->went_on_ns < USW_ROOM_NS))
+		return;
+	reclaim->full_told = reclaim->room_seen = false;
+	usw_session_report(session, USW_EVENT_ROOM, 0, 0,
+			   "there is room again: the program goes on");
 }
 
 /** Over the budget by more than an overdraft, with nothing evictable or the floor reached. */

@@ -74,6 +74,7 @@ struct usw_reclaim {
 	bool is_holding;           /* nothing is let in or taken out: there is no place for it */
 	bool full_told;            /* that the program waits for room, and since then ... */
 	bool room_seen;            /* ... somebody has tried to make some */
+	uint64_t went_on_ns;       /* when the last wait ended */
 	uint64_t random;
 	bool warned_unmanaged;
 	struct usw_target *turn; /* whose turn it is to give pages */
