@@ -28,7 +28,7 @@
 	X(faults_overflow, \
 	  "the list of waiting faults was full; the thread was made to fault again") \
 	X(prefetched_pages, "a page was brought in before it was asked for") \
-	X(prefetch_proven, "a page brought in ahead was walked through, or is wanted as others of its kind") \
+	X(prefetch_proven, "a page brought in ahead was walked through, or is wanted by trials") \
 	X(evicted_pages, "a page left its target") \
 	X(evicted_unshared, "a page shared since a fork was taken over so that it could leave") \
 	X(evicted_clean, "a page left unchanged and its kept copy was still good") \
