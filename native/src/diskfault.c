@@ -12,18 +12,19 @@
 #include "diskfault.h"
 #include "tier.h"
 
-#define USW_READ_STRIDE (USW_DISK_READ_BYTES + USW_PAGE_BYTES)
+#define USW_BUFFERS_BYTES (USW_DISK_READS_MAX * (USW_DISK_READ_BYTES + USW_PAGE_BYTES))
 
 static int init(struct usw_disk_faults *faults, struct usw_session *session)
 {
 	faults->is_sealed = session->tiers.is_sealed;
-	void *buffers = mmap(NULL, USW_DISK_READS_MAX * USW_READ_STRIDE, PROT_READ | PROT_WRITE,
+	void *buffers = mmap(NULL, USW_BUFFERS_BYTES, PROT_READ | PROT_WRITE,
 			     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (buffers == MAP_FAILED)
 		return -errno;
 	faults->buffers = buffers;
+	char *pages = faults->buffers + USW_DISK_READS_MAX * USW_DISK_READ_BYTES;
 	for (uint32_t i = 0; i < USW_DISK_READS_MAX; i++)
-		faults->at[i].buffer = faults->buffers + (uint64_t)i * USW_READ_STRIDE;
+		faults->at[i].page = pages + (uint64_t)i * USW_PAGE_BYTES;
 	if (faults->is_sealed && usw_sealer_init(&faults->sealer, &session->tiers.key))
 		return -ENOMEM;
 	return usw_aio_create(USW_DISK_READS_MAX, USW_AIO_URING, &faults->aio);
@@ -47,7 +48,7 @@ void usw_diskfault_destroy(struct usw_disk_faults *faults)
 	usw_aio_destroy(faults->aio);
 	usw_sealer_deinit(&faults->sealer);
 	if (faults->buffers)
-		munmap(faults->buffers, USW_DISK_READS_MAX * USW_READ_STRIDE);
+		munmap(faults->buffers, USW_BUFFERS_BYTES);
 	free(faults);
 }
 
@@ -64,26 +65,120 @@ struct usw_disk_read *usw_diskfault_find(struct usw_disk_faults *faults,
 	return NULL;
 }
 
+/** Where an object and its tag are in the file of its tier. */
+struct extent {
+	uint64_t start, end;
+	uint64_t align;
+};
+
+static struct extent extent_of(const struct usw_tier *tier, const struct usw_disk_place *place)
+{
+	const struct usw_object *object = &place->object;
+	uint64_t start = usw_disk_offset(usw_where_slot(object->where)) +
+			 usw_disk_object_offset(object->offset_bytes, place->index);
+
+	return (struct extent){
+		.start = start,
+		.end = start + object->length_bytes + USW_SEAL_TAG_BYTES,
+		.align = atomic_load(&tier->align_bytes),
+	};
+}
+
+static bool is_free(const struct usw_disk_read *read)
+{
+	return read->stage == USW_READ_IDLE && !read->is_held;
+}
+
+/** A place for a new span, where there are most likely more behind it. NULL: there is none. */
+static struct usw_disk_read *find_free(struct usw_disk_faults *faults)
+{
+	for (uint32_t i = 0; i < USW_DISK_READS_MAX; i++) {
+		struct usw_disk_read *read = &faults->at[(faults->next + i) % USW_DISK_READS_MAX];
+
+		if (is_free(read))
+			return read;
+	}
+	return NULL;
+}
+
+static void hand_in_growing(struct usw_disk_faults *faults)
+{
+	struct usw_disk_read *first = faults->growing;
+
+	faults->growing = NULL;
+	if (!first)
+		return;
+	int ret = usw_aio_submit(faults->aio, &first->request);
+	usw_assert(ret == 0); // as many requests as reads
+}
+
+/** The place for an object behind the span that grows, if it goes on with it. NULL: it does not. */
+static struct usw_disk_read *find_behind(struct usw_disk_faults *faults,
+					 const struct usw_disk_place *place,
+					 const struct extent *extent)
+{
+	const struct usw_disk_read *first = faults->growing;
+
+	if (!first || first->first + first->count == USW_DISK_READS_MAX)
+		return NULL;
+	struct usw_disk_read *read = &faults->at[first->first + first->count];
+	uint64_t end = first->request.offset_bytes + first->request.length_bytes;
+
+	// What begins in the block in which the span ends lies behind it all the same.
+	if (!is_free(read) || place->object.where != first->place.object.where ||
+	    extent->start + extent->align < end || extent->start > end + USW_DISK_GAP_BYTES ||
+	    extent->start < read[-1].end_bytes ||
+	    extent->end - first->request.offset_bytes > USW_DISK_SPAN_BYTES)
+		return NULL;
+	return read;
+}
+
+/** Open a span with its first read, or add one to that which grows. */
+static void place_read(struct usw_disk_faults *faults, struct usw_disk_read *read,
+		       const struct usw_tier *tier, const struct extent *extent)
+{
+	uint32_t number = (uint32_t)(read - faults->at);
+	uint64_t last = (extent->end + extent->align - 1) & ~(extent->align - 1);
+
+	if (!faults->growing) {
+		uint64_t start = extent->start & ~(extent->align - 1);
+
+		faults->growing = read;
+		read->first = number;
+		read->count = read->left = 0;
+		read->request = (struct usw_aio_request){
+			.fd = atomic_load(&tier->fd),
+			.buffer = faults->buffers + (uint64_t)number * USW_DISK_READ_BYTES,
+			.offset_bytes = start,
+		};
+	}
+	struct usw_disk_read *first = faults->growing;
+
+	read->first = first->first;
+	first->count++;
+	first->left++;
+	first->request.length_bytes = (uint32_t)(last - first->request.offset_bytes);
+	usw_assert(first->request.length_bytes <= first->count * USW_DISK_READ_BYTES);
+	read->bytes = (char *)first->request.buffer + (extent->start - first->request.offset_bytes);
+	read->end_bytes = extent->end;
+	read->is_held = true;
+	faults->next = (number + 1) % USW_DISK_READS_MAX;
+}
+
 int usw_diskfault_begin(struct usw_disk_faults *faults, struct usw_session *session,
 			struct usw_target *target, const struct usw_deferred *fault, bool is_ahead,
 			uint32_t id, const struct usw_disk_place *place)
 {
-	const struct usw_object *object = &place->object;
-	const struct usw_tier *tier = &session->tiers.at[usw_where_tier(object->where)];
-	uint64_t start = usw_disk_offset(usw_where_slot(object->where)) +
-			 usw_disk_object_offset(object->offset_bytes, place->index);
-	uint64_t end = start + object->length_bytes + USW_SEAL_TAG_BYTES;
-	uint64_t align = atomic_load(&tier->align_bytes);
-	uint32_t i = 0;
+	const struct usw_tier *tier = &session->tiers.at[usw_where_tier(place->object.where)];
+	const struct extent extent = extent_of(tier, place);
+	struct usw_disk_read *read = is_ahead ? find_behind(faults, place, &extent) : NULL;
 
-	if (faults->busy == USW_DISK_READS_MAX)
+	if (!read) {
+		hand_in_growing(faults);
+		read = find_free(faults);
+	}
+	if (!read)
 		return -EAGAIN;
-	while (faults->at[i].stage != USW_READ_IDLE)
-		i++;
-	struct usw_disk_read *read = &faults->at[i];
-	uint64_t first = start & ~(align - 1);
-	uint64_t last = (end + align - 1) & ~(align - 1);
-	usw_assert(last - first <= USW_DISK_READ_BYTES);
 	read->stage = USW_READ_RUNNING;
 	read->target = target;
 	read->fault = *fault;
@@ -91,17 +186,17 @@ int usw_diskfault_begin(struct usw_disk_faults *faults, struct usw_session *sess
 	read->id = id;
 	read->hash = usw_vswap_hash(&session->vswap, id);
 	read->place = *place;
-	read->skip_bytes = (uint32_t)(start - first);
-	read->request = (struct usw_aio_request){
-		.fd = atomic_load(&tier->fd),
-		.buffer = read->buffer,
-		.length_bytes = (uint32_t)(last - first),
-		.offset_bytes = first,
-	};
+	place_read(faults, read, tier, &extent);
 	faults->busy++;
-	int ret = usw_aio_submit(faults->aio, &read->request);
-	usw_assert(ret == 0); // as many requests as reads
+	if (!is_ahead)
+		hand_in_growing(faults);
 	return 0;
+}
+
+void usw_diskfault_flush(struct usw_disk_faults *faults)
+{
+	hand_in_growing(faults);
+	usw_aio_flush(faults->aio);
 }
 
 void usw_diskfault_collect(struct usw_disk_faults *faults)
@@ -109,11 +204,14 @@ void usw_diskfault_collect(struct usw_disk_faults *faults)
 	struct usw_aio_request *request;
 
 	while ((request = usw_aio_reap(faults->aio))) {
-		struct usw_disk_read *read =
+		struct usw_disk_read *first =
 			(struct usw_disk_read *)((char *)request -
 						 offsetof(struct usw_disk_read, request));
 
-		read->stage = USW_READ_DONE;
+		for (uint32_t i = 0; i < first->count; i++) {
+			first[i].stage = USW_READ_DONE;
+			first[i].result = request->result;
+		}
 	}
 }
 
@@ -122,10 +220,10 @@ static const char *unpack(struct usw_disk_faults *faults, struct usw_session *se
 			  struct usw_disk_read *read, char *page)
 {
 	const struct usw_object *object = &read->place.object;
-	char *bytes = read->buffer + read->skip_bytes;
+	char *bytes = read->bytes;
 
-	if (read->request.result)
-		return read->request.result == -ENODATA ? "it is cut off" : "it cannot be read";
+	if (read->result)
+		return read->result == -ENODATA ? "it is cut off" : "it cannot be read";
 	if (faults->is_sealed) {
 		struct usw_seal_bond bond =
 			usw_tier_bond(read->place.segment, read->place.index, object);
@@ -143,10 +241,11 @@ static const char *unpack(struct usw_disk_faults *faults, struct usw_session *se
 int usw_diskfault_open(struct usw_disk_faults *faults, struct usw_session *session,
 		       struct usw_disk_read *read, const char **ret_why)
 {
-	// Not the disk's fault: it is asked again.
-	if (read->request.result == -ENOMEM || read->request.result == -ECANCELED)
+	// Not the disk's fault, or that of another block: it is asked again, alone if somebody waits.
+	if (read->result == -ENOMEM || read->result == -ECANCELED ||
+	    (read->result && faults->at[read->first].count > 1))
 		return -EAGAIN;
-	const char *why = unpack(faults, session, read, read->buffer + USW_DISK_READ_BYTES);
+	const char *why = unpack(faults, session, read, read->page);
 
 	if (!why) {
 		read->stage = USW_READ_READY;
@@ -160,9 +259,15 @@ int usw_diskfault_open(struct usw_disk_faults *faults, struct usw_session *sessi
 
 void usw_diskfault_done(struct usw_disk_faults *faults, struct usw_disk_read *read)
 {
+	struct usw_disk_read *first = &faults->at[read->first];
+
 	read->stage = USW_READ_IDLE;
 	read->target = NULL;
 	faults->busy--;
+	if (--first->left)
+		return;
+	for (uint32_t i = 0; i < first->count; i++)
+		first[i].is_held = false;
 }
 
 void usw_diskfault_forget(struct usw_disk_faults *faults, const struct usw_target *target)

@@ -10,6 +10,11 @@
  * if the page map still names this ID with this hash, and otherwise the fault begins anew. What
  * cannot be opened is damaged only if it has not moved meanwhile.
  *
+ * What is asked for ahead and lies side by side in one slot is read with one request, a span: its reads
+ * are neighbours here, too, and the bytes lie over their buffers from the first one's on. So none of
+ * these buffers is used again before all of the span is done. A fault that waits is read alone: a block
+ * that the disk cannot read does no harm to its neighbours.
+ *
  * All of this belongs to one fault thread. It is made at the thread's first disk fault, since most
  * sessions have none; nothing is allocated after that.
  */
@@ -24,6 +29,9 @@
 #define USW_DISK_READS_MAX 64u
 /** The longest object and its tag, and what alignment adds at both ends. */
 #define USW_DISK_READ_BYTES (4 * USW_PAGE_BYTES)
+/** The longest span, and what is read in vain between two of its objects. */
+#define USW_DISK_SPAN_BYTES 262144u
+#define USW_DISK_GAP_BYTES USW_PAGE_BYTES
 
 enum usw_disk_read_stage {
 	USW_READ_IDLE,
@@ -41,9 +49,15 @@ struct usw_disk_read {
 	bool is_ahead;             /* nothing waits: it was asked for ahead of its fault */
 	uint32_t id;
 	uint64_t hash;
-	uint32_t skip_bytes; /* in the buffer, before the object */
 	struct usw_disk_place place;
-	char *buffer; /* USW_DISK_READ_BYTES, then the page */
+	uint32_t first;     /* of the reads of its span */
+	uint32_t count;     /* of reads in the span; the first one's */
+	uint32_t left;      /* of them, those that are not done; the first one's */
+	bool is_held;       /* its buffer holds bytes of a span that is not done */
+	uint64_t end_bytes; /* where it ends in the file */
+	int result;         /* of the span's request */
+	char *bytes;        /* the object, once it is there */
+	char *page;         /* what it is opened to */
 };
 
 struct usw_disk_faults {
@@ -52,7 +66,9 @@ struct usw_disk_faults {
 	bool is_sealed;
 	uint32_t busy; /* reads that are not idle */
 	struct usw_disk_read at[USW_DISK_READS_MAX];
-	char *buffers;
+	uint32_t next;                 /* where the next span begins, if there is room */
+	struct usw_disk_read *growing; /* first of a span that is not handed in yet; NULL: none */
+	char *buffers;                 /* USW_DISK_READ_BYTES for each read, then all their pages */
 };
 
 /** Make what a thread needs. NULL: no memory or no descriptors for it. */
@@ -65,19 +81,22 @@ struct usw_disk_read *usw_diskfault_find(struct usw_disk_faults *faults,
 					 const struct usw_target *target, uint64_t page);
 
 /**
- * Ask for the object at a place. usw_aio_flush() starts it. -EAGAIN: as many as may be are under
- * way.
+ * Ask for the object at a place. usw_diskfault_flush() starts it. -EAGAIN: as many as may be are
+ * under way.
  */
 int usw_diskfault_begin(struct usw_disk_faults *faults, struct usw_session *session,
 			struct usw_target *target, const struct usw_deferred *fault, bool is_ahead,
 			uint32_t id, const struct usw_disk_place *place);
+
+/** Start all that was asked for. */
+void usw_diskfault_flush(struct usw_disk_faults *faults);
 
 /** Take note of the reads that are done. */
 void usw_diskfault_collect(struct usw_disk_faults *faults);
 
 /**
  * Open what was read. 0: the page is in usw_diskfault_page(). -EAGAIN: it has moved meanwhile, or was
- * not read for want of memory: begin anew.
+ * not read for want of memory, or because of a neighbour in its span: begin anew.
  * -EBADMSG: it is damaged; `ret_why` says how.
  */
 int usw_diskfault_open(struct usw_disk_faults *faults, struct usw_session *session,
@@ -85,7 +104,7 @@ int usw_diskfault_open(struct usw_disk_faults *faults, struct usw_session *sessi
 
 static inline const char *usw_diskfault_page(const struct usw_disk_read *read)
 {
-	return read->buffer + USW_DISK_READ_BYTES;
+	return read->page;
 }
 
 void usw_diskfault_done(struct usw_disk_faults *faults, struct usw_disk_read *read);

@@ -306,7 +306,7 @@ static enum verdict fault_in_from_disk(struct usw_fault_thread *thread, struct u
 	}
 	if (usw_diskfault_begin(disk, thread->session, target, &waiting, false, id, place))
 		return DEFER;
-	usw_aio_flush(disk->aio); // with what was asked for ahead
+	usw_diskfault_flush(disk); // with what was asked for ahead
 	return READING;
 }
 
@@ -386,7 +386,7 @@ static void prefetch(struct usw_fault_thread *thread, struct usw_target *target,
 			break;
 	bring_in(thread, target, &run);
 	if (thread->disk)
-		usw_aio_flush(thread->disk->aio);
+		usw_diskfault_flush(thread->disk);
 }
 
 /** Bring in the neighbours of a page if faults are dense there, but for one that is left out. */
@@ -420,7 +420,7 @@ static void prefetch_cluster(struct usw_fault_thread *thread, struct usw_target 
 	bring_in(thread, target, &run);
 	usw_count(&thread->counters, prefetch_proven, usw_clusters_wanted(clusters, count));
 	if (thread->disk)
-		usw_aio_flush(thread->disk->aio);
+		usw_diskfault_flush(thread->disk);
 }
 
 /** The content of an evicted page comes back. */
@@ -468,7 +468,7 @@ static int ask_for(struct usw_fault_thread *thread, struct usw_target *target, u
 	bool asked = read_ahead(thread, target, page, id, place);
 
 	if (thread->disk)
-		usw_aio_flush(thread->disk->aio);
+		usw_diskfault_flush(thread->disk);
 	if (asked)
 		return 1;
 	return thread->disk && thread->disk->busy ? -EAGAIN : 0;
