@@ -52,13 +52,14 @@ class TierDesk:
     def movable_bytes(self) -> int:
         """Return how much of what is stored in RAM the disk tiers could take.
 
-        A segment takes a slot, whatever is in it, and the one that is being filled stays.
+        A segment takes a slot, whatever is in it; the one that is being filled stays, and what
+        comes from tiers that leave has to find a place, too.
         """
         ram, *disks = self._session.tiers()
         slots = sum(tier.free_bytes // _SLOT_BYTES for tier in disks if tier.state == "active")
-        if ram.segments < 2:
-            return 0
-        return ram.stored_bytes * min(slots, ram.segments - 1) // ram.segments
+        slots -= sum(tier.segments for tier in disks if tier.state == "removing")
+        movable = max(min(slots, ram.segments - 1), 0)
+        return ram.stored_bytes * movable // max(ram.segments, 1)
 
     def add(self, request: TierAdd) -> protocol.Message:
         """Add a tier; the reply has it alone."""

@@ -513,10 +513,8 @@ static void end_wait(struct usw_session *session)
 {
 	struct usw_reclaim *reclaim = &session->reclaim;
 
-	if (atomic_exchange(&session->waits_for_room, false)) {
-		reclaim->went_on_ns = usw_now_ns();
+	if (atomic_exchange(&session->waits_for_room, false))
 		usw_fault_kick(session);
-	}
 	see_room(session); // what ended the wait may have come in the middle of this look
 	if (!reclaim->full_told ||
 	    (!reclaim->room_seen && usw_now_ns() - reclaim->went_on_ns < USW_ROOM_NS))
@@ -558,7 +556,7 @@ static void make_room(struct usw_session *session)
 {
 	struct usw_reclaim *reclaim = &session->reclaim;
 
-	if (!lasts(&reclaim->stuck_since_ns, !squeeze(session)))
+	if (!lasts(&reclaim->stuck_since_ns, !squeeze(session)) || atomic_load(&session->room_made))
 		return;
 	if (!shall_wait(session)) {
 		out_of_memory(session);
@@ -607,16 +605,20 @@ static void nothing_to_give(struct usw_session *session, bool gave)
 	atomic_store(&session->let_pass, stuck && !over);
 
 	bool cramped = is_cramped(session);
-	bool full = lasts(&reclaim->cramped_since_ns, cramped) && shall_wait(session);
+	bool shall = cramped && shall_wait(session);
+	bool full = lasts(&reclaim->cramped_since_ns, cramped) && shall &&
+		    !atomic_load(&session->room_made);
 	if (full)
 		tell_full(session);
+	if (over || shall)
+		reclaim->went_on_ns = usw_now_ns(); // not yet
 	if (over) {
 		make_room(session);
 		return;
 	}
 	reclaim->stuck_since_ns = 0;
 	reclaim->is_holding = false;
-	if (!full && !(cramped && shall_wait(session)))
+	if (!shall)
 		end_wait(session);
 	if (stuck)
 		warn_unmanaged(session);

@@ -277,8 +277,10 @@ void usw_session_set_limits(struct usw_session *session, uint64_t memory_limit_b
 int usw_session_tier_add(struct usw_session *session, const char *path, const char *name,
 			 uint64_t cap_bytes, int priority, struct usw_error *error)
 {
-	atomic_store(&session->room_made, true); // first, as above
 	int ret = usw_tiers_add(&session->tiers, path, name, cap_bytes, priority, error);
+
+	if (ret > 0)
+		atomic_store(&session->room_made, true);
 	usw_reclaim_kick(session);
 	return ret;
 }

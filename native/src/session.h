@@ -74,7 +74,7 @@ struct usw_reclaim {
 	bool is_holding;           /* nothing is let in or taken out: there is no place for it */
 	bool full_told;            /* that the program waits for room, and since then ... */
 	bool room_seen;            /* ... somebody has tried to make some */
-	uint64_t went_on_ns;       /* when the last wait ended */
+	uint64_t went_on_ns;       /* when there was last a reason to wait */
 	uint64_t random;
 	bool warned_unmanaged;
 	struct usw_target *turn; /* whose turn it is to give pages */
@@ -150,7 +150,7 @@ struct usw_session {
 	_Atomic bool stopping;
 	_Atomic bool out_of_memory;
 	_Atomic bool waits_for_room; /* every tier is full, and that is not the end */
-	_Atomic bool room_made;      /* set before some is made, taken by reclaim */
+	_Atomic bool room_made;      /* set by whoever makes some, taken by reclaim */
 	struct usw_fault_thread threads[USW_FAULT_THREADS_MAX];
 	uint32_t thread_count;
 	uint32_t next_thread;
