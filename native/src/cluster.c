@@ -40,18 +40,18 @@ static bool count_in_block(struct usw_clusters *clusters, uint64_t page, uint32_
 	uint32_t number = (uint32_t)(page / USW_BLOCK_PAGES);
 	uint32_t clock = clusters->clock & 0xfffffff;
 	struct usw_cluster_block *block = &clusters->blocks[number % USW_CLUSTER_BLOCKS];
-	bool is_over = ((clock - block->since) & 0xfffffff) >= epoch;
+	uint32_t epochs = ((clock - block->since) & 0xfffffff) / epoch;
 
 	if (block->number != number) {
-		if (block->faults > 1 && !is_over) {
+		if (block->faults > 1 && !epochs) {
 			block->faults--; // a stray fault does not drive a dense block out
 			return false;
 		}
 		*block = (struct usw_cluster_block){.number = number, .since = clock, .faults = 1};
 		return false;
 	}
-	if (is_over) {
-		block->faults /= 2;
+	if (epochs) {
+		block->faults = epochs > 3 ? 0 : block->faults >> epochs;
 		block->since = clock;
 	}
 	block->faults += block->faults < USW_FAULTS_MAX;
@@ -111,6 +111,11 @@ uint32_t usw_clusters_choose(const struct usw_clusters *clusters, uint32_t count
 {
 	// The high bits of a product by a large odd number: Knuth's multiplicative hashing.
 	return (clusters->clock * 2654435761u >> 16) % count;
+}
+
+bool usw_clusters_is_left_out(struct usw_clusters *clusters, uint64_t page)
+{
+	return trial_of(clusters, page)->page == page;
 }
 
 void usw_clusters_leave_out(struct usw_clusters *clusters, uint64_t page)

@@ -60,6 +60,9 @@ bool usw_clusters_note(struct usw_clusters *clusters, uint64_t page, uint64_t re
 /** Choose by chance which of `count` missing pages is left out of a cluster; its index. */
 uint32_t usw_clusters_choose(const struct usw_clusters *clusters, uint32_t count);
 
+/** True if a page is left out, and nobody has asked for it yet. */
+bool usw_clusters_is_left_out(struct usw_clusters *clusters, uint64_t page);
+
 void usw_clusters_leave_out(struct usw_clusters *clusters, uint64_t page);
 
 /** How many of `count` pages that come in with others are wanted, by the last trials. */

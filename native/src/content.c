@@ -60,6 +60,15 @@ static bool find_on_disk(const struct usw_session *session, uint64_t word,
 	       usw_where_tier(ret->object.where) != USW_TIER_RAM;
 }
 
+bool usw_content_is_on_disk(const struct usw_session *session, uint32_t id,
+			    struct usw_disk_place *ret_place)
+{
+	uint64_t word = usw_vswap_word(&session->vswap, id);
+
+	return usw_word_backend(word) == USW_BACKEND_OBJECT &&
+	       find_on_disk(session, word, ret_place);
+}
+
 /** What is read is warm: it goes to a disk after what is not. */
 static void touch(const struct usw_session *session, uint64_t word)
 {

@@ -29,6 +29,10 @@ struct usw_disk_place {
 int usw_content_load(const struct usw_session *session, uint32_t id, void *page,
 		     enum usw_backend *ret, struct usw_disk_place *ret_place);
 
+/** True if the content of an ID is on a disk, at `ret_place`. */
+bool usw_content_is_on_disk(const struct usw_session *session, uint32_t id,
+			    struct usw_disk_place *ret_place);
+
 /** True if a word of an ID, and the place of the segment it names, are still the same. */
 bool usw_content_is_unmoved(const struct usw_session *session, uint32_t id, uint64_t word,
 			    uint64_t where);

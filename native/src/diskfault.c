@@ -12,6 +12,8 @@
 #include "diskfault.h"
 #include "tier.h"
 
+/* How long a page is in reserve: a walk that is still going on comes for it within a millisecond. */
+#define USW_RESERVE_NS 20000000u
 #define USW_BUFFERS_BYTES (USW_DISK_READS_MAX * (USW_DISK_READ_BYTES + USW_PAGE_BYTES))
 
 static int init(struct usw_disk_faults *faults, struct usw_session *session)
@@ -165,24 +167,65 @@ static void place_read(struct usw_disk_faults *faults, struct usw_disk_read *rea
 	faults->next = (number + 1) % USW_DISK_READS_MAX;
 }
 
-int usw_diskfault_begin(struct usw_disk_faults *faults, struct usw_session *session,
-			struct usw_target *target, const struct usw_deferred *fault, bool is_ahead,
-			uint32_t id, const struct usw_disk_place *place)
+/** A read needs its span's bytes no more. Nothing if it has left it already. */
+static void leave_span(struct usw_disk_faults *faults, struct usw_disk_read *read)
+{
+	struct usw_disk_read *first = &faults->at[read->first];
+
+	if (!read->bytes)
+		return;
+	read->bytes = NULL;
+	if (--first->left)
+		return;
+	for (uint32_t i = 0; i < first->count; i++)
+		first[i].is_held = false;
+}
+
+/** Drop what nobody has come for: of a time before `since_ns`. */
+static void drop_reserve(struct usw_disk_faults *faults, uint64_t since_ns)
+{
+	for (uint32_t i = 0; i < USW_DISK_READS_MAX; i++) {
+		struct usw_disk_read *read = &faults->at[i];
+
+		if (read->stage == USW_READ_DONE && read->is_reserve &&
+		    read->fault.since_ns < since_ns)
+			usw_diskfault_done(faults, read);
+	}
+}
+
+/** A place for a read: behind the span that grows, or for a new one. NULL: there is none. */
+static struct usw_disk_read *find_place(struct usw_disk_faults *faults,
+					const struct usw_disk_place *place,
+					const struct extent *extent, bool is_ahead)
+{
+	struct usw_disk_read *read = is_ahead ? find_behind(faults, place, extent) : NULL;
+
+	if (read)
+		return read;
+	hand_in_growing(faults);
+	read = find_free(faults);
+	if (read || is_ahead)
+		return read;
+	drop_reserve(faults, UINT64_MAX); // somebody waits
+	return find_free(faults);
+}
+
+struct usw_disk_read *usw_diskfault_begin(struct usw_disk_faults *faults,
+					  struct usw_session *session, struct usw_target *target,
+					  const struct usw_deferred *fault, bool is_ahead,
+					  uint32_t id, const struct usw_disk_place *place)
 {
 	const struct usw_tier *tier = &session->tiers.at[usw_where_tier(place->object.where)];
 	const struct extent extent = extent_of(tier, place);
-	struct usw_disk_read *read = is_ahead ? find_behind(faults, place, &extent) : NULL;
+	struct usw_disk_read *read = find_place(faults, place, &extent, is_ahead);
 
-	if (!read) {
-		hand_in_growing(faults);
-		read = find_free(faults);
-	}
 	if (!read)
-		return -EAGAIN;
+		return NULL;
 	read->stage = USW_READ_RUNNING;
 	read->target = target;
 	read->fault = *fault;
 	read->is_ahead = is_ahead;
+	read->is_reserve = false;
 	read->id = id;
 	read->hash = usw_vswap_hash(&session->vswap, id);
 	read->place = *place;
@@ -190,7 +233,13 @@ int usw_diskfault_begin(struct usw_disk_faults *faults, struct usw_session *sess
 	faults->busy++;
 	if (!is_ahead)
 		hand_in_growing(faults);
-	return 0;
+	return read;
+}
+
+void usw_diskfault_call(struct usw_disk_faults *faults, struct usw_disk_read *read)
+{
+	faults->is_ripe |= read->is_reserve;
+	read->is_reserve = false;
 }
 
 void usw_diskfault_flush(struct usw_disk_faults *faults)
@@ -213,6 +262,7 @@ void usw_diskfault_collect(struct usw_disk_faults *faults)
 			first[i].result = request->result;
 		}
 	}
+	drop_reserve(faults, usw_now_ns() - USW_RESERVE_NS);
 }
 
 /** Seal, codec, hash: each of them may refuse. Returns why, or NULL. */
@@ -249,6 +299,7 @@ int usw_diskfault_open(struct usw_disk_faults *faults, struct usw_session *sessi
 
 	if (!why) {
 		read->stage = USW_READ_READY;
+		leave_span(faults, read);
 		return 0;
 	}
 	if (!usw_content_is_unmoved(session, read->id, read->place.word, read->place.object.where))
@@ -259,15 +310,10 @@ int usw_diskfault_open(struct usw_disk_faults *faults, struct usw_session *sessi
 
 void usw_diskfault_done(struct usw_disk_faults *faults, struct usw_disk_read *read)
 {
-	struct usw_disk_read *first = &faults->at[read->first];
-
+	leave_span(faults, read);
 	read->stage = USW_READ_IDLE;
 	read->target = NULL;
 	faults->busy--;
-	if (--first->left)
-		return;
-	for (uint32_t i = 0; i < first->count; i++)
-		first[i].is_held = false;
 }
 
 void usw_diskfault_forget(struct usw_disk_faults *faults, const struct usw_target *target)

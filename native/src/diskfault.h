@@ -12,8 +12,12 @@
  *
  * What is asked for ahead and lies side by side in one slot is read with one request, a span: its reads
  * are neighbours here, too, and the bytes lie over their buffers from the first one's on. So none of
- * these buffers is used again before all of the span is done. A fault that waits is read alone: a block
+ * these buffers is used again before all of the span is opened. A fault that waits is read alone: a block
  * that the disk cannot read does no harm to its neighbours.
+ *
+ * A walk is as fast as the disk only if that reads on while the pages of a window are opened and brought
+ * in. So the next window is read meanwhile, into reserve: its pages stay here, as the disk gave them,
+ * until the walk gets there, or until nobody has come for them.
  *
  * All of this belongs to one fault thread. It is made at the thread's first disk fault, since most
  * sessions have none; nothing is allocated after that.
@@ -26,7 +30,7 @@
 #include "content.h"
 #include "seal.h"
 
-#define USW_DISK_READS_MAX 64u
+#define USW_DISK_READS_MAX 128u
 /** The longest object and its tag, and what alignment adds at both ends. */
 #define USW_DISK_READ_BYTES (4 * USW_PAGE_BYTES)
 /** The longest span, and what is read in vain between two of its objects. */
@@ -47,6 +51,7 @@ struct usw_disk_read {
 	struct usw_target *target; /* NULL: gone meanwhile */
 	struct usw_deferred fault; /* what waits for it */
 	bool is_ahead;             /* nothing waits: it was asked for ahead of its fault */
+	bool is_reserve;           /* and it is not brought in before it is asked for again */
 	uint32_t id;
 	uint64_t hash;
 	struct usw_disk_place place;
@@ -56,7 +61,7 @@ struct usw_disk_read {
 	bool is_held;       /* its buffer holds bytes of a span that is not done */
 	uint64_t end_bytes; /* where it ends in the file */
 	int result;         /* of the span's request */
-	char *bytes;        /* the object, once it is there */
+	char *bytes;        /* the object, once it is there; NULL: it is opened or done */
 	char *page;         /* what it is opened to */
 };
 
@@ -65,6 +70,7 @@ struct usw_disk_faults {
 	struct usw_sealer sealer;
 	bool is_sealed;
 	uint32_t busy; /* reads that are not idle */
+	bool is_ripe;  /* one was called from reserve: what is done is to be looked at once more */
 	struct usw_disk_read at[USW_DISK_READS_MAX];
 	uint32_t next;                 /* where the next span begins, if there is room */
 	struct usw_disk_read *growing; /* first of a span that is not handed in yet; NULL: none */
@@ -81,17 +87,21 @@ struct usw_disk_read *usw_diskfault_find(struct usw_disk_faults *faults,
 					 const struct usw_target *target, uint64_t page);
 
 /**
- * Ask for the object at a place. usw_diskfault_flush() starts it. -EAGAIN: as many as may be are
- * under way.
+ * Ask for the object at a place. usw_diskfault_flush() starts it. NULL: as many as may be are under
+ * way.
  */
-int usw_diskfault_begin(struct usw_disk_faults *faults, struct usw_session *session,
-			struct usw_target *target, const struct usw_deferred *fault, bool is_ahead,
-			uint32_t id, const struct usw_disk_place *place);
+struct usw_disk_read *usw_diskfault_begin(struct usw_disk_faults *faults,
+					  struct usw_session *session, struct usw_target *target,
+					  const struct usw_deferred *fault, bool is_ahead,
+					  uint32_t id, const struct usw_disk_place *place);
+
+/** Call a page from reserve, if it is there. */
+void usw_diskfault_call(struct usw_disk_faults *faults, struct usw_disk_read *read);
 
 /** Start all that was asked for. */
 void usw_diskfault_flush(struct usw_disk_faults *faults);
 
-/** Take note of the reads that are done. */
+/** Take note of the reads that are done, and drop what is in reserve for too long. */
 void usw_diskfault_collect(struct usw_disk_faults *faults);
 
 /**

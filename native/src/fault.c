@@ -56,6 +56,7 @@ struct fault {
 	uint64_t since_ns;
 	uint32_t flags;
 	uint32_t thread_id;
+	bool is_again; /* it could not be answered before: nothing new is learned from it */
 };
 
 /* epoll data: a target with one of these in its low bits, or NULL for the kick. */
@@ -273,11 +274,35 @@ static bool read_ahead(struct usw_fault_thread *thread, struct usw_target *targe
 {
 	struct usw_disk_faults *disk = disk_faults(thread);
 	struct usw_deferred ahead = {.address = page};
+	struct usw_disk_read *read = disk ? usw_diskfault_find(disk, target, page) : NULL;
 
-	if (!disk)
-		return false;
-	return usw_diskfault_find(disk, target, page) ||
-	       usw_diskfault_begin(disk, thread->session, target, &ahead, true, id, place) == 0;
+	if (read)
+		usw_diskfault_call(disk, read);
+	return read || (disk && usw_diskfault_begin(disk, thread->session, target, &ahead, true, id,
+						    place));
+}
+
+/** Read the pages that a walk will ask for after those it is going to get now. */
+static void read_reserve(struct usw_fault_thread *thread, struct usw_target *target, uint64_t start,
+			 uint64_t step, uint32_t count)
+{
+	struct usw_disk_faults *disk = thread->disk;
+	struct usw_disk_place place;
+	uint64_t now;
+
+	for (uint32_t i = 0; i < count; i++) {
+		struct usw_deferred ahead = {.address = start + i * step, .since_ns = usw_now_ns()};
+
+		if (!find_evicted(target, ahead.address, &now) ||
+		    !usw_content_is_on_disk(thread->session, usw_page_id(now), &place) ||
+		    usw_diskfault_find(disk, target, ahead.address))
+			continue;
+		struct usw_disk_read *read = usw_diskfault_begin(
+			disk, thread->session, target, &ahead, true, usw_page_id(now), &place);
+		if (!read)
+			return;
+		read->is_reserve = true;
+	}
 }
 
 /** Ask for the content, and go on with other faults until it is there. */
@@ -299,12 +324,13 @@ static enum verdict fault_in_from_disk(struct usw_fault_thread *thread, struct u
 	if (read) {
 		// On its way already: the copy wakes everybody who waits for the page.
 		if (read->is_ahead) {
+			usw_diskfault_call(disk, read);
 			read->is_ahead = false;
 			read->fault = waiting;
 		}
 		return READING;
 	}
-	if (usw_diskfault_begin(disk, thread->session, target, &waiting, false, id, place))
+	if (!usw_diskfault_begin(disk, thread->session, target, &waiting, false, id, place))
 		return DEFER;
 	usw_diskfault_flush(disk); // with what was asked for ahead
 	return READING;
@@ -385,8 +411,16 @@ static void prefetch(struct usw_fault_thread *thread, struct usw_target *target,
 			    forecast))
 			break;
 	bring_in(thread, target, &run);
-	if (thread->disk)
-		usw_diskfault_flush(thread->disk);
+	if (!thread->disk)
+		return;
+	// A walk over a disk: of a window that went down, the lowest page is the last.
+	if (forecast->window == USW_STREAM_WINDOW_MAX && thread->disk->busy) {
+		uint64_t start = page + step * (window + 1);
+
+		read_reserve(thread, target, down ? start + step * window : start,
+			     down ? -step : step, window + 1);
+	}
+	usw_diskfault_flush(thread->disk);
 }
 
 /** Bring in the neighbours of a page if faults are dense there, but for one that is left out. */
@@ -406,10 +440,12 @@ static void prefetch_cluster(struct usw_fault_thread *thread, struct usw_target 
 	if (!usw_clusters_note(clusters, page / USW_PAGE_BYTES, (uint64_t)limit, &is_trial) ||
 	    usw_session_room(session) / 4 < (int64_t)USW_CLUSTER_PAGES)
 		return;
+	uint64_t before = atomic_load(&thread->counters.prefetched_pages);
 	uint64_t bytes = USW_CLUSTER_PAGES * USW_PAGE_BYTES;
 	uint64_t start = page / bytes * bytes;
 	for (uint64_t at = start; at < start + bytes; at += USW_PAGE_BYTES)
-		if (at != page && find_evicted(target, at, &now))
+		if (at != page && find_evicted(target, at, &now) &&
+		    !usw_clusters_is_left_out(clusters, at / USW_PAGE_BYTES))
 			missing[count++] = at;
 	uint32_t left_out = is_trial && count ? usw_clusters_choose(clusters, count) : count;
 	if (left_out < count)
@@ -418,7 +454,9 @@ static void prefetch_cluster(struct usw_fault_thread *thread, struct usw_target 
 		if (i != left_out && !gather(thread, target, &run, missing[i], &none))
 			break;
 	bring_in(thread, target, &run);
-	usw_count(&thread->counters, prefetch_proven, usw_clusters_wanted(clusters, count));
+	uint64_t brought = atomic_load(&thread->counters.prefetched_pages) - before;
+	usw_count(&thread->counters, prefetch_proven,
+		  usw_clusters_wanted(clusters, (uint32_t)brought));
 	if (thread->disk)
 		usw_diskfault_flush(thread->disk);
 }
@@ -439,7 +477,7 @@ static enum verdict fault_in(struct usw_fault_thread *thread, struct usw_target 
 	usw_count(&thread->counters, prefetch_proven, forecast.proven);
 	if (forecast.window)
 		prefetch(thread, target, fault->page, &forecast);
-	else
+	else if (!fault->is_again)
 		prefetch_cluster(thread, target, fault->page);
 	int ret = usw_content_load(session, id, thread->page, &backend, &place);
 	if (ret == -EREMOTE)
@@ -742,6 +780,7 @@ static void retry_target(struct usw_fault_thread *thread, struct usw_target *tar
 			.since_ns = target->deferred[i].since_ns,
 			.flags = target->deferred[i].flags,
 			.thread_id = target->deferred[i].thread_id,
+			.is_again = true,
 		};
 		enum verdict verdict = answer(thread, target, &fault);
 
@@ -778,6 +817,7 @@ static enum verdict settle_read(struct usw_fault_thread *thread, struct usw_disk
 		.since_ns = read->fault.since_ns,
 		.flags = read->fault.flags,
 		.thread_id = read->fault.thread_id,
+		.is_again = true,
 	};
 	const char *why = NULL;
 	int opened = read->stage == USW_READ_READY
@@ -828,6 +868,73 @@ static enum verdict settle_read(struct usw_fault_thread *thread, struct usw_disk
 	return verdict;
 }
 
+/** True if a read is opened, and the page map still names what was read. */
+static bool is_good(struct usw_fault_thread *thread, struct usw_disk_read *read, uint64_t *ret_now)
+{
+	struct usw_session *session = thread->session;
+	const char *why;
+
+	if (read->stage == USW_READ_DONE)
+		usw_diskfault_open(thread->disk, session, read, &why);
+	return read->stage == USW_READ_READY &&
+	       find_evicted(read->target, read->fault.address, ret_now) &&
+	       usw_page_id(*ret_now) == read->id &&
+	       usw_vswap_hash(&session->vswap, read->id) == read->hash;
+}
+
+/** What is left to do for a page of a run that is there. */
+static void settle_of_run(struct usw_fault_thread *thread, struct usw_disk_read *read, uint64_t now)
+{
+	struct usw_session *session = thread->session;
+	const struct fault fault = {.since_ns = read->fault.since_ns};
+	usw_page_word *word = usw_pagemap_find(&read->target->pagemap, read->fault.address);
+	struct usw_segment *h = usw_segments_header(&session->segments, read->place.segment);
+
+	settle(thread, word, now, USW_BACKEND_OBJECT, true, heat_of(session, usw_page_stamp(now)));
+	count_read(thread, read, now);
+	if (!read->is_ahead)
+		finish(thread, &fault, ANSWERED);
+	atomic_fetch_add_explicit(&h->refaults, 1, memory_order_relaxed);
+	usw_diskfault_done(thread->disk, read);
+}
+
+/**
+ * Hand in with one call what was read of a walk, pages in a row: one by one, the program would wake for
+ * the first, run into the second, and sleep again, each time. Returns how many are settled; who is
+ * left is settled alone.
+ */
+static uint32_t settle_run(struct usw_fault_thread *thread, uint32_t from)
+{
+	struct usw_session *session = thread->session;
+	struct usw_disk_read *first = &thread->disk->at[from];
+	uint64_t now[USW_STREAM_WINDOW_MAX + 1];
+	int64_t room = usw_session_room(session);
+	uint32_t most = (uint32_t)usw_min(USW_STREAM_WINDOW_MAX + 1, USW_DISK_READS_MAX - from);
+	uint32_t count = 0;
+	uint64_t done = 0;
+
+	while (count < most && (int64_t)count < room) {
+		struct usw_disk_read *read = &first[count];
+
+		if (read->stage == USW_READ_IDLE || read->stage == USW_READ_RUNNING ||
+		    read->is_reserve || read->target != first->target ||
+		    read->fault.address != first->fault.address + count * USW_PAGE_BYTES ||
+		    !is_good(thread, read, &now[count]))
+			break;
+		count++;
+	}
+	if (count < 2)
+		return 0;
+	usw_uffd_copy(first->target->uffd, first->fault.address, usw_diskfault_page(first),
+		      count * USW_PAGE_BYTES, &done);
+	uint32_t brought = (uint32_t)(done / USW_PAGE_BYTES);
+	atomic_fetch_add_explicit(&session->fault_clock, brought, memory_order_relaxed);
+	usw_session_charge(session, brought);
+	for (uint32_t i = 0; i < brought; i++)
+		settle_of_run(thread, &first[i], now[i]);
+	return brought;
+}
+
 /** Look at all that was read. Returns whether something must be looked at again soon. */
 static bool settle_reads(struct usw_fault_thread *thread)
 {
@@ -836,14 +943,21 @@ static bool settle_reads(struct usw_fault_thread *thread)
 
 	if (!disk || !disk->busy)
 		return false;
+	disk->is_ripe = false;
 	usw_diskfault_collect(disk);
 	for (uint32_t i = 0; i < USW_DISK_READS_MAX; i++) {
 		struct usw_disk_read *read = &disk->at[i];
 
-		if (read->stage == USW_READ_IDLE || read->stage == USW_READ_RUNNING)
+		if (read->stage == USW_READ_IDLE || read->stage == USW_READ_RUNNING ||
+		    read->is_reserve)
 			continue;
 		if (!read->target) {
 			usw_diskfault_done(disk, read);
+			continue;
+		}
+		uint32_t settled = settle_run(thread, i);
+		if (settled) {
+			i += settled - 1;
 			continue;
 		}
 		// What stands in the way of a page may be an event that nobody has read.
@@ -1126,11 +1240,13 @@ void *usw_fault_main(void *argument)
 
 	usw_session_hurry(0);
 	while (!atomic_load_explicit(&thread->session->stopping, memory_order_relaxed)) {
-		int restore_ms = usw_control_restore(thread);
+		int timeout_ms = usw_control_restore(thread);
 
-		wait_and_settle(thread, restore_ms >= 0                    ? restore_ms
-					: thread->deferred_list || waiting ? USW_DEFERRED_POLL_MS
-									   : -1);
+		if (thread->disk && thread->disk->is_ripe)
+			timeout_ms = 0;
+		else if (timeout_ms < 0 && (thread->deferred_list || waiting))
+			timeout_ms = USW_DEFERRED_POLL_MS;
+		wait_and_settle(thread, timeout_ms);
 		waiting = settle_reads(thread);
 		if (thread->deferred_list)
 			retry_deferred(thread);
