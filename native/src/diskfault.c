@@ -291,6 +291,7 @@ static const char *unpack(struct usw_disk_faults *faults, struct usw_session *se
 int usw_diskfault_open(struct usw_disk_faults *faults, struct usw_session *session,
 		       struct usw_disk_read *read, const char **ret_why)
 {
+	usw_assert(read->stage == USW_READ_DONE);
 	// Not the disk's fault, or that of another block: it is asked again, alone if somebody waits.
 	if (read->result == -ENOMEM || read->result == -ECANCELED ||
 	    (read->result && faults->at[read->first].count > 1))
