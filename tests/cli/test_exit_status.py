@@ -137,8 +137,9 @@ def test_every_option_is_in_the_reference() -> None:
         assert f"`UFFDSWAP_{name.upper().replace('-', '_')}`" in text
 
 
-def test_version_names_itself_and_python() -> None:
-    done = uffdswap("version")
+@pytest.mark.parametrize("arguments", [["version"], ["--version"]])
+def test_version_names_itself_and_python(arguments: list[str]) -> None:
+    done = uffdswap(*arguments)
     assert (done.returncode, done.stderr) == (0, b"")
     first, second = done.stdout.decode().splitlines()
     assert first.startswith("uffdswap ")
@@ -178,7 +179,12 @@ def test_wrong_usage_of_other_commands_is_2(arguments: list[str]) -> None:
         ),
         (
             ["reclaim", "1", "5%"],
-            '"5%" is not a size: a percentage has no meaning here; write for example 512M or 1.5G',
+            'SIZE: "5%" is not a size: a percentage has no meaning here; '
+            "write for example 512M or 1.5G",
+        ),
+        (
+            ["reclaim", "1", "0"],
+            "SIZE: nothing can be reclaimed of 0; give at least a page, 4K",
         ),
         (
             ["agent", "-m", "1X"],

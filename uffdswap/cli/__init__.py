@@ -84,15 +84,15 @@ def app() -> typer.Typer:
     from .run import command  # noqa: PLC0415
     from .status import status  # noqa: PLC0415
     from .tier import add, remove, show  # noqa: PLC0415
-    from .version import version  # noqa: PLC0415
+    from .version import uffdswap, version  # noqa: PLC0415
 
     application = typer.Typer(
         name="uffdswap",
-        help="Swap of its own, in user space, for any Linux program.",
         no_args_is_help=True,
         add_completion=True,
         pretty_exceptions_enable=False,
     )
+    application.callback()(uffdswap)
     application.command("run", context_settings={"allow_interspersed_args": False})(command)
     application.command("status")(status)
     application.command("set")(set_limits)

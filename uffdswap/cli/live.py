@@ -13,7 +13,7 @@ from .. import control
 from ..errors import ProtocolError, UsageError
 from ..machine import available_memory_bytes
 from ..protocol import Message
-from ..units import format_size, parse_size, parse_size_of
+from ..units import format_size, parse_size_of
 from ._options import Memory, Resident
 
 __all__ = ("park", "reclaim", "restore", "set_limits")
@@ -68,9 +68,11 @@ def reclaim(
     as_json: _Json = False,
 ) -> None:
     """Evict about SIZE once, the coldest first, whatever the limits are."""
-    size_bytes = parse_size(size)
+    size_bytes = parse_size_of("SIZE", size)
     if size_bytes is None:
         raise UsageError("max is no size to reclaim", remedy="to evict everything: uffdswap park")
+    if size_bytes == 0:
+        raise UsageError("SIZE: nothing can be reclaimed of 0", remedy="give at least a page, 4K")
     request = control.Reclaim(pid=pid, size_bytes=size_bytes)
     _act("reclaim", pid, request, "evicted", as_json=as_json)
 

@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import platform
+from typing import Annotated
+
+import typer
 
 from .. import __version__
 
-__all__ = ("version",)
+__all__ = ("uffdswap", "version")
 
 
 def version() -> None:
@@ -15,3 +18,20 @@ def version() -> None:
     system = platform.uname()
     print(f"uffdswap {__version__}")
     print(f"Python {platform.python_version()}, {system.system} {system.release} {system.machine}")
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        version()
+        raise typer.Exit
+
+
+def uffdswap(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Swap of its own, in user space, for any Linux program."""
