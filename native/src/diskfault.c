@@ -267,7 +267,7 @@ void usw_diskfault_collect(struct usw_disk_faults *faults)
 
 /** Seal, codec, hash: each of them may refuse. Returns why, or NULL. */
 static const char *unpack(struct usw_disk_faults *faults, struct usw_session *session,
-			  struct usw_disk_read *read, char *page)
+			  struct usw_disk_read *read)
 {
 	const struct usw_object *object = &read->place.object;
 	char *bytes = read->bytes;
@@ -281,9 +281,9 @@ static const char *unpack(struct usw_disk_faults *faults, struct usw_session *se
 		if (usw_unseal(&faults->sealer, &bond, bytes, bytes))
 			return "its seal is broken";
 	}
-	if (usw_codec_decompress(object->codec, bytes, object->length_bytes, page))
+	if (usw_codec_decompress(object->codec, bytes, object->length_bytes, read->page))
 		return "it cannot be decompressed";
-	if (usw_codec_hash(page, session->hash_seed) != read->hash)
+	if (usw_codec_hash(read->page, session->hash_seed) != read->hash)
 		return "hash mismatch";
 	return NULL;
 }
@@ -296,7 +296,7 @@ int usw_diskfault_open(struct usw_disk_faults *faults, struct usw_session *sessi
 	if (read->result == -ENOMEM || read->result == -ECANCELED ||
 	    (read->result && faults->at[read->first].count > 1))
 		return -EAGAIN;
-	const char *why = unpack(faults, session, read, read->page);
+	const char *why = unpack(faults, session, read);
 
 	if (!why) {
 		read->stage = USW_READ_READY;

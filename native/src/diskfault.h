@@ -112,6 +112,12 @@ void usw_diskfault_collect(struct usw_disk_faults *faults);
 int usw_diskfault_open(struct usw_disk_faults *faults, struct usw_session *session,
 		       struct usw_disk_read *read, const char **ret_why);
 
+/** True if a read is to be looked at: the disk has answered, and it is not just in reserve. */
+static inline bool usw_diskfault_is_there(const struct usw_disk_read *read)
+{
+	return (read->stage == USW_READ_DONE || read->stage == USW_READ_READY) && !read->is_reserve;
+}
+
 static inline const char *usw_diskfault_page(const struct usw_disk_read *read)
 {
 	return read->page;

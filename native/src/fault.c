@@ -287,12 +287,12 @@ static void read_reserve(struct usw_fault_thread *thread, struct usw_target *tar
 			 uint64_t step, uint32_t count)
 {
 	struct usw_disk_faults *disk = thread->disk;
+	struct usw_deferred ahead = {.since_ns = usw_now_ns()};
 	struct usw_disk_place place;
 	uint64_t now;
 
 	for (uint32_t i = 0; i < count; i++) {
-		struct usw_deferred ahead = {.address = start + i * step, .since_ns = usw_now_ns()};
-
+		ahead.address = start + i * step;
 		if (!find_evicted(target, ahead.address, &now) ||
 		    !usw_content_is_on_disk(thread->session, usw_page_id(now), &place) ||
 		    usw_diskfault_find(disk, target, ahead.address))
@@ -807,6 +807,32 @@ static void count_read(struct usw_fault_thread *thread, const struct usw_disk_re
 	count_touch(thread, read->target, now);
 }
 
+/** The page map's word for what was read, if it still names that; else NULL. */
+static usw_page_word *find_named(const struct usw_fault_thread *thread,
+				 const struct usw_disk_read *read, uint64_t *ret_now)
+{
+	usw_page_word *word = find_evicted(read->target, read->fault.address, ret_now);
+
+	return word && usw_page_id(*ret_now) == read->id &&
+			       usw_vswap_hash(&thread->session->vswap, read->id) == read->hash
+		       ? word
+		       : NULL;
+}
+
+/** A page that was read is settled, in whatever way: nobody waits for it here any more. */
+static void end_read(struct usw_fault_thread *thread, struct usw_disk_read *read,
+		     enum verdict verdict)
+{
+	const struct fault fault = {.since_ns = read->fault.since_ns};
+	struct usw_segment *h =
+		usw_segments_header(&thread->session->segments, read->place.segment);
+
+	if (!read->is_ahead)
+		finish(thread, &fault, verdict);
+	atomic_fetch_add_explicit(&h->refaults, 1, memory_order_relaxed);
+	usw_diskfault_done(thread->disk, read);
+}
+
 /** A page that was read has been looked at: is it still what the page map names? */
 static enum verdict settle_read(struct usw_fault_thread *thread, struct usw_disk_read *read)
 {
@@ -823,12 +849,11 @@ static enum verdict settle_read(struct usw_fault_thread *thread, struct usw_disk
 	int opened = read->stage == USW_READ_READY
 			     ? 0
 			     : usw_diskfault_open(thread->disk, session, read, &why);
-	usw_page_word *word = usw_pagemap_find(&target->pagemap, fault.page);
-	uint64_t now = word ? atomic_load_explicit(word, memory_order_acquire) : 0;
+	uint64_t now;
+	usw_page_word *word = find_named(thread, read, &now);
 	enum verdict verdict;
 
-	if (usw_page_state(now) != USW_PAGE_EVICTED || usw_page_id(now) != read->id ||
-	    usw_vswap_hash(&session->vswap, read->id) != read->hash || opened == -EAGAIN) {
+	if (!word || opened == -EAGAIN) {
 		bool is_ahead = read->is_ahead;
 
 		usw_diskfault_done(thread->disk, read);
@@ -860,42 +885,19 @@ static enum verdict settle_read(struct usw_fault_thread *thread, struct usw_disk
 	}
 	if (verdict == DEFER)
 		return DEFER; // it stays ready, or is opened again
-	if (!read->is_ahead)
-		finish(thread, &fault, verdict);
-	struct usw_segment *h = usw_segments_header(&session->segments, read->place.segment);
-	atomic_fetch_add_explicit(&h->refaults, 1, memory_order_relaxed);
-	usw_diskfault_done(thread->disk, read);
+	end_read(thread, read, verdict);
 	return verdict;
 }
 
-/** True if a read is opened, and the page map still names what was read. */
-static bool is_good(struct usw_fault_thread *thread, struct usw_disk_read *read, uint64_t *ret_now)
+/** As find_named(), of a read that is opened now if it was not; NULL also if it cannot be. */
+static usw_page_word *find_opened(struct usw_fault_thread *thread, struct usw_disk_read *read,
+				  uint64_t *ret_now)
 {
-	struct usw_session *session = thread->session;
 	const char *why;
 
 	if (read->stage == USW_READ_DONE)
-		usw_diskfault_open(thread->disk, session, read, &why);
-	return read->stage == USW_READ_READY &&
-	       find_evicted(read->target, read->fault.address, ret_now) &&
-	       usw_page_id(*ret_now) == read->id &&
-	       usw_vswap_hash(&session->vswap, read->id) == read->hash;
-}
-
-/** What is left to do for a page of a run that is there. */
-static void settle_of_run(struct usw_fault_thread *thread, struct usw_disk_read *read, uint64_t now)
-{
-	struct usw_session *session = thread->session;
-	const struct fault fault = {.since_ns = read->fault.since_ns};
-	usw_page_word *word = usw_pagemap_find(&read->target->pagemap, read->fault.address);
-	struct usw_segment *h = usw_segments_header(&session->segments, read->place.segment);
-
-	settle(thread, word, now, USW_BACKEND_OBJECT, true, heat_of(session, usw_page_stamp(now)));
-	count_read(thread, read, now);
-	if (!read->is_ahead)
-		finish(thread, &fault, ANSWERED);
-	atomic_fetch_add_explicit(&h->refaults, 1, memory_order_relaxed);
-	usw_diskfault_done(thread->disk, read);
+		usw_diskfault_open(thread->disk, thread->session, read, &why);
+	return read->stage == USW_READ_READY ? find_named(thread, read, ret_now) : NULL;
 }
 
 /**
@@ -907,6 +909,7 @@ static uint32_t settle_run(struct usw_fault_thread *thread, uint32_t from)
 {
 	struct usw_session *session = thread->session;
 	struct usw_disk_read *first = &thread->disk->at[from];
+	usw_page_word *word[USW_STREAM_WINDOW_MAX + 1];
 	uint64_t now[USW_STREAM_WINDOW_MAX + 1];
 	int64_t room = usw_session_room(session);
 	uint32_t most = (uint32_t)usw_min(USW_STREAM_WINDOW_MAX + 1, USW_DISK_READS_MAX - from);
@@ -916,10 +919,11 @@ static uint32_t settle_run(struct usw_fault_thread *thread, uint32_t from)
 	while (count < most && (int64_t)count < room) {
 		struct usw_disk_read *read = &first[count];
 
-		if (read->stage == USW_READ_IDLE || read->stage == USW_READ_RUNNING ||
-		    read->is_reserve || read->target != first->target ||
-		    read->fault.address != first->fault.address + count * USW_PAGE_BYTES ||
-		    !is_good(thread, read, &now[count]))
+		if (!usw_diskfault_is_there(read) || read->target != first->target ||
+		    read->fault.address != first->fault.address + count * USW_PAGE_BYTES)
+			break;
+		word[count] = find_opened(thread, read, &now[count]);
+		if (!word[count])
 			break;
 		count++;
 	}
@@ -930,8 +934,12 @@ static uint32_t settle_run(struct usw_fault_thread *thread, uint32_t from)
 	uint32_t brought = (uint32_t)(done / USW_PAGE_BYTES);
 	atomic_fetch_add_explicit(&session->fault_clock, brought, memory_order_relaxed);
 	usw_session_charge(session, brought);
-	for (uint32_t i = 0; i < brought; i++)
-		settle_of_run(thread, &first[i], now[i]);
+	for (uint32_t i = 0; i < brought; i++) {
+		settle(thread, word[i], now[i], USW_BACKEND_OBJECT, true,
+		       heat_of(session, usw_page_stamp(now[i])));
+		count_read(thread, &first[i], now[i]);
+		end_read(thread, &first[i], ANSWERED);
+	}
 	return brought;
 }
 
@@ -948,8 +956,7 @@ static bool settle_reads(struct usw_fault_thread *thread)
 	for (uint32_t i = 0; i < USW_DISK_READS_MAX; i++) {
 		struct usw_disk_read *read = &disk->at[i];
 
-		if (read->stage == USW_READ_IDLE || read->stage == USW_READ_RUNNING ||
-		    read->is_reserve)
+		if (!usw_diskfault_is_there(read))
 			continue;
 		if (!read->target) {
 			usw_diskfault_done(disk, read);

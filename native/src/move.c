@@ -219,25 +219,15 @@ struct usw_traffic usw_moves_under_way(const struct usw_tiers *tiers)
 		const struct usw_move *move = &tiers->moves[i];
 		const struct usw_tier *tier =
 			&tiers->at[usw_where_tier(move->is_write ? move->to : move->from)];
+		bool has_failed = move->is_write ? tier->write_failed : tier->read_failed;
 
 		if (atomic_load_explicit(&move->stage, memory_order_relaxed) == USW_MOVE_IDLE)
 			continue;
 		*(move->is_write ? &traffic.given : &traffic.taken) += move->length_bytes;
-		traffic.is_hopeful |= !(move->is_write ? tier->write_failed : tier->read_failed);
+		traffic.is_hopeful |= !has_failed;
+		traffic.has_parked |=
+			move->is_write && !has_failed &&
+			usw_segments_header(tiers->segments, move->segment)->is_parked;
 	}
 	return traffic;
-}
-
-bool usw_moves_have_parked(const struct usw_tiers *tiers)
-{
-	for (uint32_t i = 0; i < USW_MOVES_MAX; i++) {
-		const struct usw_move *move = &tiers->moves[i];
-
-		if (atomic_load_explicit(&move->stage, memory_order_relaxed) != USW_MOVE_IDLE &&
-		    move->is_write &&
-		    usw_segments_header(tiers->segments, move->segment)->is_parked &&
-		    !tiers->at[usw_where_tier(move->to)].write_failed)
-			return true;
-	}
-	return false;
 }

@@ -16,6 +16,7 @@
 struct usw_traffic {
 	uint64_t given, taken;
 	bool is_hopeful; /* a move among them is not just a try after a failure */
+	bool has_parked; /* one of those takes a parked segment down */
 };
 
 /** Send a segment to the best disk with room. False: there is none, or enough is under way. */
@@ -28,8 +29,5 @@ bool usw_move_begin_promotion(struct usw_tiers *tiers, uint32_t segment);
 void usw_moves_settle(struct usw_tiers *tiers);
 
 struct usw_traffic usw_moves_under_way(const struct usw_tiers *tiers);
-
-/** True if a segment that is parked is on its way down, to a disk that may be hoped to take it. */
-bool usw_moves_have_parked(const struct usw_tiers *tiers);
 
 #endif /* USW_MOVE_H */

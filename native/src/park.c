@@ -106,7 +106,7 @@ static void count_some(struct usw_session *session, struct usw_target *target)
 static bool send_down(struct usw_session *session)
 {
 	usw_demote_step(session, false);
-	return usw_moves_have_parked(&session->tiers) ||
+	return usw_moves_under_way(&session->tiers).has_parked ||
 	       (usw_segments_parked(&session->segments) && usw_tiers_have_room(&session->tiers));
 }
 

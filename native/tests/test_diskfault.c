@@ -289,8 +289,7 @@ static void test_any_order(void)
 		for (uint32_t i = 0; i < USW_DISK_READS_MAX; i++) {
 			struct usw_disk_read *read = &faults->at[i];
 
-			if (read->stage == USW_READ_IDLE || read->stage == USW_READ_RUNNING ||
-			    read->is_reserve)
+			if (!usw_diskfault_is_there(read))
 				continue;
 			if (read->stage == USW_READ_DONE)
 				CHECK_EQ(usw_diskfault_open(faults, &session, read, &why), 0);

@@ -456,14 +456,14 @@ static void test_the_moves_of_others_are_not_waited_for(void)
 	world_init(true, NULL);
 	CHECK_THAT(usw_tiers_add(&tiers, folder, NULL, UINT64_MAX, 0, &error), >, 0);
 	CHECK(usw_tiers_step(&tiers, &plan));
-	CHECK(!usw_moves_have_parked(&tiers));
+	CHECK(!usw_moves_under_way(&tiers).has_parked);
 	for (uint32_t i = 0; i < USW_MOVES_MAX; i++)
 		if (atomic_load(&tiers.moves[i].stage) != USW_MOVE_IDLE)
 			usw_segments_header(&segments, tiers.moves[i].segment)->is_parked = true;
-	CHECK(usw_moves_have_parked(&tiers));
+	CHECK(usw_moves_under_way(&tiers).has_parked);
 	while (usw_tiers_step(&tiers, &(struct usw_tiers_plan){.demote_parked = true}))
 		usleep(200);
-	CHECK(!usw_moves_have_parked(&tiers));
+	CHECK(!usw_moves_under_way(&tiers).has_parked);
 	world_deinit();
 }
 
