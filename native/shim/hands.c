@@ -180,16 +180,19 @@ static _Noreturn void kill_program(const struct hands *h)
 }
 
 /**
- * UFFDIO_MOVE, source holes allowed. Returns the bytes moved if any, else -errno. The kernel says
- * -EAGAIN for every call that fell short and the true reason only to the one that moves nothing.
+ * UFFDIO_MOVE. Returns the bytes moved if any, else -errno. The kernel says -EAGAIN for every call that
+ * fell short and the true reason only to the one that moves nothing.
+ *
+ * It is not told to pass over holes but where nothing is made of them (flags): a hole that counted as
+ * moved would be stored as a page of zeros, and nothing could tell it from one.
  */
-static int64_t move_pages(int uffd, uintptr_t to, uintptr_t from, uint64_t bytes)
+static int64_t move_pages(int uffd, uintptr_t to, uintptr_t from, uint64_t bytes, uint64_t flags)
 {
 	struct uffdio_move move = {
 		.dst = to,
 		.src = from,
 		.len = bytes,
-		.mode = UFFDIO_MOVE_MODE_DONTWAKE | UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES,
+		.mode = UFFDIO_MOVE_MODE_DONTWAKE | flags,
 	};
 	long result = usw_raw(SYS_ioctl, uffd, UFFDIO_MOVE, &move);
 
@@ -318,7 +321,7 @@ static int64_t take_guarded(struct hands *h, struct batch *b, uintptr_t to, uint
 	if (!gate_enter(h->ring))
 		return -ECANCELED;
 	if (epoch_is_current(h, b))
-		moved = move_pages(h->uffd, to, from, bytes);
+		moved = move_pages(h->uffd, to, from, bytes, 0);
 	gate_leave(h->ring);
 	return moved;
 }
@@ -332,9 +335,11 @@ static uint32_t take_failed(struct hands *h, struct batch *b, struct stages *s, 
 		unlock_stages(h);
 		return 0;
 	}
-	b->error = error;
+	if (error != ENOENT || !b->error) /* the agent acts on others, such as EBUSY */
+		b->error = error;
 	switch (error) {
-	case EBUSY: /* pinned, or shared since a fork */
+	case EBUSY:  /* pinned, or shared since a fork */
+	case ENOENT: /* a hole: the program has given it back, or there is no mapping any more */
 		return 1;
 	case EEXIST: /* a page stayed in the stage: collect() or stages_clean() takes it away */
 		s->in_dirty = true;
@@ -395,37 +400,50 @@ static void take_all(struct hands *h, struct batch *b, struct stages *s)
 }
 
 /**
- * Move what was taken on to the "out" stage, from where it can be dropped without an event. Nobody
- * else has these pages any more, so there is no giving up: a page that stays busy (somebody pins
- * what is not his, or the kernel has merged it) is read where it is and fetched later. Any other
- * failure that lasts means that the program has torn up the stages. Then a hole cannot be told
- * from a page without asking the agent, who waits for us: the program has to stop.
+ * Move pages that were taken on to the "out" stage, from where they can be dropped without an event.
+ * Nobody else has these pages any more, so there is no giving up: a page that stays busy (somebody
+ * pins what is not his, or the kernel has merged it) is read where it is and fetched later. Any other
+ * failure that lasts means that the program has torn up the stages, and has to stop; so does a hole.
  */
-static void collect(struct hands *h, struct batch *b, struct stages *s)
+static void collect_run(struct hands *h, struct batch *b, struct stages *s, uint32_t first,
+			uint32_t end)
 {
-	uint64_t bytes = (uint64_t)b->page_count * USW_PAGE_BYTES;
-	uint64_t done = 0;
 	struct patience patience = {0};
 
-	while (done < bytes) {
-		int64_t moved = move_pages(h->out_uffd, s->out + done, s->in + done, bytes - done);
+	while (first < end) {
+		uint64_t at = (uint64_t)first * USW_PAGE_BYTES;
+		uint64_t bytes = (uint64_t)(end - first) * USW_PAGE_BYTES;
+		int64_t moved = move_pages(h->out_uffd, s->out + at, s->in + at, bytes, 0);
 		bool busy = moved == -EBUSY;
 
 		if (moved > 0) {
-			done += moved;
+			first += moved / USW_PAGE_BYTES;
 			continue;
 		}
 		if (moved == -EEXIST)
-			drop(s->out + done, bytes - done);
+			drop(s->out + at, bytes);
 		if (moved == -EINVAL)
 			unlock_stages(h);
 		if (wait_a_little(&patience, busy ? BUSY_PATIENCE_MS : COLLECT_PATIENCE_MS))
 			continue;
 		if (!busy)
 			kill_program(h);
-		bit_set(b->left_in, done / USW_PAGE_BYTES);
+		bit_set(b->left_in, first++);
 		s->in_dirty = true;
-		done += USW_PAGE_BYTES;
+	}
+}
+
+/** Collect what was taken, in runs. */
+static void collect(struct hands *h, struct batch *b, struct stages *s)
+{
+	for (uint32_t first = 0, end; first < b->page_count; first = end) {
+		end = first;
+		while (end < b->page_count && bit_test(b->taken, end))
+			end++;
+		if (end > first)
+			collect_run(h, b, s, first, end);
+		else
+			end++; /* this one was not taken */
 	}
 }
 
@@ -436,7 +454,7 @@ static void copy_page(uintptr_t to, uintptr_t from)
 	__asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(bytes) : : "memory");
 }
 
-/** Copy every page that was taken to its slot. A hole that was taken reads as zeros here too. */
+/** Copy every page that was taken to its slot. */
 static void copy_all(struct hands *h, const struct batch *b, const struct stages *s)
 {
 	uint32_t page = 0;
@@ -464,8 +482,8 @@ static void stages_clean(struct hands *h, struct stages *s)
 	s->in_dirty = false;
 	drop(s->out, USW_HUGE_BYTES); /* what has filled the one may have filled the other */
 	while (done < USW_HUGE_BYTES) {
-		int64_t moved =
-			move_pages(h->out_uffd, s->out + done, s->in + done, USW_HUGE_BYTES - done);
+		int64_t moved = move_pages(h->out_uffd, s->out + done, s->in + done,
+					   USW_HUGE_BYTES - done, UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES);
 
 		if (moved > 0) {
 			done += moved;
