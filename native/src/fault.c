@@ -9,8 +9,6 @@
  */
 
 #include <errno.h>
-#include <fcntl.h>
-#include <sched.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -22,12 +20,11 @@
 #include "diskfault.h"
 #include "event.h"
 #include "fault.h"
+#include "follow.h"
 #include "park.h"
 #include "ring.h"
 #include "uffd.h"
 
-/* How often to look where the threads run that fault: 5 us each time. */
-#define USW_FOLLOW_NS 1000000u
 #define USW_MESSAGES_MAX 16
 /* A target is listened to so often before others have their turn. */
 #define USW_PUMP_ROUNDS 32
@@ -39,8 +36,6 @@
 #define USW_EPOLL_EVENTS 16
 /* With so much room the limit is far away: 64 MiB. */
 #define USW_FAR_PAGES 16384
-/* Number of the field in /proc/PID/stat, counted from 1 (proc_pid_stat(5)). */
-#define USW_STAT_PROCESSOR 39
 /* A waiting fault is looked at again after this long even if nobody kicks. */
 #define USW_DEFERRED_POLL_MS 1
 
@@ -674,63 +669,6 @@ static enum verdict answer(struct usw_fault_thread *thread, struct usw_target *t
 	return DROPPED;
 }
 
-// --- Where to run -------------------------------------------------------------------------------
-
-/** The processor a thread last ran on, from its stat file; -1: not to be had. */
-static int processor_of(int pid, uint32_t thread_id)
-{
-	char path[64];
-	char text[512];
-
-	snprintf(path, sizeof(path), "/proc/%d/task/%u/stat", pid, thread_id);
-	_cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return -1;
-	ssize_t got = read(fd, text, sizeof(text) - 1);
-	text[got > 0 ? got : 0] = '\0';
-
-	// "pid (name) state ...": the name may hold anything, so count from its end.
-	char *field = strrchr(text, ')');
-	for (int number = 2; field && number < USW_STAT_PROCESSOR; number++)
-		field = strchr(field + 1, ' ');
-	return field ? atoi(field) : -1;
-}
-
-static void move_to(int task_id, int processor)
-{
-	cpu_set_t set;
-
-	CPU_ZERO(&set);
-	CPU_SET((unsigned int)processor, &set);
-	sched_setaffinity(task_id, sizeof(set), &set); // not allowed there: then not
-}
-
-/**
- * Run where the faulting thread runs: it sleeps while we answer, its processor is awake and its
- * cache is warm. Waking another, halted virtual processor takes 65 to 120 us, and left alone the
- * scheduler does that: it looks for an idle one. Hands goes along, so that what it unmaps has to be
- * flushed from one processor only.
- */
-static void follow(struct usw_fault_thread *thread, struct usw_target *target, uint32_t thread_id,
-		   uint64_t now_ns)
-{
-	if (now_ns - thread->followed_ns < USW_FOLLOW_NS || !thread_id || target->pid <= 0)
-		return;
-	thread->followed_ns = now_ns;
-
-	int processor = processor_of(target->pid, thread_id);
-	if (processor < 0)
-		return;
-	if (processor != thread->processor)
-		move_to(0, processor);
-	thread->processor = processor;
-	int hands_pid = (int)atomic_load_explicit(&target->hands_pid, memory_order_relaxed);
-	if (hands_pid && processor != target->hands_processor) {
-		move_to(hands_pid, processor);
-		target->hands_processor = processor;
-	}
-}
-
 // --- Waiting faults -----------------------------------------------------------------------------
 
 static void defer(struct usw_fault_thread *thread, struct usw_target *target,
@@ -1059,7 +997,7 @@ static bool pump_once(struct usw_fault_thread *thread, struct usw_target *target
 		else
 			finish(thread, &fault, verdict);
 		answered |= verdict == ANSWERED;
-		follow(thread, target, fault.thread_id, now_ns);
+		usw_follow(thread, target, fault.thread_id, now_ns);
 	}
 	usw_watch_kick(thread->session);
 	if (atomic_load_explicit(&target->deferred_waiting, memory_order_relaxed) ||

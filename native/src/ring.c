@@ -12,11 +12,14 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 
+#include "follow.h"
 #include "ring.h"
 
 /* How long to spin before sleeping: a batch of 64 pages takes hands about 40 us. */
 #define USW_RING_SPIN_NS 50000u
 #define USW_RING_SLEEP_NS 5000000u
+/* Then hands is taken to be kept from running where it is. */
+#define USW_RING_LET_GO_NS 50000000u
 #define USW_RING_PATIENCE_NS 10000000000u
 /*
  * A move of one run takes a few microseconds. If it is not through by then, hands lost its
@@ -118,6 +121,8 @@ int usw_ring_wait(struct usw_target *target, struct usw_answer *ret)
 			continue;
 		}
 		sleep_on_ring(target);
+		if (waited_ns > USW_RING_LET_GO_NS)
+			usw_follow_let_go(target);
 		if (!is_done(target) && (hands_is_gone(target) || waited_ns > USW_RING_PATIENCE_NS))
 			return -ESRCH;
 	}

@@ -115,11 +115,11 @@ struct usw_target {
 	_Atomic uint32_t deferred_waiting; /* entries of `deferred`; the reclaim thread looks at it */
 	struct usw_target *next_deferred; /* thread's list of targets with waiting faults */
 	bool on_deferred_list;
-	_Atomic uint32_t filling; /* a hole may be being filled: see usw_evict_batch() */
+	_Atomic int hands_processor; /* where it has been moved to; -1: nowhere. Others let it go */
+	_Atomic uint32_t filling;    /* a hole may be being filled: see usw_evict_batch() */
 	struct usw_streams streams;
 	struct usw_clusters clusters;
 	uint64_t hole_next;   /* a hole fault here goes on with a stream of them */
-	int hands_processor;  /* where it has been moved to */
 	uint32_t hole_window; /* pages to fill at the next hole of the stream */
 	uint64_t write_next;  /* the same for first writes to zero pages */
 	uint32_t write_window;

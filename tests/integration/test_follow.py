@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: MIT
+# Goal: the agent runs where the program runs, and is never caught where it cannot run at all.
+# Method: look, while a program pages, where the kernel lets the fault threads run.
+"""Which processors the agent's fault threads and hands keep to."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from .fixtures import StartFunction
+from .harness import Programs, Session, processes_below, wait_until
+
+REAL_TIME = ("chrt", "--fifo", "10")
+PAGING = ("24M", "150000")
+
+
+def require_two_processors() -> None:
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two processors to choose from")
+
+
+def hands_of(session: Session) -> list[int]:
+    return [process.pid for process in processes_below(session.pid) if process.is_hands]
+
+
+def tasks_that_follow(session: Session) -> list[int]:
+    threads = Path(f"/proc/{session.agent().pid}/task").iterdir()
+    answering = (task for task in threads if (task / "comm").read_text() == "uffdswap-fault\n")
+    return [*(int(task.name) for task in answering), *hands_of(session)]
+
+
+def watch(session: Session) -> set[int]:
+    """Return how many processors a task that follows was ever left, until the program ends."""
+    counts: set[int] = set()
+    wait_until(lambda: bool(session.targets()), "the program runs")
+    while session.targets():
+        with contextlib.suppress(OSError, StopIteration):  # the session ends
+            counts |= {len(os.sched_getaffinity(task)) for task in tasks_that_follow(session)}
+    return counts
+
+
+def test_fault_threads_keep_to_the_processor_of_the_program(
+    programs: Programs, start_session: StartFunction
+) -> None:
+    require_two_processors()
+    with start_session([programs("rewrite"), *PAGING], resident="8M") as session:
+        assert 1 in watch(session)
+        session.finish().require_ok(paged=True)
+
+
+def test_nobody_keeps_to_the_processor_of_a_real_time_thread(
+    programs: Programs, start_session: StartFunction
+) -> None:
+    require_two_processors()
+    if subprocess.run([*REAL_TIME, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no permission for a real-time thread")
+    with start_session([*REAL_TIME, programs("rewrite"), *PAGING], resident="8M") as session:
+        counts = watch(session)
+        assert counts, "no look at a task that follows"
+        assert 1 not in counts
+        session.finish().require_ok(paged=True)
+
+
+def test_hands_that_does_not_run_is_let_go(
+    programs: Programs, start_session: StartFunction
+) -> None:
+    require_two_processors()
+    with start_session([programs("race_write"), "3"], resident="8M") as session:
+        wait_until(lambda: bool(hands_of(session)), "the program has hands")
+        (hands,) = hands_of(session)
+        wait_until(lambda: len(os.sched_getaffinity(hands)) == 1, "hands follows the program")
+        os.kill(hands, signal.SIGSTOP)
+        wait_until(lambda: len(os.sched_getaffinity(hands)) > 1, "it may run elsewhere")
+        os.kill(hands, signal.SIGCONT)
+        session.finish().require_ok(paged=True)
