@@ -346,7 +346,7 @@ static int restore_step(struct usw_fault_thread *thread, struct usw_target *targ
 			finish(thread->session, request, 0);
 			return -1;
 		}
-		int brought = usw_fault_bring_in(thread, target, request->address);
+		int brought = usw_answer_unasked(thread, target, request->address);
 		if (brought == -EINPROGRESS)
 			return USW_RECALL_POLL_MS;
 		if (brought < 0)

@@ -61,7 +61,7 @@ struct usw_disk_read *usw_diskfault_find(struct usw_disk_faults *faults,
 		struct usw_disk_read *read = &faults->at[i];
 
 		if (read->stage != USW_READ_IDLE && read->target == target &&
-		    read->fault.address == page)
+		    read->fault.page == page)
 			return read;
 	}
 	return NULL;
@@ -212,8 +212,8 @@ static struct usw_disk_read *find_place(struct usw_disk_faults *faults,
 
 struct usw_disk_read *usw_diskfault_begin(struct usw_disk_faults *faults,
 					  struct usw_session *session, struct usw_target *target,
-					  const struct usw_deferred *fault, bool is_ahead,
-					  uint32_t id, const struct usw_disk_place *place)
+					  const struct usw_fault *fault, bool is_ahead, uint32_t id,
+					  const struct usw_disk_place *place)
 {
 	const struct usw_tier *tier = &session->tiers.at[usw_where_tier(place->object.where)];
 	const struct extent extent = extent_of(tier, place);

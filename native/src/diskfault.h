@@ -49,7 +49,7 @@ struct usw_disk_read {
 	enum usw_disk_read_stage stage;
 	struct usw_aio_request request;
 	struct usw_target *target; /* NULL: gone meanwhile */
-	struct usw_deferred fault; /* what waits for it */
+	struct usw_fault fault;    /* what waits for it */
 	bool is_ahead;             /* nothing waits: it was asked for ahead of its fault */
 	bool is_reserve;           /* and it is not brought in before it is asked for again */
 	uint32_t id;
@@ -92,8 +92,8 @@ struct usw_disk_read *usw_diskfault_find(struct usw_disk_faults *faults,
  */
 struct usw_disk_read *usw_diskfault_begin(struct usw_disk_faults *faults,
 					  struct usw_session *session, struct usw_target *target,
-					  const struct usw_deferred *fault, bool is_ahead,
-					  uint32_t id, const struct usw_disk_place *place);
+					  const struct usw_fault *fault, bool is_ahead, uint32_t id,
+					  const struct usw_disk_place *place);
 
 /** Call a page from reserve, if it is there. */
 void usw_diskfault_call(struct usw_disk_faults *faults, struct usw_disk_read *read);

@@ -12,10 +12,8 @@
 #ifndef USW_FAULT_H
 #define USW_FAULT_H
 
+#include "answer.h"
 #include "session.h"
-
-/** Pages of zeros a stream of hole faults gets at once, at most. */
-#define USW_HOLE_PAGES_MAX 32u
 
 int usw_fault_thread_init(struct usw_fault_thread *thread, struct usw_session *session);
 void usw_fault_thread_deinit(struct usw_fault_thread *thread);
@@ -25,11 +23,20 @@ int usw_fault_serve(struct usw_fault_thread *thread, struct usw_target *target);
 /** Watch the pidfd a forked child's handshake brought. Any thread. */
 int usw_fault_watch_exit(struct usw_target *target);
 
+/* Where an event of a fault thread's epoll set comes from: the low bits of its data. */
+enum usw_fault_source { USW_SOURCE_UFFD = 0, USW_SOURCE_PIDFD = 1, USW_SOURCE_DISK = 2 };
+
 /**
- * Bring an evicted page back that nobody waits for. The target's fault thread only. 1, or 0 if
- * there was nothing to bring or it cannot be brought; -EAGAIN: not now, an event is unread;
- * -EINPROGRESS: its segment is on its way up from a disk.
+ * Read and settle what one target has to say. The thread whose fault was answered here has run on this
+ * processor since, in our place, and is most often waiting again: look before asking epoll. The
+ * target's fault thread only, as the next two.
  */
-int usw_fault_bring_in(struct usw_fault_thread *thread, struct usw_target *target, uint64_t page);
+void usw_fault_pump(struct usw_fault_thread *thread, struct usw_target *target);
+/** Put a fault aside that cannot be answered now. */
+void usw_fault_defer(struct usw_fault_thread *thread, struct usw_target *target,
+		     const struct usw_fault *fault);
+/** A fault has its verdict, and it is not to try again. */
+void usw_fault_finish(struct usw_fault_thread *thread, const struct usw_fault *fault,
+		      enum usw_verdict verdict);
 
 #endif /* USW_FAULT_H */

@@ -51,11 +51,12 @@ struct usw_fault_thread;
 /** Stretches of a target's address space the watch thread registers. */
 #define USW_STRETCHES_MAX 16u
 
-struct usw_deferred {
-	uint64_t address;
+struct usw_fault {
+	uint64_t page;
 	uint64_t since_ns;
 	uint32_t flags; /* of the message: UFFD_PAGEFAULT_FLAG_* */
 	uint32_t thread_id;
+	bool is_again; /* it could not be answered before: nothing new is learned from it */
 };
 
 enum usw_target_state {
@@ -111,7 +112,7 @@ struct usw_target {
 
 	/* Fault thread only. */
 	struct usw_fault_thread *thread;
-	struct usw_deferred *deferred;
+	struct usw_fault *deferred;
 	_Atomic uint32_t deferred_waiting; /* entries of `deferred`; the reclaim thread looks at it */
 	struct usw_target *next_deferred; /* thread's list of targets with waiting faults */
 	bool on_deferred_list;

@@ -98,8 +98,8 @@ static void world_deinit(void)
 
 static struct usw_disk_read *ask(uint32_t number, bool is_ahead)
 {
-	struct usw_deferred fault = {.address = FIRST_ADDRESS + number * USW_PAGE_BYTES,
-				     .since_ns = usw_now_ns()};
+	struct usw_fault fault = {.page = FIRST_ADDRESS + number * USW_PAGE_BYTES,
+				  .since_ns = usw_now_ns()};
 	struct usw_disk_place place;
 
 	CHECK(usw_content_is_on_disk(&session, ids[number], &place));
@@ -108,7 +108,7 @@ static struct usw_disk_read *ask(uint32_t number, bool is_ahead)
 
 static uint32_t number_of(const struct usw_disk_read *read)
 {
-	return (uint32_t)((read->fault.address - FIRST_ADDRESS) / USW_PAGE_BYTES);
+	return (uint32_t)((read->fault.page - FIRST_ADDRESS) / USW_PAGE_BYTES);
 }
 
 static void check_page(const struct usw_disk_read *read)

@@ -1,0 +1,388 @@
+// SPDX-License-Identifier: MIT
+
+/**
+ * @file
+ * What a fault is answered with. See answer.h.
+ */
+
+#include <errno.h>
+#include <string.h>
+
+#include "answer.h"
+#include "content.h"
+#include "diskanswer.h"
+#include "park.h"
+#include "prefetch.h"
+#include "session.h"
+#include "uffd.h"
+
+/* Zero pages that are let go at once when they are written one after the other. */
+#define USW_WRITE_PAGES_MAX 16u
+
+// --- Parts of an answer -------------------------------------------------------------------------
+
+enum usw_verdict usw_answer_failed(struct usw_target *target, uint64_t page, int error)
+{
+	switch (error) {
+	case -EEXIST: // somebody was first; whoever waits only has to be told
+		usw_uffd_wake(target->uffd, page, USW_PAGE_BYTES);
+		return USW_ANSWERED;
+	case -ENOENT: // the mapping is gone or is not ours any more; let the thread find out
+	case -EINVAL:
+		usw_uffd_wake(target->uffd, page, USW_PAGE_BYTES);
+		return USW_DROPPED;
+	case -ESRCH: // the address space is gone
+		return USW_DROPPED;
+	case -EAGAIN: // an event is unread: it will be read before this fault is tried again
+	case -ENOMEM: // the machine is out of memory for the moment
+	default:
+		return USW_DEFER;
+	}
+}
+
+enum usw_verdict usw_answer_poison(struct usw_fault_thread *thread, struct usw_target *target,
+				   uint64_t page, usw_page_word *word, uint64_t now,
+				   const char *where, const char *why)
+{
+	int ret = usw_uffd_poison(target->uffd, page, USW_PAGE_BYTES);
+
+	if (ret == -EAGAIN)
+		return USW_DEFER;
+	if (usw_page_state(now) == USW_PAGE_EVICTED) {
+		usw_page_transition(word, now, usw_page_make(USW_PAGE_POISONED, 0, 0, 0));
+		usw_vswap_put(&thread->session->vswap, usw_page_id(now));
+		usw_count(&thread->counters, poisoned_pages, 1);
+		usw_session_report(thread->session, USW_EVENT_POISONED, target->id, target->pid,
+				   "page %#llx: its content in the %s was damaged (%s); "
+				   "the program gets SIGBUS when it touches the page",
+				   (unsigned long long)page, where, why);
+	}
+	if (ret == -EOPNOTSUPP || (ret && ret != -EEXIST))
+		usw_target_kill(target, "a damaged page cannot be poisoned on this kernel");
+	return USW_ANSWERED;
+}
+
+uint32_t usw_answer_heat(const struct usw_session *session, uint32_t stamp)
+{
+	uint32_t clock = atomic_load_explicit(&session->fault_clock, memory_order_relaxed) >> 4;
+	uint64_t distance = (uint64_t)((clock - stamp) & USW_STAMP_MASK) << 4;
+	uint64_t resident = (uint64_t)usw_max(
+		1, (uint64_t)atomic_load_explicit(&session->limit_pages, memory_order_relaxed));
+
+	if (distance < resident / 16)
+		return 7;
+	if (distance < resident / 8)
+		return 5;
+	if (distance < resident / 4)
+		return 3;
+	if (distance < resident / 2)
+		return 2;
+	return distance <= resident ? 1 : 0;
+}
+
+static void count_source(struct usw_fault_thread *thread, enum usw_backend backend)
+{
+	switch (backend) {
+	case USW_BACKEND_ZERO:
+		usw_count(&thread->counters, faults_zero, 1);
+		break;
+	case USW_BACKEND_SAME:
+		usw_count(&thread->counters, faults_same, 1);
+		break;
+	case USW_BACKEND_MEMORY:
+		usw_count(&thread->counters, faults_standby, 1);
+		break;
+	case USW_BACKEND_OBJECT:
+		usw_count(&thread->counters, faults_ram, 1);
+		break;
+	case USW_BACKEND_FREE:
+		break;
+	}
+}
+
+void usw_answer_count_touch(struct usw_fault_thread *thread, struct usw_target *target,
+			    uint64_t now)
+{
+	usw_count(target, faults, 1);
+	if (usw_answer_heat(thread->session, usw_page_stamp(now)) > 0)
+		usw_count(target, refaults, 1);
+}
+
+bool usw_answer_has_room(struct usw_fault_thread *thread, struct usw_target *target,
+			 const struct usw_fault *fault)
+{
+	struct usw_session *session = thread->session;
+
+	if (usw_session_room(session) > 0 ||
+	    atomic_load_explicit(&session->let_pass, memory_order_relaxed))
+		return true;
+	// Hands faults only when it takes over shared pages for the reclaim thread, which waits.
+	return target->ring && fault->thread_id &&
+	       fault->thread_id == __atomic_load_n(&target->ring->hands_pid, __ATOMIC_RELAXED);
+}
+
+usw_page_word *usw_answer_find_evicted(const struct usw_target *target, uint64_t page,
+				       uint64_t *ret)
+{
+	usw_page_word *word = usw_pagemap_find(&target->pagemap, page);
+
+	*ret = word ? atomic_load_explicit(word, memory_order_acquire) : 0;
+	return usw_page_state(*ret) == USW_PAGE_EVICTED ? word : NULL;
+}
+
+void usw_answer_settle(struct usw_fault_thread *thread, usw_page_word *word, uint64_t now,
+		       enum usw_backend backend, bool on_disk, uint32_t heat)
+{
+	struct usw_session *session = thread->session;
+	// A page in standby is compressed only when it grows old there: coming back it has no copy
+	// worth keeping. A copy on a disk costs no RAM: that one always is.
+	bool keep = backend != USW_BACKEND_MEMORY &&
+		    (on_disk || atomic_load_explicit(&session->keep_copies, memory_order_relaxed));
+
+	usw_page_transition(word, now,
+			    usw_page_make(USW_PAGE_RESIDENT, heat,
+					  keep ? usw_page_id(now) : USW_VSWAP_NONE, 0));
+	if (!keep)
+		usw_vswap_put(&session->vswap, usw_page_id(now));
+	usw_count(&thread->counters, verified_pages, 1);
+}
+
+int usw_answer_hand_in(struct usw_fault_thread *thread, struct usw_target *target, uint64_t page,
+		       usw_page_word *word, uint64_t now, const void *content,
+		       enum usw_backend backend, bool on_disk)
+{
+	struct usw_session *session = thread->session;
+	uint64_t done;
+	int ret = usw_uffd_copy(target->uffd, page, content, USW_PAGE_BYTES, &done);
+
+	if (ret && ret != -EEXIST)
+		return ret;
+
+	atomic_fetch_add_explicit(&session->fault_clock, 1, memory_order_relaxed);
+	if (ret) { // present already: what is there is newer than what we have
+		usw_page_transition(word, now, usw_page_make(USW_PAGE_RESIDENT, 0, 0, 0));
+		usw_vswap_put(&session->vswap, usw_page_id(now));
+		return ret;
+	}
+	usw_answer_settle(thread, word, now, backend, on_disk,
+			  usw_answer_heat(session, usw_page_stamp(now)));
+	usw_session_charge(session, 1);
+	return 0;
+}
+
+// --- What has left ------------------------------------------------------------------------------
+
+/** The content of an evicted page comes back. */
+static enum usw_verdict fault_in(struct usw_fault_thread *thread, struct usw_target *target,
+				 const struct usw_fault *fault, usw_page_word *word, uint64_t now)
+{
+	struct usw_session *session = thread->session;
+	struct usw_disk_place place;
+	uint32_t id = usw_page_id(now);
+	enum usw_backend backend;
+
+	if (!usw_answer_has_room(thread, target, fault))
+		return USW_DEFER;
+	struct usw_forecast forecast =
+		usw_streams_note(&target->streams, fault->thread_id, fault->page / USW_PAGE_BYTES);
+	usw_count(&thread->counters, prefetch_proven, forecast.proven);
+	if (forecast.window)
+		usw_prefetch_stream(thread, target, fault->page, &forecast);
+	else if (!fault->is_again)
+		usw_prefetch_cluster(thread, target, fault->page);
+	int ret = usw_content_load(session, id, thread->page, &backend, &place);
+	if (ret == -EREMOTE)
+		return usw_diskanswer_begin(thread, target, fault, id, &place);
+	if (ret)
+		return usw_answer_poison(thread, target, fault->page, word, now,
+					 backend == USW_BACKEND_MEMORY ? "standby" : "ram tier",
+					 "hash mismatch");
+	ret = usw_answer_hand_in(thread, target, fault->page, word, now, thread->page, backend,
+				 false);
+	if (ret)
+		return usw_answer_failed(target, fault->page, ret);
+	count_source(thread, backend);
+	usw_answer_count_touch(thread, target, now);
+	return USW_ANSWERED;
+}
+
+/**
+ * Ask a disk for a page that is restored: its whole segment, or the page alone, which then comes in
+ * by itself. -EAGAIN: too many are under way.
+ */
+static int ask_for(struct usw_fault_thread *thread, struct usw_target *target, uint64_t page,
+		   uint32_t id, const struct usw_disk_place *place)
+{
+	if (usw_park_recall(target, page, place))
+		return -EINPROGRESS;
+	bool asked = usw_diskanswer_read_ahead(thread, target, page, id, place);
+
+	if (thread->disk)
+		usw_diskfault_flush(thread->disk);
+	if (asked)
+		return 1;
+	return thread->disk && thread->disk->busy ? -EAGAIN : 0;
+}
+
+int usw_answer_unasked(struct usw_fault_thread *thread, struct usw_target *target, uint64_t page)
+{
+	struct usw_disk_place place;
+	enum usw_backend backend;
+	uint64_t now;
+	uint64_t done;
+	usw_page_word *word = usw_answer_find_evicted(target, page, &now);
+
+	if (!word)
+		return 0;
+	int ret =
+		usw_content_load(thread->session, usw_page_id(now), thread->page, &backend, &place);
+	if (ret == -EREMOTE)
+		return ask_for(thread, target, page, usw_page_id(now), &place);
+	if (ret)
+		return 0; // damaged: the fault that asks for it will say so
+	ret = usw_uffd_copy(target->uffd, page, thread->page, USW_PAGE_BYTES, &done);
+	if (ret)
+		return ret == -EAGAIN || ret == -ENOMEM ? -EAGAIN : 0;
+	usw_answer_settle(thread, word, now, backend, false, 1);
+	usw_session_charge(thread->session, 1);
+	return 1;
+}
+
+// --- What was never there -----------------------------------------------------------------------
+
+/** How many pages from `page` on nothing is known of; at least 1, which the caller knows already. */
+static uint32_t hole_length(const struct usw_target *target, uint64_t page, uint32_t limit)
+{
+	uint32_t length = 1;
+
+	while (length < limit) {
+		usw_page_word *word = usw_pagemap_find(&target->pagemap,
+						       page + (uint64_t)length * USW_PAGE_BYTES);
+
+		if (word && atomic_load(word) != 0)
+			break;
+		length++;
+	}
+	return length;
+}
+
+/** Zeros for a run of pages that never held anything. Caller is in the filling section. */
+static enum usw_verdict fill(struct usw_fault_thread *thread, struct usw_target *target,
+			     uint64_t page, uint32_t length)
+{
+	uint64_t done;
+	int ret = usw_uffd_copy(target->uffd, page, thread->zeros,
+				(uint64_t)length * USW_PAGE_BYTES, &done);
+
+	// The run may leave its mapping, which is refused whole: then the one page will do.
+	if (ret && !done && length > 1)
+		ret = usw_uffd_copy(target->uffd, page, thread->zeros, USW_PAGE_BYTES, &done);
+	if (!done)
+		return usw_answer_failed(target, page, ret);
+	usw_session_charge(thread->session, (int64_t)(done / USW_PAGE_BYTES));
+	usw_count(&thread->counters, faults_hole, 1);
+	usw_leaving_returned(&target->leaving, page, page + done);
+	target->hole_next = page + done;
+	return USW_ANSWERED;
+}
+
+/**
+ * A hole: memory nobody has touched yet, or has given back. Zeros are copied, not mapped: a mapped
+ * zero page would become a real one at its first write, without a message and past the limit.
+ */
+static enum usw_verdict fill_hole(struct usw_fault_thread *thread, struct usw_target *target,
+				  const struct usw_fault *fault)
+{
+	int64_t room = usw_session_room(thread->session);
+
+	if (!usw_answer_has_room(thread, target, fault))
+		return USW_DEFER;
+	if (fault->page == target->hole_next)
+		target->hole_window =
+			(uint32_t)usw_min(target->hole_window * 2 + 1, USW_HOLE_PAGES_MAX);
+	else
+		target->hole_window = 1;
+
+	// From here until `filling` is even again no page that looks like a hole is taken out: see
+	// evict_batch() in evict.c. First the flag, then the words.
+	atomic_fetch_add(&target->filling, 1);
+	usw_page_word *word = usw_pagemap_find(&target->pagemap, fault->page);
+	enum usw_page_state state = word ? usw_page_state(atomic_load(word)) : USW_PAGE_NONE;
+	enum usw_verdict verdict = USW_DEFER;
+	if (state == USW_PAGE_NONE || state == USW_PAGE_RESIDENT) {
+		uint32_t limit =
+			(uint32_t)usw_min(target->hole_window, room > 0 ? (uint64_t)room : 1);
+
+		verdict =
+			fill(thread, target, fault->page, hole_length(target, fault->page, limit));
+	}
+	atomic_fetch_add(&target->filling, 1);
+	return verdict;
+}
+
+/**
+ * The first write to a zero page that was mapped before the range was registered: it becomes a real
+ * page. Few at once even in a stream, since what is let go here and not written soon is forgotten
+ * by the next measurement, and would grow unseen when it is.
+ */
+static enum usw_verdict let_write(struct usw_fault_thread *thread, struct usw_target *target,
+				  const struct usw_fault *fault)
+{
+	int64_t room = usw_session_room(thread->session);
+
+	if (!usw_answer_has_room(thread, target, fault))
+		return USW_DEFER;
+	target->write_window =
+		fault->page == target->write_next
+			? (uint32_t)usw_min(target->write_window * 2 + 1, USW_WRITE_PAGES_MAX)
+			: 1;
+	uint32_t length = (uint32_t)usw_min(target->write_window, room > 0 ? (uint64_t)room : 1);
+	int ret = usw_uffd_unprotect(target->uffd, fault->page, (uint64_t)length * USW_PAGE_BYTES);
+
+	if (ret == -ENOENT && length > 1) { // the run leaves its mapping
+		length = 1;
+		ret = usw_uffd_unprotect(target->uffd, fault->page, USW_PAGE_BYTES);
+	}
+	if (ret)
+		return usw_answer_failed(target, fault->page, ret);
+	usw_session_charge(thread->session, length);
+	usw_count(&thread->counters, faults_hole, 1);
+	target->write_next = fault->page + (uint64_t)length * USW_PAGE_BYTES;
+	return USW_ANSWERED;
+}
+
+/** A forked child's shim asks who it is (see wire.h). */
+static enum usw_verdict answer_token(struct usw_fault_thread *thread, struct usw_target *target,
+				     uint64_t page)
+{
+	uint64_t done;
+
+	memset(thread->page, 0, USW_PAGE_BYTES);
+	memcpy(thread->page, &target->token, sizeof(target->token));
+	int ret = usw_uffd_copy(target->uffd, page, thread->page, USW_PAGE_BYTES, &done);
+	return ret ? usw_answer_failed(target, page, ret) : USW_ANSWERED;
+}
+
+enum usw_verdict usw_answer(struct usw_fault_thread *thread, struct usw_target *target,
+			    const struct usw_fault *fault)
+{
+	if (usw_unlikely(fault->page == target->token_page))
+		return answer_token(thread, target, fault->page);
+	if (usw_unlikely(fault->flags & UFFD_PAGEFAULT_FLAG_WP))
+		return let_write(thread, target, fault);
+
+	usw_page_word *word = usw_pagemap_find(&target->pagemap, fault->page);
+	uint64_t now = word ? atomic_load_explicit(word, memory_order_acquire) : 0;
+	switch (usw_page_state(now)) {
+	case USW_PAGE_EVICTED:
+		return fault_in(thread, target, fault, word, now);
+	case USW_PAGE_NONE:
+	case USW_PAGE_RESIDENT: // an old message, or memory that went without an event: a hole
+		return fill_hole(thread, target, fault);
+	case USW_PAGE_EVICTING:
+		return USW_DEFER;
+	case USW_PAGE_POISONED:
+		return usw_answer_poison(thread, target, fault->page, word, now, "", "");
+	}
+	return USW_DROPPED;
+}

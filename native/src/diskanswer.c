@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: MIT
+
+/**
+ * @file
+ * Pages that come in from disks. See diskanswer.h.
+ */
+
+#include <errno.h>
+#include <stdio.h>
+#include <sys/epoll.h>
+
+#include "answer.h"
+#include "diskanswer.h"
+#include "fault.h"
+#include "session.h"
+#include "uffd.h"
+
+// --- Asking -------------------------------------------------------------------------------------
+
+/** What a thread needs for disk faults, at its first one. */
+static struct usw_disk_faults *disk_faults(struct usw_fault_thread *thread)
+{
+	struct epoll_event event = {.events = EPOLLIN, .data.u64 = USW_SOURCE_DISK};
+
+	if (thread->disk)
+		return thread->disk;
+	struct usw_disk_faults *disk = usw_diskfault_create(thread->session);
+	if (disk && epoll_ctl(thread->epoll_fd, EPOLL_CTL_ADD, usw_aio_fd(disk->aio), &event) < 0) {
+		usw_diskfault_destroy(disk);
+		return NULL;
+	}
+	return thread->disk = disk;
+}
+
+bool usw_diskanswer_read_ahead(struct usw_fault_thread *thread, struct usw_target *target,
+			       uint64_t page, uint32_t id, const struct usw_disk_place *place)
+{
+	struct usw_disk_faults *disk = disk_faults(thread);
+	struct usw_fault ahead = {.page = page};
+	struct usw_disk_read *read = disk ? usw_diskfault_find(disk, target, page) : NULL;
+
+	if (read)
+		usw_diskfault_call(disk, read);
+	return read || (disk && usw_diskfault_begin(disk, thread->session, target, &ahead, true, id,
+						    place));
+}
+
+void usw_diskanswer_read_reserve(struct usw_fault_thread *thread, struct usw_target *target,
+				 uint64_t start, uint64_t step, uint32_t count)
+{
+	struct usw_disk_faults *disk = thread->disk;
+	struct usw_fault ahead = {.since_ns = usw_now_ns()};
+	struct usw_disk_place place;
+	uint64_t now;
+
+	for (uint32_t i = 0; i < count; i++) {
+		ahead.page = start + i * step;
+		if (!usw_answer_find_evicted(target, ahead.page, &now) ||
+		    !usw_content_is_on_disk(thread->session, usw_page_id(now), &place) ||
+		    usw_diskfault_find(disk, target, ahead.page))
+			continue;
+		struct usw_disk_read *read = usw_diskfault_begin(
+			disk, thread->session, target, &ahead, true, usw_page_id(now), &place);
+		if (!read)
+			return;
+		read->is_reserve = true;
+	}
+}
+
+enum usw_verdict usw_diskanswer_begin(struct usw_fault_thread *thread, struct usw_target *target,
+				      const struct usw_fault *fault, uint32_t id,
+				      const struct usw_disk_place *place)
+{
+	struct usw_disk_faults *disk = disk_faults(thread);
+
+	if (!disk)
+		return USW_DEFER;
+	struct usw_disk_read *read = usw_diskfault_find(disk, target, fault->page);
+	if (read) {
+		// On its way already: the copy wakes everybody who waits for the page.
+		if (read->is_ahead) {
+			usw_diskfault_call(disk, read);
+			read->is_ahead = false;
+			read->fault = *fault;
+		}
+		return USW_READING;
+	}
+	if (!usw_diskfault_begin(disk, thread->session, target, fault, false, id, place))
+		return USW_DEFER;
+	usw_diskfault_flush(disk); // with what was asked for ahead
+	return USW_READING;
+}
+
+// --- Answers ------------------------------------------------------------------------------------
+
+/** Where damage is, for the user: "disk tier disk1". */
+static void name_tier(struct usw_session *session, uint64_t where, char *text, size_t bytes)
+{
+	snprintf(text, bytes, "disk tier %s", session->tiers.at[usw_where_tier(where)].name);
+}
+
+/** A page came in from a disk: because somebody waited for it, or ahead of that. */
+static void count_read(struct usw_fault_thread *thread, const struct usw_disk_read *read,
+		       uint64_t now)
+{
+	if (read->is_ahead) {
+		usw_count(&thread->counters, prefetched_pages, 1);
+		return;
+	}
+	usw_count(&thread->counters, faults_disk, 1);
+	usw_answer_count_touch(thread, read->target, now);
+}
+
+/** The page map's word for what was read, if it still names that; else NULL. */
+static usw_page_word *find_named(const struct usw_fault_thread *thread,
+				 const struct usw_disk_read *read, uint64_t *ret_now)
+{
+	usw_page_word *word = usw_answer_find_evicted(read->target, read->fault.page, ret_now);
+
+	return word && usw_page_id(*ret_now) == read->id &&
+			       usw_vswap_hash(&thread->session->vswap, read->id) == read->hash
+		       ? word
+		       : NULL;
+}
+
+/** A page that was read is settled, in whatever way: nobody waits for it here any more. */
+static void end_read(struct usw_fault_thread *thread, struct usw_disk_read *read,
+		     enum usw_verdict verdict)
+{
+	struct usw_segment *h =
+		usw_segments_header(&thread->session->segments, read->place.segment);
+
+	if (!read->is_ahead)
+		usw_fault_finish(thread, &read->fault, verdict);
+	atomic_fetch_add_explicit(&h->refaults, 1, memory_order_relaxed);
+	usw_diskfault_done(thread->disk, read);
+}
+
+/** A page that was read has been looked at: is it still what the page map names? */
+static enum usw_verdict settle_read(struct usw_fault_thread *thread, struct usw_disk_read *read)
+{
+	struct usw_session *session = thread->session;
+	struct usw_target *target = read->target;
+	struct usw_fault fault = read->fault; // a copy: the read may be over before the fault is
+	const char *why = NULL;
+
+	fault.is_again = true;
+	int opened = read->stage == USW_READ_READY
+			     ? 0
+			     : usw_diskfault_open(thread->disk, session, read, &why);
+	uint64_t now;
+	usw_page_word *word = find_named(thread, read, &now);
+	enum usw_verdict verdict;
+
+	if (!word || opened == -EAGAIN) {
+		bool is_ahead = read->is_ahead;
+
+		usw_diskfault_done(thread->disk, read);
+		if (is_ahead)
+			return USW_DROPPED;
+		verdict = usw_answer(thread, target, &fault);
+		if (verdict == USW_DEFER)
+			usw_fault_defer(thread, target, &fault);
+		else
+			usw_fault_finish(thread, &fault, verdict);
+		return verdict;
+	}
+	if (opened) {
+		char where[64];
+
+		name_tier(session, read->place.object.where, where, sizeof(where));
+		verdict = read->is_ahead ? USW_DROPPED
+					 : usw_answer_poison(thread, target, fault.page, word, now,
+							     where, why);
+	} else if (!usw_answer_has_room(thread, target, &fault)) {
+		verdict = read->is_ahead ? USW_DROPPED : USW_DEFER;
+	} else {
+		int ret = usw_answer_hand_in(thread, target, fault.page, word, now,
+					     usw_diskfault_page(read), USW_BACKEND_OBJECT, true);
+
+		verdict = ret ? usw_answer_failed(target, fault.page, ret) : USW_ANSWERED;
+		if (!ret)
+			count_read(thread, read, now);
+	}
+	if (verdict == USW_DEFER)
+		return USW_DEFER; // it stays ready, or is opened again
+	end_read(thread, read, verdict);
+	return verdict;
+}
+
+/** As find_named(), of a read that is opened now if it was not; NULL also if it cannot be. */
+static usw_page_word *find_opened(struct usw_fault_thread *thread, struct usw_disk_read *read,
+				  uint64_t *ret_now)
+{
+	const char *why;
+
+	if (read->stage == USW_READ_DONE)
+		usw_diskfault_open(thread->disk, thread->session, read, &why);
+	return read->stage == USW_READ_READY ? find_named(thread, read, ret_now) : NULL;
+}
+
+/**
+ * Hand in with one call what was read of a walk, pages in a row: one by one, the program would wake for
+ * the first, run into the second, and sleep again, each time. Returns how many are settled; who is
+ * left is settled alone.
+ */
+static uint32_t settle_run(struct usw_fault_thread *thread, uint32_t from)
+{
+	struct usw_session *session = thread->session;
+	struct usw_disk_read *first = &thread->disk->at[from];
+	usw_page_word *word[USW_STREAM_WINDOW_MAX + 1];
+	uint64_t now[USW_STREAM_WINDOW_MAX + 1];
+	int64_t room = usw_session_room(session);
+	uint32_t most = (uint32_t)usw_min(USW_STREAM_WINDOW_MAX + 1, USW_DISK_READS_MAX - from);
+	uint32_t count = 0;
+	uint64_t done = 0;
+
+	while (count < most && (int64_t)count < room) {
+		struct usw_disk_read *read = &first[count];
+
+		if (!usw_diskfault_is_there(read) || read->target != first->target ||
+		    read->fault.page != first->fault.page + count * USW_PAGE_BYTES)
+			break;
+		word[count] = find_opened(thread, read, &now[count]);
+		if (!word[count])
+			break;
+		count++;
+	}
+	if (count < 2)
+		return 0;
+	usw_uffd_copy(first->target->uffd, first->fault.page, usw_diskfault_page(first),
+		      count * USW_PAGE_BYTES, &done);
+	uint32_t brought = (uint32_t)(done / USW_PAGE_BYTES);
+	atomic_fetch_add_explicit(&session->fault_clock, brought, memory_order_relaxed);
+	usw_session_charge(session, brought);
+	for (uint32_t i = 0; i < brought; i++) {
+		usw_answer_settle(thread, word[i], now[i], USW_BACKEND_OBJECT, true,
+				  usw_answer_heat(session, usw_page_stamp(now[i])));
+		count_read(thread, &first[i], now[i]);
+		end_read(thread, &first[i], USW_ANSWERED);
+	}
+	return brought;
+}
+
+bool usw_diskanswer_settle(struct usw_fault_thread *thread)
+{
+	struct usw_disk_faults *disk = thread->disk;
+	bool waiting = false;
+
+	if (!disk || !disk->busy)
+		return false;
+	disk->is_ripe = false;
+	usw_diskfault_collect(disk);
+	for (uint32_t i = 0; i < USW_DISK_READS_MAX; i++) {
+		struct usw_disk_read *read = &disk->at[i];
+
+		if (!usw_diskfault_is_there(read))
+			continue;
+		if (!read->target) {
+			usw_diskfault_done(disk, read);
+			continue;
+		}
+		uint32_t settled = settle_run(thread, i);
+		if (settled) {
+			i += settled - 1;
+			continue;
+		}
+		// What stands in the way of a page may be an event that nobody has read.
+		if (read->stage == USW_READ_READY)
+			usw_fault_pump(thread, read->target);
+		if (read->stage != USW_READ_IDLE && settle_read(thread, read) == USW_DEFER) {
+			usw_reclaim_kick(thread->session);
+			waiting = true;
+		}
+	}
+	return waiting;
+}

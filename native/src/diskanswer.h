@@ -1,0 +1,32 @@
+/* SPDX-License-Identifier: MIT */
+
+/**
+ * @file
+ * Faults that a disk answers: what is asked for, and what becomes of it when it is there.
+ *
+ * The reads themselves are in diskfault.h. Everything here runs on one fault thread; no lock is held.
+ */
+
+#ifndef USW_DISKANSWER_H
+#define USW_DISKANSWER_H
+
+#include "answer.h"
+#include "diskfault.h"
+
+/** Ask for the content of a fault, and go on with other faults until it is there. */
+enum usw_verdict usw_diskanswer_begin(struct usw_fault_thread *thread, struct usw_target *target,
+				      const struct usw_fault *fault, uint32_t id,
+				      const struct usw_disk_place *place);
+
+/** Ask for a page ahead of its fault. False: as many as may be are under way. */
+bool usw_diskanswer_read_ahead(struct usw_fault_thread *thread, struct usw_target *target,
+			       uint64_t page, uint32_t id, const struct usw_disk_place *place);
+
+/** Read the pages that a walk will ask for after those it is going to get now. */
+void usw_diskanswer_read_reserve(struct usw_fault_thread *thread, struct usw_target *target,
+				 uint64_t start, uint64_t step, uint32_t count);
+
+/** Look at all that was read. Returns whether something must be looked at again soon. */
+bool usw_diskanswer_settle(struct usw_fault_thread *thread);
+
+#endif /* USW_DISKANSWER_H */
