@@ -14,6 +14,7 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 
@@ -133,7 +134,8 @@ void usw_session_hurry(int task_id)
 
 	if (syscall(SYS_sched_setattr, task_id, &attributes, 0) == 0)
 		return;
-	attributes.nice = 0; // a higher weight is a privilege, a shorter slice is not
+	// A higher weight is a privilege, a shorter slice is not.
+	attributes.nice = getpriority(PRIO_PROCESS, (id_t)task_id);
 	syscall(SYS_sched_setattr, task_id, &attributes, 0);
 }
 
