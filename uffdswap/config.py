@@ -72,6 +72,11 @@ class RunConfig(Record):
     verbosity: int
     sources: dict[str, str]
 
+    @property
+    def has_forgotten_limit(self) -> bool:
+        """Whether there is nothing to do by now, though nobody has said `max`."""
+        return not self.sources.keys() & {"memory", "resident", "stress"}
+
 
 def resolve(
     options: Mapping[str, str],
@@ -86,7 +91,7 @@ def resolve(
     settings = _collect(options, environment)
     whole_bytes = whole_bytes or _available_memory_bytes
     memory_bytes = _limit(settings.get("memory"), whole_bytes)
-    config = RunConfig(
+    return RunConfig(
         memory_bytes=memory_bytes,
         resident_bytes=_limit(settings.get("resident"), whole_bytes),
         disks=_disks(settings, is_useful=memory_bytes is not None),
@@ -98,11 +103,6 @@ def resolve(
         verbosity=_flag(settings.get("verbose")) - _flag(settings.get("quiet")),
         sources={name: setting.source for name, setting in settings.items()},
     )
-    if not settings.keys() & {"memory", "resident", "stress"}:
-        raise UsageError(
-            "there is no limit to keep", remedy="give --memory SIZE or --resident SIZE"
-        )
-    return config
 
 
 def _collect(options: Mapping[str, str], environment: Mapping[str, str]) -> dict[str, Setting]:

@@ -45,6 +45,16 @@ def test_no_core_file_of_the_launcher(tmp_path: Path) -> None:
     assert len(cores) <= 1  # the program's own, where the machine keeps them in the folder
 
 
+def test_without_a_limit_the_program_runs_and_a_line_says_so() -> None:
+    done = uffdswap("run", "--", "true")
+    assert done.returncode == 0
+    (line,) = error_lines(done.stderr)
+    assert "no limit" in line
+    assert "--memory SIZE" in line
+    assert not uffdswap("run", "-q", "--", "true").stderr
+    assert not uffdswap("run", "--memory", "max", "--", "true").stderr
+
+
 def test_program_that_is_not_there_is_127() -> None:
     for name in ("no-such-program", "/no/such/program", ""):
         done = run(name)

@@ -87,8 +87,6 @@ def test_bad_size(witness: Witness, option: str, size: str) -> None:
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        ([], "--memory SIZE"),
-        (["-v"], "--memory SIZE"),
         (["-m", "1G", "--policy", "lru"], "clock"),
         (["--stress", "0"], "not a rate"),
         (["--stress", "x"], "not a rate"),

@@ -131,9 +131,13 @@ def test_empty_variable_is_not_given() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"policy": "clock"}, {"verbose": "1", "stats": "x"}])
-def test_no_limit_at_all_is_an_error_that_says_what_to_give(options: dict[str, str]) -> None:
-    with pytest.raises(UsageError, match="--memory SIZE"):
-        config({}, **options)
+def test_no_limit_at_all_may_have_been_forgotten(options: dict[str, str]) -> None:
+    assert config({}, **options).has_forgotten_limit
+
+
+@pytest.mark.parametrize("options", [{"memory": "max"}, {"resident": "1G"}, {"stress": "10"}])
+def test_limit_that_was_thought_of_is_not_forgotten(options: dict[str, str]) -> None:
+    assert not config({}, **options).has_forgotten_limit
 
 
 @pytest.mark.parametrize(
