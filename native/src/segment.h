@@ -50,6 +50,7 @@ struct usw_segment {
 	bool is_parked;              /* to go down whatever the budget; owner */
 	_Atomic bool is_recalled;    /* to come back whole; raised by fault threads */
 	uint32_t append_bytes;       /* where the next object goes; owner */
+	uint32_t held_bytes;         /* of RAM, whole pages; owner */
 	uint32_t object_count;       /* entries used in its table; owner */
 	_Atomic uint32_t live_bytes; /* of objects that are not dead, in units as stored */
 	_Atomic uint32_t live_count;
@@ -121,9 +122,12 @@ struct usw_segments {
 	/* Owner only. */
 	uint32_t open; /* the open segment, 0 if none */
 	uint32_t free_head;
+	uint32_t warm_head; /* of those that are free, some keep their RAM for the next to be opened */
+	uint32_t warm_count;
+	uint64_t warm_bytes;
 	uint32_t high_water;      /* segments ever used are below */
 	uint64_t used_segments;   /* open or closed, in RAM */
-	uint64_t used_bytes;      /* appended, dead or not, whole pages, in RAM */
+	uint64_t used_bytes;      /* held in RAM: appended, dead or not, and warm; whole pages */
 	uint64_t disk_segments;   /* in any other tier */
 	uint64_t disk_live_bytes; /* of live objects there, when they were last counted */
 	uint64_t table_bytes;     /* pages with a chunk in use */

@@ -441,9 +441,66 @@ static void test_what_goes_down_first(void)
 	usw_segments_destroy(&segments);
 }
 
+/** Fill a segment with pages; returns its number. */
+static uint32_t fill_with_pages(struct usw_segments *segments)
+{
+	uint64_t place = 0;
+
+	for (uint32_t i = 0; i < USW_SEGMENT_BYTES / USW_PAGE_BYTES; i++)
+		place = append(segments, i + 1, USW_PAGE_BYTES, USW_CODEC_STORED);
+	return usw_place_group(place);
+}
+
+static void release_segment(struct usw_segments *segments, uint32_t segment)
+{
+	for (uint32_t i = 0; i < USW_SEGMENT_BYTES / USW_PAGE_BYTES; i++)
+		release(segments, usw_place(segment, i));
+}
+
+/** Of many segments, some that are free keep their RAM: for the next to be opened, and no longer. */
+static void test_some_free_segments_stay_warm(void)
+{
+	enum { SEGMENTS = 130 };
+	struct usw_segments segments = create(256);
+
+	for (uint32_t i = 1; i <= SEGMENTS; i++)
+		CHECK_EQ(fill_with_pages(&segments), i);
+	uint64_t full = segments.used_bytes;
+	release_segment(&segments, 7);
+	release_segment(&segments, 8);
+	release_segment(&segments, 9);
+	usw_segments_reap(&segments);
+	CHECK_EQ(segments.used_segments, SEGMENTS - 3);
+	CHECK_EQ(segments.warm_count, 1); // of 127 that are left
+	CHECK_EQ(segments.used_bytes, full - 2ull * USW_SEGMENT_BYTES);
+	CHECK_EQ(usw_segments_garbage_bytes(&segments), 0);
+	check_held(&segments);
+
+	// The warm one comes first, and holds what is new, not what it held before.
+	uint64_t place = append(&segments, 77, 100, USW_CODEC_LZ4);
+	CHECK_EQ(usw_place_group(place), 7);
+	check_found(&segments, place, 77, 100, USW_CODEC_LZ4);
+	CHECK_EQ(segments.warm_count, 0);
+	CHECK_EQ(segments.used_bytes, full - 2ull * USW_SEGMENT_BYTES);
+	check_held(&segments);
+
+	// What it kept and has not used goes with it.
+	usw_segments_close_open(&segments);
+	release(&segments, place);
+	for (uint32_t i = 10; i <= SEGMENTS; i++)
+		release_segment(&segments, i);
+	usw_segments_reap(&segments);
+	CHECK_EQ(segments.used_segments, 6);
+	CHECK_EQ(segments.warm_count, 0);
+	CHECK_EQ(segments.used_bytes, 6ull * USW_SEGMENT_BYTES);
+	check_held(&segments);
+	usw_segments_destroy(&segments);
+}
+
 int main(void)
 {
 	check_start(100);
+	test_some_free_segments_stay_warm();
 	test_objects_of_every_length();
 	test_segments_are_filled_up();
 	test_segments_run_out();
