@@ -171,8 +171,6 @@ static void give_data(struct usw_segments *segments, uint32_t segment)
 {
 	struct usw_segment *h = header(segments, segment);
 
-	if (!h->held_bytes)
-		return;
 	usw_space_punch(&segments->data, (uint64_t)segment * USW_SEGMENT_BYTES, h->held_bytes);
 	segments->used_bytes -= h->held_bytes;
 	h->held_bytes = 0;
@@ -182,6 +180,16 @@ static void link_free(struct usw_segments *segments, uint32_t segment)
 {
 	header(segments, segment)->next_free = segments->free_head;
 	segments->free_head = segment;
+}
+
+static void link_warm(struct usw_segments *segments, uint32_t segment)
+{
+	struct usw_segment *h = header(segments, segment);
+
+	h->next_free = segments->warm_head;
+	segments->warm_head = segment;
+	segments->warm_count++;
+	segments->warm_bytes += h->held_bytes;
 }
 
 /** Unlink the segment that became free last of those that kept their RAM. */
@@ -202,6 +210,7 @@ static uint32_t warm_max(const struct usw_segments *segments)
 	return (uint32_t)usw_min(segments->used_segments / USW_WARM_SHARE, USW_WARM_MAX);
 }
 
+/** Give back the RAM of those that are too many. */
 static void cool(struct usw_segments *segments)
 {
 	while (segments->warm_count > warm_max(segments)) {
@@ -281,15 +290,10 @@ static void free_segment(struct usw_segments *segments, uint32_t segment)
 	for (uint32_t i = 0; i * USW_CHUNK_ENTRIES < h->object_count; i++)
 		give_chunk(segments,
 			   atomic_exchange_explicit(&h->chunks[i], 0, memory_order_relaxed));
-	if (h->held_bytes && segments->warm_count < warm_max(segments)) {
-		h->next_free = segments->warm_head;
-		segments->warm_head = segment;
-		segments->warm_count++;
-		segments->warm_bytes += h->held_bytes;
-		return;
-	}
-	give_data(segments, segment);
-	link_free(segments, segment);
+	if (h->held_bytes)
+		link_warm(segments, segment);
+	else
+		link_free(segments, segment);
 	cool(segments);
 }
 
