@@ -158,12 +158,7 @@ static enum usw_verdict settle_read(struct usw_fault_thread *thread, struct usw_
 		usw_diskfault_done(thread->disk, read);
 		if (is_ahead)
 			return USW_DROPPED;
-		verdict = usw_answer(thread, target, &fault);
-		if (verdict == USW_DEFER)
-			usw_fault_defer(thread, target, &fault);
-		else
-			usw_fault_finish(thread, &fault, verdict);
-		return verdict;
+		return usw_fault_answer(thread, target, &fault);
 	}
 	if (opened) {
 		char where[64];

@@ -30,8 +30,9 @@
 
 // --- Waiting faults -----------------------------------------------------------------------------
 
-void usw_fault_defer(struct usw_fault_thread *thread, struct usw_target *target,
-		     const struct usw_fault *fault)
+/** Put a fault aside that cannot be answered now. */
+static void defer(struct usw_fault_thread *thread, struct usw_target *target,
+		  const struct usw_fault *fault)
 {
 	uint32_t waiting = atomic_load_explicit(&target->deferred_waiting, memory_order_relaxed);
 
@@ -60,6 +61,18 @@ void usw_fault_finish(struct usw_fault_thread *thread, const struct usw_fault *f
 		return;
 	usw_count(&thread->counters, faults_total, 1);
 	usw_histogram_record(&thread->latency, usw_now_ns() - fault->since_ns);
+}
+
+enum usw_verdict usw_fault_answer(struct usw_fault_thread *thread, struct usw_target *target,
+				  const struct usw_fault *fault)
+{
+	enum usw_verdict verdict = usw_answer(thread, target, fault);
+
+	if (verdict == USW_DEFER)
+		defer(thread, target, fault);
+	else
+		usw_fault_finish(thread, fault, verdict);
+	return verdict;
 }
 
 /** Try a target's waiting faults again. */
@@ -155,12 +168,8 @@ static bool pump_once(struct usw_fault_thread *thread, struct usw_target *target
 			.flags = (uint32_t)messages[i].arg.pagefault.flags,
 			.thread_id = messages[i].arg.pagefault.feat.ptid,
 		};
-		enum usw_verdict verdict = usw_answer(thread, target, &fault);
+		enum usw_verdict verdict = usw_fault_answer(thread, target, &fault);
 
-		if (verdict == USW_DEFER)
-			usw_fault_defer(thread, target, &fault);
-		else
-			usw_fault_finish(thread, &fault, verdict);
 		answered |= verdict == USW_ANSWERED;
 		usw_follow(thread, target, fault.thread_id, now_ns);
 	}

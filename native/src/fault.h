@@ -32,9 +32,9 @@ enum usw_fault_source { USW_SOURCE_UFFD = 0, USW_SOURCE_PIDFD = 1, USW_SOURCE_DI
  * target's fault thread only, as the next two.
  */
 void usw_fault_pump(struct usw_fault_thread *thread, struct usw_target *target);
-/** Put a fault aside that cannot be answered now. */
-void usw_fault_defer(struct usw_fault_thread *thread, struct usw_target *target,
-		     const struct usw_fault *fault);
+/** Answer a fault, or put it aside if that cannot be now. */
+enum usw_verdict usw_fault_answer(struct usw_fault_thread *thread, struct usw_target *target,
+				  const struct usw_fault *fault);
 /** A fault has its verdict, and it is not to try again. */
 void usw_fault_finish(struct usw_fault_thread *thread, const struct usw_fault *fault,
 		      enum usw_verdict verdict);

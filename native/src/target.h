@@ -117,7 +117,7 @@ struct usw_target {
 	struct usw_target *next_deferred; /* thread's list of targets with waiting faults */
 	bool on_deferred_list;
 	_Atomic int hands_processor; /* where it has been moved to; -1: nowhere. Others let it go */
-	_Atomic uint32_t filling;    /* a hole may be being filled: see usw_evict_batch() */
+	_Atomic uint32_t filling;    /* a hole may be being filled: see evict_batch() */
 	struct usw_streams streams;
 	struct usw_clusters clusters;
 	uint64_t hole_next;   /* a hole fault here goes on with a stream of them */
