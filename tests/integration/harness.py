@@ -104,6 +104,7 @@ class Outcome:
     left_over: tuple[str, ...]
     timed_out: bool
     rss: Rss | None
+    stops: int
 
     def describe(self) -> str:
         """Return what somebody needs to repeat and to understand the run."""
@@ -112,6 +113,7 @@ class Outcome:
             f"exit status: {self.returncode}" + (" (timed out)" if self.timed_out else ""),
             f"left over: {list(self.left_over)}",
             f"rss: {self.rss}",
+            f"stops of a thread: {self.stops}",
             f"stdout: {self.stdout[-_TAIL_CHARACTERS:]}",
             f"stderr: {self.stderr[-_TAIL_CHARACTERS:]}",
         ]
@@ -224,6 +226,7 @@ class Run:
     cwd: Path | None = None
     env: dict[str, str] = field(default_factory=dict)
     sample_rss: bool = False
+    freeze_ms: int = 0
 
     def command(self, stats: Path) -> list[str]:
         """Return the command line, which for a bare run is the program's own."""
@@ -253,6 +256,7 @@ class Session:
         self._stats = folder / "stats.json"
         self._args = tuple(run.command(self._stats))
         self._sampler: subprocess.Popen[str] | None = None
+        self._freezer: subprocess.Popen[str] | None = None
         self._timeout = run.timeout * PATIENCE
         report_read, report_write = os.pipe()
         self._report = os.fdopen(report_read)
@@ -265,6 +269,9 @@ class Session:
         if run.sample_rss:
             sampler = [programs("rss_sampler"), str(self.pid)]
             self._sampler = subprocess.Popen(sampler, stdout=subprocess.PIPE, text=True)
+        if run.freeze_ms:
+            freezer = [programs("freeze"), str(self.pid), str(run.freeze_ms)]
+            self._freezer = subprocess.Popen(freezer, stdout=subprocess.PIPE, text=True)
 
     def _start(self, run: Run, command: list[str], report_fd: int) -> subprocess.Popen[str]:
         with (self._folder / "stdout").open("w") as out, (self._folder / "stderr").open("w") as err:
@@ -298,9 +305,10 @@ class Session:
         if self._process.stdin:
             self._process.stdin.close()
         self._report.close()
-        if self._sampler:
-            self._sampler.kill()
-            self._sampler.communicate()
+        for beside in (self._sampler, self._freezer):
+            if beside:
+                beside.kill()
+                beside.communicate()
 
     def output(self) -> str:
         """Return what the program has printed so far."""
@@ -352,6 +360,7 @@ class Session:
             left_over=tuple(report["left_over"]),
             timed_out=bool(report["timed_out"]),
             rss=self._rss(),
+            stops=self._stops(),
         )
 
     def _rss(self) -> Rss | None:
@@ -359,3 +368,11 @@ class Session:
             return None
         line, _errors = self._sampler.communicate(timeout=_HARNESS_GRACE_SECONDS)
         return Rss(**json.loads(line))
+
+    def _stops(self) -> int:
+        if not self._freezer:
+            return 0
+        line, _errors = self._freezer.communicate(timeout=_HARNESS_GRACE_SECONDS)
+        if self._freezer.returncode == EXIT_SKIPPED:
+            pytest.skip(line.strip())
+        return int(line)

@@ -47,10 +47,11 @@ class Rounds:
 
 
 def limits(chance: random.Random) -> dict[str, object]:
-    """Choose between random eviction, a limit, and both."""
+    """Choose between random eviction, a limit, and both; and how long a thread may be stopped."""
     stress = chance.choice([None, 5_000, 50_000, 200_000])
     resident = chance.choice(["4M", "8M", "16M"]) if not stress or chance.random() < 0.5 else None
-    return {"stress": stress, "resident": resident, "timeout": 180}
+    freeze_ms = chance.choice([0, 5, 50])
+    return {"stress": stress, "resident": resident, "freeze_ms": freeze_ms, "timeout": 180}
 
 
 def test_races_are_never_lost(programs: Programs, uffdswap_run: RunFunction) -> None:
