@@ -15,6 +15,12 @@
 #include "session.h"
 #include "uffd.h"
 
+/*
+ * So many are woken before their next faults are read: what these ask for goes to the disk with one
+ * call, which is most of a disk fault's cost, and the disk works while the others are woken.
+ */
+#define USW_SETTLE_MAX 4
+
 // --- Asking -------------------------------------------------------------------------------------
 
 /** What a thread needs for disk faults, at its first one. */
@@ -85,10 +91,9 @@ enum usw_verdict usw_diskanswer_begin(struct usw_fault_thread *thread, struct us
 		}
 		return USW_READING;
 	}
-	if (!usw_diskfault_begin(disk, thread->session, target, fault, false, id, place))
-		return USW_DEFER;
-	usw_diskfault_flush(disk); // with what was asked for ahead
-	return USW_READING;
+	return usw_diskfault_begin(disk, thread->session, target, fault, false, id, place)
+		       ? USW_READING
+		       : USW_DEFER;
 }
 
 // --- Answers ------------------------------------------------------------------------------------
@@ -237,36 +242,50 @@ static uint32_t settle_run(struct usw_fault_thread *thread, uint32_t from)
 	return brought;
 }
 
+/** One read that the disk has answered. Returns how many are settled; 0: it waits for room. */
+static uint32_t settle_at(struct usw_fault_thread *thread, uint32_t index)
+{
+	struct usw_disk_read *read = &thread->disk->at[index];
+
+	if (!read->target) {
+		usw_diskfault_done(thread->disk, read);
+		return 1;
+	}
+	bool has_waited = read->stage == USW_READ_READY;
+	uint32_t settled = settle_run(thread, index);
+	if (settled)
+		return settled;
+	// What stands in the way of a page may be an event that nobody has read.
+	if (has_waited)
+		usw_fault_pump(thread, read->target);
+	return read->stage == USW_READ_IDLE || settle_read(thread, read) != USW_DEFER;
+}
+
 bool usw_diskanswer_settle(struct usw_fault_thread *thread)
 {
 	struct usw_disk_faults *disk = thread->disk;
 	bool waiting = false;
+	uint32_t woken = 0;
 
 	if (!disk || !disk->busy)
 		return false;
 	disk->is_ripe = false;
 	usw_diskfault_collect(disk);
-	for (uint32_t i = 0; i < USW_DISK_READS_MAX; i++) {
-		struct usw_disk_read *read = &disk->at[i];
+	uint32_t first = disk->looked;
+	for (uint32_t i = 0; i < USW_DISK_READS_MAX && !disk->is_ripe; i++) {
+		uint32_t index = (first + i) % USW_DISK_READS_MAX;
 
-		if (!usw_diskfault_is_there(read))
+		if (!usw_diskfault_is_there(&disk->at[index]))
 			continue;
-		if (!read->target) {
-			usw_diskfault_done(disk, read);
-			continue;
-		}
-		uint32_t settled = settle_run(thread, i);
-		if (settled) {
-			i += settled - 1;
-			continue;
-		}
-		// What stands in the way of a page may be an event that nobody has read.
-		if (read->stage == USW_READ_READY)
-			usw_fault_pump(thread, read->target);
-		if (read->stage != USW_READ_IDLE && settle_read(thread, read) == USW_DEFER) {
+		uint32_t settled = settle_at(thread, index);
+		if (!settled) {
 			usw_reclaim_kick(thread->session);
 			waiting = true;
+			continue;
 		}
+		i += settled - 1;
+		disk->looked = (index + settled) % USW_DISK_READS_MAX;
+		disk->is_ripe = ++woken == USW_SETTLE_MAX;
 	}
 	return waiting;
 }

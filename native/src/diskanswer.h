@@ -13,7 +13,10 @@
 #include "answer.h"
 #include "diskfault.h"
 
-/** Ask for the content of a fault, and go on with other faults until it is there. */
+/**
+ * Ask for the content of a fault, and go on with other faults until it is there. The caller starts it,
+ * with others, by usw_diskfault_flush().
+ */
 enum usw_verdict usw_diskanswer_begin(struct usw_fault_thread *thread, struct usw_target *target,
 				      const struct usw_fault *fault, uint32_t id,
 				      const struct usw_disk_place *place);
@@ -26,7 +29,7 @@ bool usw_diskanswer_read_ahead(struct usw_fault_thread *thread, struct usw_targe
 void usw_diskanswer_read_reserve(struct usw_fault_thread *thread, struct usw_target *target,
 				 uint64_t start, uint64_t step, uint32_t count);
 
-/** Look at all that was read. Returns whether something must be looked at again soon. */
+/** Settle what was read, some of it at a time. Returns whether something must be looked at again soon. */
 bool usw_diskanswer_settle(struct usw_fault_thread *thread);
 
 #endif /* USW_DISKANSWER_H */

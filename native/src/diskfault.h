@@ -70,8 +70,9 @@ struct usw_disk_faults {
 	struct usw_sealer sealer;
 	bool is_sealed;
 	uint32_t busy; /* reads that are not idle */
-	bool is_ripe;  /* one was called from reserve: what is done is to be looked at once more */
+	bool is_ripe;  /* what is done is to be looked at once more, at once */
 	struct usw_disk_read at[USW_DISK_READS_MAX];
+	uint32_t looked;               /* where the next look begins */
 	uint32_t next;                 /* where the next span begins, if there is room */
 	struct usw_disk_read *growing; /* first of a span that is not handed in yet; NULL: none */
 	char *buffers;                 /* USW_DISK_READ_BYTES for each read, then all their pages */

@@ -146,6 +146,13 @@ static int read_messages(struct usw_target *target, struct uffd_msg *messages, b
 	return count;
 }
 
+/** Start all that faults have asked disks for, with one call. */
+static void start_reads(struct usw_fault_thread *thread)
+{
+	if (thread->disk)
+		usw_diskfault_flush(thread->disk);
+}
+
 /** Read and settle what one target has to say, once. True: a fault was answered. */
 static bool pump_once(struct usw_fault_thread *thread, struct usw_target *target)
 {
@@ -173,6 +180,7 @@ static bool pump_once(struct usw_fault_thread *thread, struct usw_target *target
 		answered |= verdict == USW_ANSWERED;
 		usw_follow(thread, target, fault.thread_id, now_ns);
 	}
+	start_reads(thread);
 	usw_watch_kick(thread->session);
 	if (atomic_load_explicit(&target->deferred_waiting, memory_order_relaxed) ||
 	    usw_session_room(thread->session) <
@@ -365,6 +373,7 @@ void *usw_fault_main(void *argument)
 		waiting = usw_diskanswer_settle(thread);
 		if (thread->deferred_list)
 			retry_deferred(thread);
+		start_reads(thread);
 	}
 	return NULL;
 }
