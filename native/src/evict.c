@@ -368,7 +368,8 @@ static int compress_slot(struct usw_session *session, struct usw_codec_hint *hin
 	const char *page = usw_standby_page(&session->standbys, number, slot);
 	uint32_t length = usw_codec_compress(hint, page, object, &codec);
 
-	int ret = usw_segments_append(&session->segments, id, object, length, codec, &place);
+	int ret = usw_vacancies_store(&session->vacancies, &session->segments, id, object, length,
+				      codec, &place);
 	if (ret)
 		return ret;
 	if (!usw_vswap_repoint(&session->vswap, id, USW_BACKEND_MEMORY, usw_place(number, slot),

@@ -44,9 +44,13 @@
 #define USW_STUCK_NS 300000000u
 #define USW_ROOM_NS 1000000000u
 #define USW_BARREN_NS 30000000u
-/* Garbage is let be up to this share of what is stored: a fifth, or a sixteenth where RAM is tight. */
+/*
+ * Garbage is let be up to this share of what is stored: a fifth, or a sixteenth where RAM is tight, or a
+ * sixty-fourth where new objects fill vacancies, so that little is made.
+ */
 #define USW_GARBAGE_SHARE 5u
 #define USW_GARBAGE_SHARE_TIGHT 16u
+#define USW_GARBAGE_SHARE_FILLED 64u
 /* How long it is collected in one go where RAM is tight. */
 #define USW_COMPACT_NS 5000000u
 /* A page of the highest heat is passed over this often before it goes. */
@@ -355,14 +359,19 @@ static bool compact_if_worth(struct usw_session *session, uint64_t garbage_share
  * Keep garbage low. Where RAM is tight each byte of it costs the program several of memory that it
  * has: the page that must leave for it is stored, too. A budget that garbage has eaten up leaves
  * nothing resident, and everything that is touched makes more of it; so there it is kept lower than
- * it would pay otherwise, and it is collected as fast as it comes.
+ * it would pay otherwise, and it is collected as fast as it comes. Without a disk, whose coldest segments
+ * must stay apart, new objects take the places of dead ones.
  */
 static void compact(struct usw_session *session, bool tight)
 {
 	uint64_t end_ns = usw_now_ns() + USW_COMPACT_NS;
-	uint32_t share = tight ? USW_GARBAGE_SHARE_TIGHT : USW_GARBAGE_SHARE;
+	bool fills = tight && !atomic_load(&session->tiers.count);
+	uint32_t share = fills   ? USW_GARBAGE_SHARE_FILLED
+			 : tight ? USW_GARBAGE_SHARE_TIGHT
+				 : USW_GARBAGE_SHARE;
 
-	session->segments.worth_share = tight ? USW_GARBAGE_SHARE_TIGHT : USW_WORTH_SHARE;
+	session->segments.worth_share = tight ? share : USW_WORTH_SHARE;
+	session->vacancies.is_wanted = fills;
 	do
 		session->reclaim.compacting = compact_if_worth(session, share);
 	while (tight && session->reclaim.compacting && usw_now_ns() < end_ns);

@@ -11,8 +11,6 @@
 
 #include "segment.h"
 
-/* Objects start at multiples of this, so that words in them do not straddle more than they must. */
-#define USW_OBJECT_ALIGN 8u
 /*
  * Warm segments, at most, and of how many one: under random access to a tight budget one is emptied for each
  * that is opened, and giving its RAM back and taking it again was six tenths of the reclaim thread's time.
@@ -50,11 +48,6 @@ static uint32_t form_length_bytes(uint16_t form)
 static enum usw_codec form_codec(uint16_t form)
 {
 	return (enum usw_codec)(form & 7);
-}
-
-static uint32_t stored_bytes(uint32_t length_bytes)
-{
-	return (length_bytes + USW_OBJECT_ALIGN - 1) & ~(USW_OBJECT_ALIGN - 1);
 }
 
 static struct usw_segment *header(const struct usw_segments *segments, uint32_t segment)
@@ -314,12 +307,20 @@ static void append_entry(struct usw_segments *segments, struct usw_segment *h, u
 	atomic_store_explicit(&group->owners[at], owner_id, memory_order_release);
 }
 
+static void count_live(struct usw_segments *segments, struct usw_segment *h, uint32_t stored)
+{
+	atomic_fetch_add_explicit(&h->live_bytes, stored, memory_order_relaxed);
+	atomic_fetch_add_explicit(&h->live_count, 1, memory_order_relaxed);
+	atomic_fetch_add_explicit(&segments->live_bytes, stored, memory_order_relaxed);
+	atomic_fetch_add_explicit(&segments->live_count, 1, memory_order_relaxed);
+}
+
 int usw_segments_append(struct usw_segments *segments, uint32_t owner_id, const void *bytes,
 			uint32_t length_bytes, enum usw_codec codec, uint64_t *ret_place)
 {
 	usw_assert(owner_id != 0 && length_bytes > 0 && length_bytes <= USW_PAGE_BYTES);
 
-	uint32_t stored = stored_bytes(length_bytes);
+	uint32_t stored = usw_stored_bytes(length_bytes);
 	if (segments->open) {
 		struct usw_segment *h = header(segments, segments->open);
 
@@ -345,14 +346,66 @@ int usw_segments_append(struct usw_segments *segments, uint32_t owner_id, const 
 		segments->used_bytes += held_bytes - h->held_bytes;
 		h->held_bytes = held_bytes;
 	}
-	atomic_fetch_add_explicit(&h->live_bytes, stored, memory_order_relaxed);
-	atomic_fetch_add_explicit(&h->live_count, 1, memory_order_relaxed);
-	atomic_fetch_add_explicit(&segments->live_bytes, stored, memory_order_relaxed);
-	atomic_fetch_add_explicit(&segments->live_count, 1, memory_order_relaxed);
+	count_live(segments, h, stored);
 	append_entry(segments, h, owner_id, make_form(length_bytes, codec));
 	h->append_bytes += stored;
 	*ret_place = (uint64_t)segment << 16 | index;
 	return 0;
+}
+
+/** Where the entry `at` of a group begins in its segment. */
+static uint32_t offset_in(struct group *group, uint32_t at)
+{
+	uint32_t offset = atomic_load_explicit(&group->offset_bytes, memory_order_relaxed);
+
+	for (uint32_t i = 0; i < at; i++)
+		offset += usw_stored_bytes(form_length_bytes(
+			atomic_load_explicit(&group->forms[i], memory_order_relaxed)));
+	return offset;
+}
+
+bool usw_segments_has_vacancy(const struct usw_segments *segments, uint32_t segment)
+{
+	const struct usw_segment *h = header(segments, segment);
+
+	return is_settled(h, USW_TIER_RAM) && !h->is_parked && !usw_segment_has_garbage(h) &&
+	       atomic_load_explicit(&h->live_bytes, memory_order_relaxed) < h->append_bytes;
+}
+
+uint32_t usw_segments_dead_bytes(const struct usw_segments *segments, uint32_t segment,
+				 uint32_t index)
+{
+	struct group *group = find_group(segments, segment, index);
+	uint32_t at = index % USW_GROUP_ENTRIES;
+
+	// Acquire: whoever let go of it has repointed the descriptor before.
+	if (atomic_load_explicit(&group->owners[at], memory_order_acquire))
+		return 0;
+	return usw_stored_bytes(
+		form_length_bytes(atomic_load_explicit(&group->forms[at], memory_order_relaxed)));
+}
+
+bool usw_segments_refill(struct usw_segments *segments, uint32_t segment, uint32_t index,
+			 uint32_t owner_id, const void *bytes, uint32_t length_bytes,
+			 enum usw_codec codec)
+{
+	uint32_t stored = usw_stored_bytes(length_bytes);
+	struct usw_segment *h = header(segments, segment);
+
+	if (!usw_segments_has_vacancy(segments, segment) || index >= h->object_count ||
+	    usw_segments_dead_bytes(segments, segment, index) != stored)
+		return false;
+	struct group *group = find_group(segments, segment, index);
+	uint32_t at = index % USW_GROUP_ENTRIES;
+	uint64_t offset = offset_in(group, at);
+
+	memcpy(segments->data.base + (uint64_t)segment * USW_SEGMENT_BYTES + offset, bytes,
+	       length_bytes);
+	count_live(segments, h, stored);
+	atomic_store_explicit(&group->forms[at], make_form(length_bytes, codec),
+			      memory_order_relaxed);
+	atomic_store_explicit(&group->owners[at], owner_id, memory_order_release);
+	return true;
 }
 
 void usw_segments_release(struct usw_segments *segments, uint32_t segment, uint32_t index)
@@ -363,7 +416,7 @@ void usw_segments_release(struct usw_segments *segments, uint32_t segment, uint3
 	uint32_t at = index % USW_GROUP_ENTRIES;
 	usw_assert(group);
 	// Its length stays: what comes after it is found by it.
-	uint32_t stored = stored_bytes(
+	uint32_t stored = usw_stored_bytes(
 		form_length_bytes(atomic_load_explicit(&group->forms[at], memory_order_relaxed)));
 	// Release: a reader that finds the entry dead must find the descriptor repointed, too.
 	uint32_t owner = atomic_exchange_explicit(&group->owners[at], 0, memory_order_acq_rel);
@@ -375,17 +428,6 @@ void usw_segments_release(struct usw_segments *segments, uint32_t segment, uint3
 	// Release order: the owner, who frees the segment when it sees zero, must see live_bytes too.
 	if (atomic_fetch_sub_explicit(&h->live_count, 1, memory_order_acq_rel) == 1)
 		atomic_store_explicit(&segments->some_empty, true, memory_order_release);
-}
-
-/** Where the entry `at` of a group begins in its segment. */
-static uint32_t offset_in(struct group *group, uint32_t at)
-{
-	uint32_t offset = atomic_load_explicit(&group->offset_bytes, memory_order_relaxed);
-
-	for (uint32_t i = 0; i < at; i++)
-		offset += stored_bytes(form_length_bytes(
-			atomic_load_explicit(&group->forms[i], memory_order_relaxed)));
-	return offset;
 }
 
 bool usw_segments_find(const struct usw_segments *segments, uint32_t segment, uint32_t index,
@@ -589,7 +631,7 @@ void usw_segments_check(const struct usw_segments *segments)
 		for (uint32_t index = 0; index < h->object_count; index++) {
 			struct group *group = find_group(segments, segment, index);
 			uint32_t at = index % USW_GROUP_ENTRIES;
-			uint32_t stored = stored_bytes(form_length_bytes(group->forms[at]));
+			uint32_t stored = usw_stored_bytes(form_length_bytes(group->forms[at]));
 
 			usw_assert(offset_in(group, at) == offset);
 			offset += stored;

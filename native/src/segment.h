@@ -12,7 +12,8 @@
  * Tables are made of chunks of 128 entries, five to a page, so that a segment pays for the objects
  * it has, few or many. An entry is 6 bytes: the ID of its owner, its length and its codec. Objects
  * lie one after the other, so only every 16th says where it begins, and the others are found by
- * adding up to 15 lengths. An entry whose owner is 0 is dead: garbage until its segment is emptied.
+ * adding up to 15 lengths. An entry whose owner is 0 is dead: garbage until its segment is emptied, or
+ * until an object of the same stored size takes its place (vacancy.h).
  *
  * Threads: one owner (the reclaim thread) appends, empties and frees. Any thread releases objects.
  * Fault threads read without a lock: a segment that is emptied, freed or used again under a
@@ -28,6 +29,8 @@
 #define USW_SEGMENT_BYTES (1u << 20)
 /** Objects of one segment: it is full of bytes before, unless they are below 512 bytes on average. */
 #define USW_SEGMENT_OBJECTS 2048u
+/** Objects start at multiples of this, so that words in them do not straddle more than they must. */
+#define USW_OBJECT_ALIGN 8u
 #define USW_CHUNK_ENTRIES 128u
 #define USW_SEGMENT_CHUNKS (USW_SEGMENT_OBJECTS / USW_CHUNK_ENTRIES)
 
@@ -142,6 +145,12 @@ struct usw_segments {
 	void *slot_context;
 };
 
+/** What an object takes in its segment. */
+static inline uint32_t usw_stored_bytes(uint32_t length_bytes)
+{
+	return (length_bytes + USW_OBJECT_ALIGN - 1) & ~(USW_OBJECT_ALIGN - 1);
+}
+
 /** What a reader needs to find an object's bytes. */
 struct usw_object {
 	const void *bytes; /* in RAM; there only if `where` says so */
@@ -158,6 +167,21 @@ void usw_segments_destroy(struct usw_segments *segments);
 /** Append an object. Owner only. -ENOSPC: no segment is left. */
 int usw_segments_append(struct usw_segments *segments, uint32_t owner_id, const void *bytes,
 			uint32_t length_bytes, enum usw_codec codec, uint64_t *ret_place);
+
+/**
+ * Put an object where one of the same stored size was. False: the place is not vacant, or no place any
+ * more, or its segment is on the move. Owner only.
+ */
+bool usw_segments_refill(struct usw_segments *segments, uint32_t segment, uint32_t index,
+			 uint32_t owner_id, const void *bytes, uint32_t length_bytes,
+			 enum usw_codec codec);
+
+/** What the object of a dead entry took, as stored; 0 if it is alive. Owner only. */
+uint32_t usw_segments_dead_bytes(const struct usw_segments *segments, uint32_t segment,
+				 uint32_t index);
+
+/** True if there are dead entries to be filled, and not so many that it is better emptied. Owner only. */
+bool usw_segments_has_vacancy(const struct usw_segments *segments, uint32_t segment);
 
 /** An object nobody refers to any more becomes garbage. Any thread. */
 void usw_segments_release(struct usw_segments *segments, uint32_t segment, uint32_t index);

@@ -19,6 +19,7 @@
 #include "stats.h"
 #include "target.h"
 #include "tier.h"
+#include "vacancy.h"
 
 #define USW_FAULT_THREADS_MAX 8u
 #define USW_EVENTS_MAX 256u
@@ -125,6 +126,7 @@ struct usw_session {
 	uint64_t hash_seed;
 
 	struct usw_segments segments;
+	struct usw_vacancies vacancies; /* reclaim thread */
 	struct usw_vswap vswap;
 	struct usw_nodes nodes;
 	struct usw_standby_space standbys;

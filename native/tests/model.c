@@ -48,6 +48,7 @@
 #include "pagemap.h"
 #include "standby.h"
 #include "tier.h"
+#include "vacancy.h"
 
 #define TARGETS_MAX 64u
 #define BALLAST_MAX 16384u
@@ -71,6 +72,7 @@ struct ballast {
 };
 
 static struct usw_segments segments;
+static struct usw_vacancies vacancies;
 static struct usw_vswap vswap;
 static struct usw_nodes nodes;
 static struct usw_standby_space standbys;
@@ -197,7 +199,8 @@ static bool compress_slot(uint32_t number, uint32_t slot, uint32_t id)
 	uint32_t length = usw_codec_compress(&(struct usw_codec_hint){0},
 					     usw_standby_page(&standbys, number, slot), object,
 					     &codec);
-	if (usw_segments_append(&segments, id, object, length, codec, &new_place))
+	vacancies.is_wanted = id & 1;
+	if (usw_vacancies_store(&vacancies, &segments, id, object, length, codec, &new_place))
 		return false;
 	CHECK(usw_vswap_repoint(&vswap, id, USW_BACKEND_MEMORY, place, USW_BACKEND_OBJECT,
 				new_place));
@@ -534,7 +537,8 @@ static bool add_ballast(struct ballast *entry, enum check_kind kind, uint64_t se
 	if (usw_vswap_alloc(&vswap, USW_BACKEND_MEMORY, usw_place(USW_STANDBY_MAX, 0), hash, &id))
 		return false;
 	uint32_t length = usw_codec_compress(&(struct usw_codec_hint){0}, page, object, &codec);
-	if (usw_segments_append(&segments, id, object, length, codec, &place)) {
+	vacancies.is_wanted = id & 1;
+	if (usw_vacancies_store(&vacancies, &segments, id, object, length, codec, &place)) {
 		usw_vswap_put(&vswap, id);
 		return false;
 	}

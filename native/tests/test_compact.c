@@ -5,7 +5,7 @@
  * Goal: compaction gives memory back, never changes or loses a page, and comes to an end; a reader
  * without a lock is never given wrong bytes and never told that right content is corrupt.
  * Method: known pages in segments made sparse on purpose; then readers that fault, fork and drop
- * pages against an owner that drains, compacts, reaps and collects without a pause.
+ * pages against an owner that drains, fills vacancies, compacts, reaps and collects without a pause.
  */
 
 #include <pthread.h>
@@ -13,6 +13,7 @@
 
 #include "check.h"
 #include "compact.h"
+#include "vacancy.h"
 
 #define SEGMENT_PAGES (USW_SEGMENT_BYTES / USW_PAGE_BYTES)
 
@@ -208,8 +209,10 @@ struct storm {
 	_Atomic uint64_t cells[CELLS]; /* seed 32 | ID 32 */
 	_Atomic bool done;
 	_Atomic uint64_t reads;
+	uint64_t fills; /* of vacancies; owner */
 
 	/* Owner only: the standby slots are a ring, as in a target. */
+	struct usw_vacancies vacancies;
 	char standby[SLOTS * USW_PAGE_BYTES] __attribute__((aligned(64)));
 	uint32_t owner[SLOTS];
 	uint32_t head, tail;
@@ -298,8 +301,10 @@ static bool drain_one(struct storm *storm)
 		uint32_t length =
 			usw_codec_compress(&(struct usw_codec_hint){0}, page, object, &codec);
 
-		if (usw_segments_append(&world->segments, id, object, length, codec, &place))
+		if (usw_vacancies_store(&storm->vacancies, &world->segments, id, object, length,
+					codec, &place))
 			return false;
+		storm->fills += usw_place_group(place) != world->segments.open;
 		if (!usw_vswap_repoint(&world->vswap, id, USW_BACKEND_MEMORY, usw_place(0, slot),
 				       USW_BACKEND_OBJECT, place))
 			usw_segments_release(&world->segments, usw_place_group(place),
@@ -344,6 +349,7 @@ static void run_owner(struct storm *storm)
 	uint64_t state = 1;
 
 	for (uint32_t round = 1; round <= OWNER_ROUNDS; round++) {
+		storm->vacancies.is_wanted = round / 1000 % 2;
 		evict_one(storm, round, &state);
 		if (round % 8 == 0)
 			usw_vswap_collect(&world->vswap);
@@ -369,6 +375,7 @@ static void test_readers_against_the_owner(void)
 		pthread_join(threads[i], NULL);
 	CHECK_THAT(storm.reads, >, 100);
 	CHECK_THAT(world->segments.compacted_segments, >, 0);
+	CHECK_THAT(storm.fills, >, 100);
 	usw_segments_check(&world->segments);
 
 	for (uint32_t i = 0; i < CELLS; i++)
