@@ -16,8 +16,9 @@
 #include "uffd.h"
 
 /*
- * So many are woken before their next faults are read: what these ask for goes to the disk with one
- * call, which is most of a disk fault's cost, and the disk works while the others are woken.
+ * Reads, or runs of them, that are settled before messages are read again. What those who were woken ask
+ * for goes to the disk with one call, which is most of a disk fault's cost, and the disk works while the
+ * others are woken.
  */
 #define USW_SETTLE_MAX 4
 
@@ -242,7 +243,7 @@ static uint32_t settle_run(struct usw_fault_thread *thread, uint32_t from)
 	return brought;
 }
 
-/** One read that the disk has answered. Returns how many are settled; 0: it waits for room. */
+/** One read that the disk has answered. Returns how many are settled; 0: it must be looked at again. */
 static uint32_t settle_at(struct usw_fault_thread *thread, uint32_t index)
 {
 	struct usw_disk_read *read = &thread->disk->at[index];
@@ -265,11 +266,13 @@ bool usw_diskanswer_settle(struct usw_fault_thread *thread)
 {
 	struct usw_disk_faults *disk = thread->disk;
 	bool waiting = false;
-	uint32_t woken = 0;
+	uint32_t count = 0;
 
-	if (!disk || !disk->busy)
+	if (!disk)
 		return false;
-	disk->is_ripe = false;
+	disk->is_ripe = false; // nothing is, where nothing is busy
+	if (!disk->busy)
+		return false;
 	usw_diskfault_collect(disk);
 	uint32_t first = disk->looked;
 	for (uint32_t i = 0; i < USW_DISK_READS_MAX && !disk->is_ripe; i++) {
@@ -285,7 +288,7 @@ bool usw_diskanswer_settle(struct usw_fault_thread *thread)
 		}
 		i += settled - 1;
 		disk->looked = (index + settled) % USW_DISK_READS_MAX;
-		disk->is_ripe = ++woken == USW_SETTLE_MAX;
+		disk->is_ripe |= ++count == USW_SETTLE_MAX; // or one was called meanwhile
 	}
 	return waiting;
 }

@@ -121,7 +121,8 @@ bool usw_tiers_step(struct usw_tiers *tiers, const struct usw_tiers_plan *plan)
 		return false;
 	usw_moves_settle(tiers);
 	usw_tiers_close_leaving(tiers);
-	if (usw_now_ns() - tiers->swept_ns > USW_SWEEP_NS) {
+	// Also when the last one has gone, for nobody counts after that.
+	if (usw_now_ns() - tiers->swept_ns > USW_SWEEP_NS || !atomic_load(&tiers->count)) {
 		tiers->swept_ns = usw_now_ns();
 		usw_tiers_count(tiers);
 		usw_deadslots_give(tiers);

@@ -402,6 +402,7 @@ bool usw_segments_refill(struct usw_segments *segments, uint32_t segment, uint32
 	memcpy(segments->data.base + (uint64_t)segment * USW_SEGMENT_BYTES + offset, bytes,
 	       length_bytes);
 	count_live(segments, h, stored);
+	atomic_store_explicit(&h->touched, segments->clock, memory_order_relaxed);
 	atomic_store_explicit(&group->forms[at], make_form(length_bytes, codec),
 			      memory_order_relaxed);
 	atomic_store_explicit(&group->owners[at], owner_id, memory_order_release);

@@ -15,9 +15,9 @@
  * adding up to 15 lengths. An entry whose owner is 0 is dead: garbage until its segment is emptied, or
  * until an object of the same stored size takes its place (vacancy.h).
  *
- * Threads: one owner (the reclaim thread) appends, empties and frees. Any thread releases objects.
- * Fault threads read without a lock: a segment that is emptied, freed or used again under a
- * reader gives it bytes whose hash does not match (see vswap.h).
+ * Threads: one owner (the reclaim thread) appends, refills, empties and frees. Any thread releases
+ * objects. Fault threads read without a lock: a segment that is emptied, freed or used again under a
+ * reader, or an entry that is refilled, gives it bytes whose hash does not match (see vswap.h).
  */
 
 #ifndef USW_SEGMENT_H
@@ -170,7 +170,7 @@ int usw_segments_append(struct usw_segments *segments, uint32_t owner_id, const 
 
 /**
  * Put an object where one of the same stored size was. False: the place is not vacant, or no place any
- * more, or its segment is on the move. Owner only.
+ * more, or its segment has no vacancies (usw_segments_has_vacancy()). Owner only.
  */
 bool usw_segments_refill(struct usw_segments *segments, uint32_t segment, uint32_t index,
 			 uint32_t owner_id, const void *bytes, uint32_t length_bytes,
@@ -180,7 +180,10 @@ bool usw_segments_refill(struct usw_segments *segments, uint32_t segment, uint32
 uint32_t usw_segments_dead_bytes(const struct usw_segments *segments, uint32_t segment,
 				 uint32_t index);
 
-/** True if there are dead entries to be filled, and not so many that it is better emptied. Owner only. */
+/**
+ * True if there are dead entries to be filled: closed, in RAM to stay, and not so many dead that it is
+ * soon emptied (USW_WORTH_SHARE). Owner only.
+ */
 bool usw_segments_has_vacancy(const struct usw_segments *segments, uint32_t segment);
 
 /** An object nobody refers to any more becomes garbage. Any thread. */

@@ -10,7 +10,7 @@
 
 /* Not looked for while they are less than one part in this of what is held. */
 #define USW_VACANCY_SHARE 128u
-/* Segments that are asked for an object whether they have any. */
+/* Headers of segments looked at for one search, at most. */
 #define USW_VACANCY_ASK 32u
 
 static uint32_t size_of(uint32_t stored_bytes)

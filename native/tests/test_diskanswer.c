@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: MIT
+
+/**
+ * @file
+ * Goal: whatever the disk has answered is looked at while something is left to look at, and no longer:
+ * a fault thread neither sleeps on a page that somebody waits for nor spins when there is none.
+ * Method: the settling alone, with reads in any stage and everything around it made of straw; a message
+ * that comes in its middle calls a page from reserve that was passed already.
+ */
+
+#include "answer.h"
+#include "check.h"
+#include "diskanswer.h"
+#include "fault.h"
+#include "session.h"
+#include "uffd.h"
+
+#define UNUSED __attribute__((unused))
+
+static struct usw_session session;
+static struct usw_fault_thread thread;
+static struct usw_disk_faults disk;
+static struct usw_target target;
+static usw_page_word words[USW_DISK_READS_MAX];
+static struct usw_descriptor descriptors[USW_DISK_READS_MAX + 1];
+static struct usw_segment headers[2];
+
+static int called = -1;  /* a read that the next message calls from reserve */
+static bool has_room;    /* for what is handed in */
+static uint32_t settled; /* reads */
+
+// --- What is around it --------------------------------------------------------------------------
+
+struct usw_disk_faults *usw_diskfault_create(UNUSED struct usw_session *s)
+{
+	return &disk;
+}
+
+void usw_diskfault_destroy(UNUSED struct usw_disk_faults *faults)
+{
+}
+
+struct usw_disk_read *usw_diskfault_find(UNUSED struct usw_disk_faults *faults,
+					 UNUSED const struct usw_target *t, UNUSED uint64_t page)
+{
+	return NULL;
+}
+
+struct usw_disk_read *usw_diskfault_begin(UNUSED struct usw_disk_faults *faults,
+					  UNUSED struct usw_session *s, UNUSED struct usw_target *t,
+					  UNUSED const struct usw_fault *fault,
+					  UNUSED bool is_ahead, UNUSED uint32_t id,
+					  UNUSED const struct usw_disk_place *place)
+{
+	return NULL;
+}
+
+void usw_diskfault_call(struct usw_disk_faults *faults, struct usw_disk_read *read)
+{
+	faults->is_ripe |= read->is_reserve;
+	read->is_reserve = false;
+}
+
+void usw_diskfault_collect(UNUSED struct usw_disk_faults *faults)
+{
+}
+
+int usw_diskfault_open(UNUSED struct usw_disk_faults *faults, UNUSED struct usw_session *s,
+		       struct usw_disk_read *read, UNUSED const char **ret_why)
+{
+	read->stage = USW_READ_READY;
+	return 0;
+}
+
+void usw_diskfault_done(struct usw_disk_faults *faults, struct usw_disk_read *read)
+{
+	read->stage = USW_READ_IDLE;
+	faults->busy--;
+	settled++;
+}
+
+usw_page_word *usw_answer_find_evicted(UNUSED const struct usw_target *t, uint64_t page,
+				       uint64_t *ret_now)
+{
+	uint32_t i = (uint32_t)(page / USW_PAGE_BYTES / 2);
+
+	*ret_now = usw_page_make(USW_PAGE_EVICTED, 0, i + 1, 0);
+	return &words[i];
+}
+
+bool usw_content_is_on_disk(UNUSED const struct usw_session *s, UNUSED uint32_t id,
+			    UNUSED struct usw_disk_place *place)
+{
+	return false;
+}
+
+void usw_answer_count_touch(UNUSED struct usw_fault_thread *t, UNUSED struct usw_target *u,
+			    UNUSED uint64_t now)
+{
+}
+
+void usw_fault_finish(UNUSED struct usw_fault_thread *t, UNUSED const struct usw_fault *fault,
+		      UNUSED enum usw_verdict verdict)
+{
+}
+
+enum usw_verdict usw_fault_answer(UNUSED struct usw_fault_thread *t, UNUSED struct usw_target *u,
+				  UNUSED const struct usw_fault *fault)
+{
+	return USW_DROPPED;
+}
+
+enum usw_verdict usw_answer_poison(UNUSED struct usw_fault_thread *t, UNUSED struct usw_target *u,
+				   UNUSED uint64_t page, UNUSED usw_page_word *word,
+				   UNUSED uint64_t now, UNUSED const char *where,
+				   UNUSED const char *why)
+{
+	abort();
+}
+
+bool usw_answer_has_room(UNUSED struct usw_fault_thread *t, UNUSED struct usw_target *u,
+			 UNUSED const struct usw_fault *fault)
+{
+	return has_room;
+}
+
+int usw_answer_hand_in(UNUSED struct usw_fault_thread *t, UNUSED struct usw_target *u,
+		       UNUSED uint64_t page, UNUSED usw_page_word *word, UNUSED uint64_t now,
+		       UNUSED const void *bytes, UNUSED enum usw_backend backend,
+		       UNUSED bool is_kept)
+{
+	return 0;
+}
+
+enum usw_verdict usw_answer_failed(UNUSED struct usw_target *t, UNUSED uint64_t page,
+				   UNUSED int error)
+{
+	abort();
+}
+
+void usw_answer_settle(UNUSED struct usw_fault_thread *t, UNUSED usw_page_word *word,
+		       UNUSED uint64_t now, UNUSED enum usw_backend backend, UNUSED bool is_kept,
+		       UNUSED uint32_t heat)
+{
+}
+
+uint32_t usw_answer_heat(UNUSED const struct usw_session *s, UNUSED uint32_t stamp)
+{
+	return 0;
+}
+
+void usw_reclaim_kick(UNUSED struct usw_session *s)
+{
+}
+
+void usw_fault_pump(UNUSED struct usw_fault_thread *t, UNUSED struct usw_target *u)
+{
+	if (called < 0)
+		return;
+	usw_diskfault_call(&disk, &disk.at[called]);
+	disk.at[called].is_ahead = false;
+	called = -1;
+}
+
+// --- Tests --------------------------------------------------------------------------------------
+
+static void begin(void)
+{
+	memset(&disk, 0, sizeof(disk));
+	memset(&session, 0, sizeof(session));
+	session.vswap.space.base = (char *)descriptors;
+	session.vswap.capacity = USW_DISK_READS_MAX + 1;
+	session.segments.headers.base = (char *)headers;
+	session.segments.capacity = 2;
+	thread.session = &session;
+	thread.disk = &disk;
+	has_room = true;
+	settled = 0;
+}
+
+/** A read of a page with no neighbour, so that each is settled alone. */
+static void put(uint32_t i, enum usw_disk_read_stage stage, bool is_reserve)
+{
+	disk.at[i] = (struct usw_disk_read){
+		.stage = stage,
+		.target = &target,
+		.fault.page = (uint64_t)i * 2 * USW_PAGE_BYTES,
+		.is_ahead = is_reserve,
+		.is_reserve = is_reserve,
+		.id = i + 1,
+		.place.segment = 1,
+	};
+	disk.busy++;
+}
+
+/** Go on as a fault thread does, until it would sleep. Returns after how many looks. */
+static uint32_t look_until_sleep(void)
+{
+	for (uint32_t looks = 1; looks < 1000; looks++) {
+		usw_diskanswer_settle(&thread);
+		if (!disk.is_ripe)
+			return looks;
+	}
+	CHECK(!"it never sleeps");
+	return 0;
+}
+
+static void test_all_are_settled_and_then_it_sleeps(void)
+{
+	for (uint32_t count = 0; count <= USW_DISK_READS_MAX; count++) {
+		for (uint32_t from = 0; from < USW_DISK_READS_MAX; from += 37) {
+			begin();
+			disk.looked = from;
+			for (uint32_t i = 0; i < count; i++)
+				put((from / 2 + i) % USW_DISK_READS_MAX, USW_READ_DONE, false);
+			CHECK_THAT(look_until_sleep(), <=, count + 2);
+			CHECK_EQ(settled, count);
+			CHECK_EQ(disk.busy, 0);
+		}
+	}
+}
+
+/** Every read is looked at in its turn, wherever those before it were. */
+static void test_none_is_passed_over_for_long(void)
+{
+	begin();
+	put(100, USW_READ_DONE, false);
+	for (uint32_t i = 0; i < 20; i++)
+		put(i, USW_READ_DONE, false);
+	for (uint32_t looks = 0; disk.at[100].stage != USW_READ_IDLE; looks++) {
+		CHECK_THAT(looks, <, USW_DISK_READS_MAX);
+		usw_diskanswer_settle(&thread);
+		for (uint32_t i = 0; i < 20; i++)
+			if (disk.at[i].stage == USW_READ_IDLE)
+				put(i, USW_READ_DONE, false); // the disk is fast
+	}
+}
+
+static void test_a_page_called_while_others_are_settled_is_not_forgotten(void)
+{
+	for (uint32_t others = 1; others < 10; others++) {
+		begin();
+		put(3, USW_READ_DONE, true);
+		for (uint32_t i = 0; i < others; i++)
+			put(10 + i, USW_READ_READY, false);
+		called = 3;
+		look_until_sleep();
+		CHECK_EQ(settled, others + 1);
+	}
+}
+
+/** What waits for room is asked about again by the clock, and no spinning helps. */
+static void test_no_room_is_no_reason_to_spin(void)
+{
+	begin();
+	has_room = false;
+	for (uint32_t i = 0; i < 10; i++)
+		put(i, USW_READ_DONE, false);
+	CHECK(usw_diskanswer_settle(&thread));
+	CHECK(!disk.is_ripe);
+	CHECK_EQ(settled, 0);
+	has_room = true;
+	look_until_sleep();
+	CHECK_EQ(settled, 10);
+}
+
+int main(void)
+{
+	check_start(60);
+	test_all_are_settled_and_then_it_sleeps();
+	test_none_is_passed_over_for_long();
+	test_a_page_called_while_others_are_settled_is_not_forgotten();
+	test_no_room_is_no_reason_to_spin();
+	return 0;
+}
