@@ -10,8 +10,8 @@
  * end every page is compared as a whole. Wrong content is reported and makes the exit status 1.
  *
  * An access is timed from before its first touch to after its check; choosing the page and looking
- * up its version are outside. A write is an exchange, so it faults as a write and still returns what
- * was there. The time that an access takes with nothing to wait for is reported as overhead.
+ * up its version are outside. A write is an exchange, so it faults as a write and still returns
+ * what was there. The time that an access takes with nothing to wait for is reported as overhead.
  *
  * With --gate, the program says on stdout which phase has ended and waits for a line on stdin, so
  * that whoever measures can read the counters of the machine at exactly these moments.

@@ -203,18 +203,19 @@ void usw_session_set_limits(struct usw_session *session, uint64_t memory_limit_b
 
 /*
  * Add a disk tier: a folder, a file or a block device; `cap_bytes` UINT64_MAX for no cap. The tier
- * with the highest priority is filled first, and of those the one that was added first. `name` NULL:
- * the first of disk1, disk2, ... that is free. Returns its ID, which is positive. Refused: -ENOENT,
- * -EACCES, ... with a text that says why and what would help; -EEXIST: it is one already, or the
- * name is taken.
+ * with the highest priority is filled first, and of those the one that was added first. `name`
+ * NULL: the first of disk1, disk2, ... that is free. Returns its ID, which is positive. Refused:
+ * -ENOENT, -EACCES, ... with a text that says why and what would help; -EEXIST: it is one already,
+ * or the name is taken.
  */
 int usw_session_tier_add(struct usw_session *session, const char *path, const char *name,
 			 uint64_t cap_bytes, int priority, struct usw_error *error);
 /*
  * Begin to remove a disk tier, by its name or path, while everything runs. Returns at once; a
- * TIER_REMOVED event tells the end, and usw_session_tier_list() how far it is; a TIER_KEPT event tells
- * that what is left cannot hold it any more, and that it stays. Returns its ID. Nothing has happened
- * on -ENOENT (no such tier), -EALREADY (on its way out) or -ENOSPC (what is left cannot hold it).
+ * TIER_REMOVED event tells the end, and usw_session_tier_list() how far it is; a TIER_KEPT event
+ * tells that what is left cannot hold it any more, and that it stays. Returns its ID. Nothing has
+ * happened on -ENOENT (no such tier), -EALREADY (on its way out) or -ENOSPC (what is left cannot
+ * hold it).
  */
 int usw_session_tier_remove(struct usw_session *session, const char *name, struct usw_error *error);
 /* Store what there is of every tier; returns how many were stored. */
@@ -235,8 +236,8 @@ int usw_target_add(struct usw_session *session, int connection, int pidfd, int p
 		   struct usw_error *error);
 
 /*
- * Duplicates of the descriptors a successor would need, for the caller to close: userfaultfd, pidfd,
- * area, maps, pagemap, smaps, connection. Returns how many; 0 if the target is gone.
+ * Duplicates of the descriptors a successor would need, for the caller to close: userfaultfd,
+ * pidfd, area, maps, pagemap, smaps, connection. Returns how many; 0 if the target is gone.
  */
 int usw_target_fds(struct usw_session *session, uint32_t target_id, int *fds, int capacity);
 

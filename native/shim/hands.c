@@ -180,11 +180,11 @@ static _Noreturn void kill_program(const struct hands *h)
 }
 
 /**
- * UFFDIO_MOVE. Returns the bytes moved if any, else -errno. The kernel says -EAGAIN for every call that
- * fell short and the true reason only to the one that moves nothing.
+ * UFFDIO_MOVE. Returns the bytes moved if any, else -errno. The kernel says -EAGAIN for every call
+ * that fell short and the true reason only to the one that moves nothing.
  *
- * It is not told to pass over holes but where nothing is made of them (flags): a hole that counted as
- * moved would be stored as a page of zeros, and nothing could tell it from one.
+ * It is not told to pass over holes but where nothing is made of them (flags): a hole that counted
+ * as moved would be stored as a page of zeros, and nothing could tell it from one.
  */
 static int64_t move_pages(int uffd, uintptr_t to, uintptr_t from, uint64_t bytes, uint64_t flags)
 {
@@ -275,7 +275,9 @@ static void batch_publish(struct hands *h, const struct batch *b, uint32_t seq)
 		__atomic_store_n(&ring->moved[i], b->taken[i], __ATOMIC_RELAXED);
 	__atomic_store_n(&ring->error, b->error, __ATOMIC_RELAXED);
 	h->handled_seq = seq;
-	/* Sequentially consistent with the agent, which sets agent_waiting, then looks at done_seq. */
+	/*
+	 * Sequentially consistent with the agent, which sets agent_waiting, then looks at done_seq.
+	 */
 	__atomic_store_n(&ring->done_seq, seq, __ATOMIC_SEQ_CST);
 	if (__atomic_load_n(&ring->agent_waiting, __ATOMIC_SEQ_CST))
 		usw_raw(SYS_futex, &ring->done_seq, FUTEX_WAKE, INT32_MAX);
@@ -400,10 +402,11 @@ static void take_all(struct hands *h, struct batch *b, struct stages *s)
 }
 
 /**
- * Move pages that were taken on to the "out" stage, from where they can be dropped without an event.
- * Nobody else has these pages any more, so there is no giving up: a page that stays busy (somebody
- * pins what is not his, or the kernel has merged it) is read where it is and fetched later. Any other
- * failure that lasts means that the program has torn up the stages, and has to stop; so does a hole.
+ * Move pages that were taken on to the "out" stage, from where they can be dropped without an
+ * event. Nobody else has these pages any more, so there is no giving up: a page that stays busy
+ * (somebody pins what is not his, or the kernel has merged it) is read where it is and fetched
+ * later. Any other failure that lasts means that the program has torn up the stages, and has to
+ * stop; so does a hole.
  */
 static void collect_run(struct hands *h, struct batch *b, struct stages *s, uint32_t first,
 			uint32_t end)
@@ -605,7 +608,9 @@ static _Noreturn void serve(struct hands *h)
 	uint32_t seq;
 
 	for (;;) {
-		/* No spinning: hands runs where the program does, which would have to wait for it. */
+		/*
+		 * No spinning: hands runs where the program does, which would have to wait for it.
+		 */
 		if (work_is_posted(h, &seq))
 			do_command(h, seq);
 		else

@@ -49,8 +49,8 @@ struct usw_aio_injection {
 };
 
 /**
- * Create a queue for at most `depth` requests at a time. `preferred` is what is tried first; threads
- * are what is left.
+ * Create a queue for at most `depth` requests at a time. `preferred` is what is tried first;
+ * threads are what is left.
  */
 int usw_aio_create(uint32_t depth, enum usw_aio_engine preferred, struct usw_aio **ret);
 /** Waits for what is under way. NULL is fine. */

@@ -7,10 +7,10 @@
  * A program that does not run does not grow, but looking at it every 10 ms costs half a percent of
  * a processor for ever. So while all targets sleep, each has a timer on its own processor clock
  * (timer_create() takes the clock of any process): it stands still with the program and expires
- * at the scheduler's first tick at which the program runs its own code, 4 ms later at the most. Costs
- * nothing meanwhile, in either process. The kernel delivers it at a return to user mode: a program
- * that wakes up into one long system call (MAP_POPULATE, read(2) into fresh memory) is found by
- * looking now and then, as often as the room demands.
+ * at the scheduler's first tick at which the program runs its own code, 4 ms later at the most.
+ * Costs nothing meanwhile, in either process. The kernel delivers it at a return to user mode: a
+ * program that wakes up into one long system call (MAP_POPULATE, read(2) into fresh memory) is
+ * found by looking now and then, as often as the room demands.
  *
  * One that always runs for less than a tick may be missed for long; it is looked at now and then,
  * and what it can grow by meanwhile is bounded by what it runs.

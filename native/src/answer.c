@@ -250,7 +250,9 @@ int usw_answer_unasked(struct usw_fault_thread *thread, struct usw_target *targe
 
 // --- What was never there -----------------------------------------------------------------------
 
-/** How many pages from `page` on nothing is known of; at least 1, which the caller knows already. */
+/**
+ * How many pages from `page` on nothing is known of; at least 1, which the caller knows already.
+ */
 static uint32_t hole_length(const struct usw_target *target, uint64_t page, uint32_t limit)
 {
 	uint32_t length = 1;

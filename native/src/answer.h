@@ -5,8 +5,8 @@
  * What a fault is answered with: the content that the page map names, zeros, or leave to write.
  *
  * The path of a fault, from top to bottom: page map, descriptor, content into the thread's buffer,
- * verify, UFFDIO_COPY, account. No lock, no allocation, no logging on it. Everything here runs on the
- * target's fault thread.
+ * verify, UFFDIO_COPY, account. No lock, no allocation, no logging on it. Everything here runs on
+ * the target's fault thread.
  */
 
 #ifndef USW_ANSWER_H
@@ -30,8 +30,9 @@ enum usw_verdict usw_answer(struct usw_fault_thread *thread, struct usw_target *
 			    const struct usw_fault *fault);
 
 /**
- * Bring an evicted page back that nobody waits for. 1, or 0 if there was nothing to bring or it cannot be
- * brought; -EAGAIN: not now, an event is unread; -EINPROGRESS: its segment is on its way up from a disk.
+ * Bring an evicted page back that nobody waits for. 1, or 0 if there was nothing to bring or it
+ * cannot be brought; -EAGAIN: not now, an event is unread; -EINPROGRESS: its segment is on its way
+ * up from a disk.
  */
 int usw_answer_unasked(struct usw_fault_thread *thread, struct usw_target *target, uint64_t page);
 
@@ -46,8 +47,8 @@ usw_page_word *usw_answer_find_evicted(const struct usw_target *target, uint64_t
 				       uint64_t *ret_now);
 
 /**
- * Hand in what is known to be right; the page map names its ID. 0, or what the copy said: -EEXIST is
- * settled, too, and the others have changed nothing.
+ * Hand in what is known to be right; the page map names its ID. 0, or what the copy said: -EEXIST
+ * is settled, too, and the others have changed nothing.
  */
 int usw_answer_hand_in(struct usw_fault_thread *thread, struct usw_target *target, uint64_t page,
 		       usw_page_word *word, uint64_t now, const void *content,

@@ -70,7 +70,9 @@ static struct usw_cluster_trial *trial_of(struct usw_clusters *clusters, uint64_
 	return &clusters->trials[page / USW_CLUSTER_PAGES % USW_CLUSTER_TRIALS];
 }
 
-/** True if a trial can be noted for the cluster of a page. One that is over without a fault ends. */
+/**
+ * True if a trial can be noted for the cluster of a page. One that is over without a fault ends.
+ */
 static bool has_place(struct usw_clusters *clusters, uint64_t page, uint32_t soon)
 {
 	struct usw_cluster_trial *trial = trial_of(clusters, page);

@@ -6,12 +6,12 @@
  *
  * A program that turns to another part of its memory touches that in no order, so that no stream
  * foresees it, and yet nearly all of it. What tells is density: blocks of memory where many of the
- * last faults fell. In those, the pages around a fault come in with it. Faults that are spread evenly
- * over all memory reach the threshold once in hundreds of times.
+ * last faults fell. In those, the pages around a fault come in with it. Faults that are spread
+ * evenly over all memory reach the threshold once in hundreds of times.
  *
- * Whether it pays is measured, not assumed. Of some clusters one page, chosen by chance, is left out.
- * If the program asks for it soon, the others were wanted too; else they were not. While most are not
- * asked for, only a few clusters are brought in, to see whether that has changed.
+ * Whether it pays is measured, not assumed. Of some clusters one page, chosen by chance, is left
+ * out. If the program asks for it soon, the others were wanted too; else they were not. While most
+ * are not asked for, only a few clusters are brought in, to see whether that has changed.
  *
  * Pure bookkeeping, no memory is touched. The owner is the target's fault thread; no lock.
  */
@@ -50,9 +50,9 @@ struct usw_clusters {
 void usw_clusters_init(struct usw_clusters *clusters);
 
 /**
- * Learn from a fault on page number `page`. True: the cluster it is in is to be brought in. Then one
- * of its other pages that are missing is to be left out if `ret_is_trial`, by usw_clusters_leave_out().
- * `resident_pages` are those that may be resident.
+ * Learn from a fault on page number `page`. True: the cluster it is in is to be brought in. Then
+ * one of its other pages that are missing is to be left out if `ret_is_trial`, by
+ * usw_clusters_leave_out(). `resident_pages` are those that may be resident.
  */
 bool usw_clusters_note(struct usw_clusters *clusters, uint64_t page, uint64_t resident_pages,
 		       bool *ret_is_trial);

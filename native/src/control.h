@@ -19,8 +19,8 @@
 bool usw_control_evict(struct usw_session *session);
 
 /**
- * Go on with the restores of this thread's targets for a step. Returns when the next step is due, in
- * ms; -1 if none is.
+ * Go on with the restores of this thread's targets for a step. Returns when the next step is due,
+ * in ms; -1 if none is.
  */
 int usw_control_restore(struct usw_fault_thread *thread);
 

@@ -22,7 +22,9 @@ uint32_t usw_deadslots_held_back(const struct usw_tiers *tiers, uint32_t number)
 /** The file is gone, and with it its slots. Owner only. */
 void usw_deadslots_drop(struct usw_tiers *tiers, uint32_t number);
 
-/** Tiers that stay after all get their slots back, as fast as the mover can give them. Owner only. */
+/**
+ * Tiers that stay after all get their slots back, as fast as the mover can give them. Owner only.
+ */
 void usw_deadslots_give(struct usw_tiers *tiers);
 
 static inline uint32_t usw_slot_length(const struct usw_segment *h)

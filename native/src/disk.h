@@ -58,10 +58,14 @@ int usw_disk_open(struct usw_disk *disk, const char *path, uint64_t cap_bytes,
 /** Closes it; what was written is gone, or at least unreadable. */
 void usw_disk_close(struct usw_disk *disk);
 
-/** Take a slot for `length_bytes`, the lowest that is free. -ENOSPC: cap, device or slots are full. */
+/**
+ * Take a slot for `length_bytes`, the lowest that is free. -ENOSPC: cap, device or slots are full.
+ */
 int usw_disk_take(struct usw_disk *disk, uint32_t length_bytes, uint32_t *ret_slot);
 
-/** Give a slot and its space back. `length_bytes` as it was taken. One system call, slow on some. */
+/**
+ * Give a slot and its space back. `length_bytes` as it was taken. One system call, slow on some.
+ */
 void usw_disk_give(struct usw_disk *disk, uint32_t slot, uint32_t length_bytes);
 
 /** Bytes of all slots that are taken, and of those that are on their way back. */

@@ -16,9 +16,9 @@
 #include "uffd.h"
 
 /*
- * Reads, or runs of them, that are settled before messages are read again. What those who were woken ask
- * for goes to the disk with one call, which is most of a disk fault's cost, and the disk works while the
- * others are woken.
+ * Reads, or runs of them, that are settled before messages are read again. What those who were
+ * woken ask for goes to the disk with one call, which is most of a disk fault's cost, and the disk
+ * works while the others are woken.
  */
 #define USW_SETTLE_MAX 4
 
@@ -201,9 +201,9 @@ static usw_page_word *find_opened(struct usw_fault_thread *thread, struct usw_di
 }
 
 /**
- * Hand in with one call what was read of a walk, pages in a row: one by one, the program would wake for
- * the first, run into the second, and sleep again, each time. Returns how many are settled; who is
- * left is settled alone.
+ * Hand in with one call what was read of a walk, pages in a row: one by one, the program would wake
+ * for the first, run into the second, and sleep again, each time. Returns how many are settled; who
+ * is left is settled alone.
  */
 static uint32_t settle_run(struct usw_fault_thread *thread, uint32_t from)
 {
@@ -243,7 +243,9 @@ static uint32_t settle_run(struct usw_fault_thread *thread, uint32_t from)
 	return brought;
 }
 
-/** One read that the disk has answered. Returns how many are settled; 0: it must be looked at again. */
+/**
+ * One read that the disk has answered. Returns how many are settled; 0: it must be looked at again.
+ */
 static uint32_t settle_at(struct usw_fault_thread *thread, uint32_t index)
 {
 	struct usw_disk_read *read = &thread->disk->at[index];

@@ -4,7 +4,8 @@
  * @file
  * Faults that a disk answers: what is asked for, and what becomes of it when it is there.
  *
- * The reads themselves are in diskfault.h. Everything here runs on one fault thread; no lock is held.
+ * The reads themselves are in diskfault.h. Everything here runs on one fault thread; no lock is
+ * held.
  */
 
 #ifndef USW_DISKANSWER_H
@@ -14,8 +15,8 @@
 #include "diskfault.h"
 
 /**
- * Ask for the content of a fault, and go on with other faults until it is there. The caller starts it,
- * with others, by usw_diskfault_flush().
+ * Ask for the content of a fault, and go on with other faults until it is there. The caller starts
+ * it, with others, by usw_diskfault_flush().
  */
 enum usw_verdict usw_diskanswer_begin(struct usw_fault_thread *thread, struct usw_target *target,
 				      const struct usw_fault *fault, uint32_t id,
@@ -29,7 +30,10 @@ bool usw_diskanswer_read_ahead(struct usw_fault_thread *thread, struct usw_targe
 void usw_diskanswer_read_reserve(struct usw_fault_thread *thread, struct usw_target *target,
 				 uint64_t start, uint64_t step, uint32_t count);
 
-/** Settle what was read, some of it at a time. Returns whether something must be looked at again soon. */
+/**
+ * Settle what was read, some of it at a time. Returns whether something must be looked at again
+ * soon.
+ */
 bool usw_diskanswer_settle(struct usw_fault_thread *thread);
 
 #endif /* USW_DISKANSWER_H */

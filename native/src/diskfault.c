@@ -12,7 +12,9 @@
 #include "diskfault.h"
 #include "tier.h"
 
-/* How long a page is in reserve: a walk that is still going on comes for it within a millisecond. */
+/*
+ * How long a page is in reserve: a walk that is still going on comes for it within a millisecond.
+ */
 #define USW_RESERVE_NS 20000000u
 #define USW_BUFFERS_BYTES (USW_DISK_READS_MAX * (USW_DISK_READ_BYTES + USW_PAGE_BYTES))
 
@@ -292,7 +294,8 @@ int usw_diskfault_open(struct usw_disk_faults *faults, struct usw_session *sessi
 		       struct usw_disk_read *read, const char **ret_why)
 {
 	usw_assert(read->stage == USW_READ_DONE);
-	// Not the disk's fault, or that of another block: it is asked again, alone if somebody waits.
+	// Not the disk's fault, or that of another block: it is asked again, alone if somebody
+	// waits.
 	if (read->result == -ENOMEM || read->result == -ECANCELED ||
 	    (read->result && faults->at[read->first].count > 1))
 		return -EAGAIN;

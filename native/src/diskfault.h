@@ -10,14 +10,14 @@
  * if the page map still names this ID with this hash, and otherwise the fault begins anew. What
  * cannot be opened is damaged only if it has not moved meanwhile.
  *
- * What is asked for ahead and lies side by side in one slot is read with one request, a span: its reads
- * are neighbours here, too, and the bytes lie over their buffers from the first one's on. So none of
- * these buffers is used again before all of the span is opened. A fault that waits is read alone: a block
- * that the disk cannot read does no harm to its neighbours.
+ * What is asked for ahead and lies side by side in one slot is read with one request, a span: its
+ * reads are neighbours here, too, and the bytes lie over their buffers from the first one's on. So
+ * none of these buffers is used again before all of the span is opened. A fault that waits is read
+ * alone: a block that the disk cannot read does no harm to its neighbours.
  *
- * A walk is as fast as the disk only if that reads on while the pages of a window are opened and brought
- * in. So the next window is read meanwhile, into reserve: its pages stay here, as the disk gave them,
- * until the walk gets there, or until nobody has come for them.
+ * A walk is as fast as the disk only if that reads on while the pages of a window are opened and
+ * brought in. So the next window is read meanwhile, into reserve: its pages stay here, as the disk
+ * gave them, until the walk gets there, or until nobody has come for them.
  *
  * All of this belongs to one fault thread. It is made at the thread's first disk fault, since most
  * sessions have none; nothing is allocated after that.
@@ -106,9 +106,9 @@ void usw_diskfault_flush(struct usw_disk_faults *faults);
 void usw_diskfault_collect(struct usw_disk_faults *faults);
 
 /**
- * Open what was read. 0: the page is in usw_diskfault_page(). -EAGAIN: it has moved meanwhile, or was
- * not read for want of memory, or because of a neighbour in its span: begin anew.
- * -EBADMSG: it is damaged; `ret_why` says how.
+ * Open what was read. 0: the page is in usw_diskfault_page(). -EAGAIN: it has moved meanwhile, or
+ * was not read for want of memory, or because of a neighbour in its span: begin anew. -EBADMSG: it
+ * is damaged; `ret_why` says how.
  */
 int usw_diskfault_open(struct usw_disk_faults *faults, struct usw_session *session,
 		       struct usw_disk_read *read, const char **ret_why);

@@ -10,16 +10,16 @@
  * pass over the others without a look at their descriptors.
  *
  * The table is small on purpose, and forgets: 8 entries, one line of the cache, for 256 IDs in use,
- * a quarter of a byte a page. That is enough for two reasons. Half of a line is for what is worth more:
- * content that was found before, and one page in 128, chosen by its hash. And pages that are copies
- * come in runs, stored under IDs in a row: where one was found the next is looked for first
+ * a quarter of a byte a page. That is enough for two reasons. Half of a line is for what is worth
+ * more: content that was found before, and one page in 128, chosen by its hash. And pages that are
+ * copies come in runs, stored under IDs in a row: where one was found the next is looked for first
  * (struct usw_equal_run), so a copy made long ago is found from the first noted page on.
  *
  * What an entry says may be long out of date: its ID may be free, be another page's by now, or have
  * gone to a disk. Nothing is believed of it but what the descriptor confirms.
  *
- * Threads: all of it belongs to the owner of the IDs (the reclaim thread). See usw_vswap_get_equal()
- * and usw_equal_is() for what other threads may do meanwhile.
+ * Threads: all of it belongs to the owner of the IDs (the reclaim thread). See
+ * usw_vswap_get_equal() and usw_equal_is() for what other threads may do meanwhile.
  */
 
 #ifndef USW_EQUAL_H
@@ -61,8 +61,8 @@ void usw_equal_note(struct usw_equal *equal, uint32_t id, uint64_t hash);
 uint32_t usw_equal_find(struct usw_equal *equal, struct usw_equal_run *run, uint64_t hash);
 
 /**
- * True if the content of an ID the caller has a reference to is this page, byte for byte. False also
- * if it is on a disk: nothing is read for this.
+ * True if the content of an ID the caller has a reference to is this page, byte for byte. False
+ * also if it is on a disk: nothing is read for this.
  */
 bool usw_equal_is(const struct usw_equal *equal, uint32_t id, const void *page);
 

@@ -189,7 +189,8 @@ void usw_event_apply(struct usw_target *target, const struct uffd_msg *messages,
 			break;
 		}
 	}
-	// A handshake that mapped the ring meanwhile (under the lock) may have missed the last rise.
+	// A handshake that mapped the ring meanwhile (under the lock) may have missed the last
+	// rise.
 	if (target->ring)
 		__atomic_store_n(&target->ring->epoch, atomic_load(&target->epoch),
 				 __ATOMIC_SEQ_CST);

@@ -39,8 +39,8 @@ static bool batch_is_full(const struct usw_batch *batch)
 }
 
 /**
- * Add a page; it goes on the last run if it follows it in the same mapping: the kernel refuses a run
- * that crosses the border of two as a whole. Caller has checked that it fits.
+ * Add a page; it goes on the last run if it follows it in the same mapping: the kernel refuses a
+ * run that crosses the border of two as a whole. Caller has checked that it fits.
  */
 static void batch_add(struct usw_batch *batch, uint64_t address)
 {
@@ -107,7 +107,9 @@ static bool is_whole(struct usw_target *target, const struct page_region *region
 	return true;
 }
 
-/** Pick from regions the kernel says are present. False: the batch is full or the rest must wait. */
+/**
+ * Pick from regions the kernel says are present. False: the batch is full or the rest must wait.
+ */
 static bool pick_from(struct usw_target *target, struct usw_batch *batch,
 		      const struct page_region *regions, int count, uint64_t *cursor)
 {
@@ -532,8 +534,8 @@ static int evict_batch(struct usw_target *target, struct usw_batch *batch, uint3
 	}
 	if (!mark_evicting(target, batch))
 		return -ENOMEM;
-	// The fault thread may be in the middle of filling a hole it had found before the pages were
-	// marked: its zeros would land where hands has just taken the content away. It sets
+	// The fault thread may be in the middle of filling a hole it had found before the pages
+	// were marked: its zeros would land where hands has just taken the content away. It sets
 	// `filling`, then looks at the words; we have marked the words and look at `filling`.
 	atomic_thread_fence(memory_order_seq_cst);
 	usw_wait_while_odd(&target->filling);
@@ -631,7 +633,8 @@ enum usw_evict_result usw_evict_some(struct usw_target *target, uint32_t wanted,
 	if (atomic_load(&target->deferred_waiting))
 		usw_fault_kick(target->session);
 	if (wrapped) {
-		// Exclusive pages go first; what was passed over as shared has its turn in the next lap.
+		// Exclusive pages go first; what was passed over as shared has its turn in the next
+		// lap.
 		target->unshare_lap = target->shared_in_lap;
 		target->shared_in_lap = false;
 		target->eligible_stale = true;

@@ -27,9 +27,9 @@ int usw_fault_watch_exit(struct usw_target *target);
 enum usw_fault_source { USW_SOURCE_UFFD = 0, USW_SOURCE_PIDFD = 1, USW_SOURCE_DISK = 2 };
 
 /**
- * Read and settle what one target has to say. The thread whose fault was answered here has run on this
- * processor since, in our place, and is most often waiting again: look before asking epoll. The
- * target's fault thread only, as the next two.
+ * Read and settle what one target has to say. The thread whose fault was answered here has run on
+ * this processor since, in our place, and is most often waiting again: look before asking epoll.
+ * The target's fault thread only, as the next two.
  */
 void usw_fault_pump(struct usw_fault_thread *thread, struct usw_target *target);
 /** Answer a fault, or put it aside if that cannot be now. */

@@ -5,12 +5,12 @@
  * Where the threads run that work for a target: on the processor of the thread that faults.
  *
  * That thread sleeps while we answer, its processor is awake and its cache is warm. Waking another,
- * halted virtual processor takes 65 to 120 us, and left alone the scheduler does that: it looks for an
- * idle one. Hands goes along, so that what it unmaps has to be flushed from one processor only.
+ * halted virtual processor takes 65 to 120 us, and left alone the scheduler does that: it looks for
+ * an idle one. Hands goes along, so that what it unmaps has to be flushed from one processor only.
  *
- * Who follows has nowhere else to go, so there are two ways out: nobody follows a thread of a real-time
- * policy, which might keep the processor to itself; and hands, whom the reclaim thread waits for, is let
- * go when it does not run. No lock is held.
+ * Who follows has nowhere else to go, so there are two ways out: nobody follows a thread of a
+ * real-time policy, which might keep the processor to itself; and hands, whom the reclaim thread
+ * waits for, is let go when it does not run. No lock is held.
  */
 
 #ifndef USW_FOLLOW_H
@@ -18,7 +18,9 @@
 
 #include "session.h"
 
-/** The calling fault thread and the target's hands follow a thread that has faulted, now and then. */
+/**
+ * The calling fault thread and the target's hands follow a thread that has faulted, now and then.
+ */
 void usw_follow(struct usw_fault_thread *thread, struct usw_target *target, uint32_t thread_id,
 		uint64_t now_ns);
 

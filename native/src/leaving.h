@@ -25,7 +25,9 @@
 
 #include "maps.h"
 
-/** Far longer than a runnable thread is kept from going on, or waits for the lock of its mappings. */
+/**
+ * Far longer than a runnable thread is kept from going on, or waits for the lock of its mappings.
+ */
 #define USW_LEAVING_NS 500000000u
 #define USW_LEAVING_LOOKS 20u
 

@@ -161,7 +161,10 @@ bool usw_maps_parse_line(const char *line, uint64_t *start, uint64_t *end,
 	return true;
 }
 
-/** The name of an anonymous mapping; "" if it has none. Files are not asked: theirs cost a path walk. */
+/**
+ * The name of an anonymous mapping; "" if it has none. Files are not asked: theirs cost a path
+ * walk.
+ */
 static void query_name(int maps_fd, const struct procmap_query *found, char *name,
 		       uint32_t name_bytes)
 {

@@ -49,8 +49,9 @@ enum usw_maps_kind {
 };
 
 /**
- * Call `visit` for every mapping that ends behind `address`, in order and from `address` on, until it
- * returns something else than 0, which is returned. None is told twice, though they may change. Otherwise 0 or -errno. About half a microsecond a mapping.
+ * Call `visit` for every mapping that ends behind `address`, in order and from `address` on, until
+ * it returns something else than 0, which is returned. None is told twice, though they may change.
+ * Otherwise 0 or -errno. About half a microsecond a mapping.
  */
 int usw_maps_for_each(int maps_fd, uint64_t address,
 		      int (*visit)(void *context, uint64_t start, uint64_t end,
@@ -65,7 +66,9 @@ struct usw_maps {
 		stretches; /* spans with the gaps around them, up to the next other mapping */
 };
 
-/** Read the mappings of a target (emptied first). Returns 0 or -errno; 0 and nothing if it is gone. */
+/**
+ * Read the mappings of a target (emptied first). Returns 0 or -errno; 0 and nothing if it is gone.
+ */
 int usw_maps_read(int maps_fd, struct usw_maps *ret);
 void usw_maps_free(struct usw_maps *maps);
 
@@ -78,14 +81,15 @@ int usw_maps_present(int pagemap_fd, uint64_t start, uint64_t end, struct page_r
 		     uint32_t capacity, uint64_t *ret_walk_end);
 
 /**
- * Pages in [start, end) that hold something, be it elsewhere for a moment: in the kernel's own swap, or
- * on the move. Same arguments and result.
+ * Pages in [start, end) that hold something, be it elsewhere for a moment: in the kernel's own
+ * swap, or on the move. Same arguments and result.
  */
 int usw_maps_there(int pagemap_fd, uint64_t start, uint64_t end, struct page_region *regions,
 		   uint32_t capacity, uint64_t *ret_walk_end);
 
 /**
- * Mapped zero pages in [start, end): memory that was read and never written. Same arguments and result.
+ * Mapped zero pages in [start, end): memory that was read and never written. Same arguments and
+ * result.
  */
 int usw_maps_zeros(int pagemap_fd, uint64_t start, uint64_t end, struct page_region *regions,
 		   uint32_t capacity, uint64_t *ret_walk_end);

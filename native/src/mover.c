@@ -30,8 +30,8 @@ void usw_mover_wake(struct usw_tiers *tiers)
 }
 
 /**
- * Ask for the next piece. What is read comes in small ones: a fault that wants one page from the same
- * disk waits behind them, and the program should not notice that a tier leaves. 0 or -errno.
+ * Ask for the next piece. What is read comes in small ones: a fault that wants one page from the
+ * same disk waits behind them, and the program should not notice that a tier leaves. 0 or -errno.
  */
 static int ask_piece(struct usw_tiers *tiers, struct usw_move *move)
 {

@@ -4,8 +4,8 @@
  * @file
  * The mover: the one thread that waits for disks on behalf of whole segments.
  *
- * It seals and unseals, reads and writes, and gives space on disks back. What to move is asked of it
- * in usw_tiers.moves; it never changes the table of segments. Started with the first tier.
+ * It seals and unseals, reads and writes, and gives space on disks back. What to move is asked of
+ * it in usw_tiers.moves; it never changes the table of segments. Started with the first tier.
  */
 
 #ifndef USW_MOVER_H

@@ -48,9 +48,9 @@ static bool bring_in(struct usw_fault_thread *thread, struct usw_target *target,
 }
 
 /**
- * A long stream over pages on a disk with the limit far away: a program wakes up. Then whole segments
- * are read ahead of it. Near the limit they are not: their pages would have to leave again, and a
- * page that is read alone keeps its copy on the disk.
+ * A long stream over pages on a disk with the limit far away: a program wakes up. Then whole
+ * segments are read ahead of it. Near the limit they are not: their pages would have to leave
+ * again, and a page that is read alone keeps its copy on the disk.
  */
 static bool wakes_up(const struct usw_session *session, const struct usw_target *target,
 		     const struct usw_forecast *forecast, uint64_t address,
@@ -61,8 +61,8 @@ static bool wakes_up(const struct usw_session *session, const struct usw_target 
 }
 
 /**
- * Add a page to a run that is being gathered, if it is evicted; what cannot go on with the run brings
- * that in first. False: there is trouble, and no more is to be brought in.
+ * Add a page to a run that is being gathered, if it is evicted; what cannot go on with the run
+ * brings that in first. False: there is trouble, and no more is to be brought in.
  */
 static bool gather(struct usw_fault_thread *thread, struct usw_target *target, struct run *run,
 		   uint64_t address, const struct usw_forecast *forecast)

@@ -2,11 +2,11 @@
 
 /**
  * @file
- * Bringing pages in before they are asked for: what a stream will want, and neighbours where faults are
- * dense.
+ * Bringing pages in before they are asked for: what a stream will want, and neighbours where faults
+ * are dense.
  *
- * It is given up at the first trouble, since the pages that are missing will be asked for, and never
- * takes the last room. Everything here runs on the target's fault thread; no lock is held.
+ * It is given up at the first trouble, since the pages that are missing will be asked for, and
+ * never takes the last room. Everything here runs on the target's fault thread; no lock is held.
  */
 
 #ifndef USW_PREFETCH_H
@@ -15,8 +15,8 @@
 #include "target.h"
 
 /**
- * Bring in what the stream of a fault at `page` will ask for, in address order and in runs, whatever
- * backends hold it.
+ * Bring in what the stream of a fault at `page` will ask for, in address order and in runs,
+ * whatever backends hold it.
  */
 void usw_prefetch_stream(struct usw_fault_thread *thread, struct usw_target *target, uint64_t page,
 			 const struct usw_forecast *forecast);

@@ -45,8 +45,8 @@
 #define USW_ROOM_NS 1000000000u
 #define USW_BARREN_NS 30000000u
 /*
- * Garbage is let be up to this share of what is stored: a fifth, or a sixteenth where RAM is tight, or a
- * sixty-fourth where new objects fill vacancies, so that little is made.
+ * Garbage is let be up to this share of what is stored: a fifth, or a sixteenth where RAM is tight,
+ * or a sixty-fourth where new objects fill vacancies, so that little is made.
  */
 #define USW_GARBAGE_SHARE 5u
 #define USW_GARBAGE_SHARE_TIGHT 16u
@@ -359,8 +359,8 @@ static bool compact_if_worth(struct usw_session *session, uint64_t garbage_share
  * Keep garbage low. Where RAM is tight each byte of it costs the program several of memory that it
  * has: the page that must leave for it is stored, too. A budget that garbage has eaten up leaves
  * nothing resident, and everything that is touched makes more of it; so there it is kept lower than
- * it would pay otherwise, and it is collected as fast as it comes. Without a disk, whose coldest segments
- * must stay apart, new objects take the places of dead ones.
+ * it would pay otherwise, and it is collected as fast as it comes. Without a disk, whose coldest
+ * segments must stay apart, new objects take the places of dead ones.
  */
 static void compact(struct usw_session *session, bool tight)
 {
@@ -517,7 +517,10 @@ static void see_room(struct usw_session *session)
 	reclaim->stuck_since_ns = reclaim->cramped_since_ns = 0;
 }
 
-/** That is said at once if somebody made room, else when it has lasted: programs come and go by a page. */
+/**
+ * That is said at once if somebody made room, else when it has lasted: programs come and go by a
+ * page.
+ */
 static void end_wait(struct usw_session *session)
 {
 	struct usw_reclaim *reclaim = &session->reclaim;
@@ -595,8 +598,8 @@ static void nothing_to_give(struct usw_session *session, bool gave)
 	struct usw_reclaim *reclaim = &session->reclaim;
 	bool barren = !gave && usw_session_room(session) <= 0;
 
-	// Pages that may be on their way out by themselves cannot be taken for a moment, and then they
-	// are gone or can be: no reason to give anything up.
+	// Pages that may be on their way out by themselves cannot be taken for a moment, and then
+	// they are gone or can be: no reason to give anything up.
 	if (!gave && reclaim->some_leave) {
 		reclaim->barren_since_ns = reclaim->stuck_since_ns = reclaim->cramped_since_ns = 0;
 		return;
@@ -604,8 +607,8 @@ static void nothing_to_give(struct usw_session *session, bool gave)
 	bool over = is_over_budget(session, gave);
 
 	// A sweep may give nothing for a moment: an event is being applied, a child's hands is not
-	// there yet. A limit below what cannot leave at all (stacks, locked and pinned memory) slows
-	// the program down; it does not stop it for ever.
+	// there yet. A limit below what cannot leave at all (stacks, locked and pinned memory)
+	// slows the program down; it does not stop it for ever.
 	if (!barren)
 		reclaim->barren_since_ns = 0;
 	else if (!reclaim->barren_since_ns)

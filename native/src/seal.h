@@ -65,7 +65,9 @@ void usw_sealer_deinit(struct usw_sealer *sealer);
 int usw_seal(struct usw_sealer *sealer, const struct usw_seal_bond *bond, const void *plain,
 	     void *sealed);
 
-/** The reverse. -EBADMSG: not what was sealed under this bond; then `plain` holds nothing of use. */
+/**
+ * The reverse. -EBADMSG: not what was sealed under this bond; then `plain` holds nothing of use.
+ */
 int usw_unseal(struct usw_sealer *sealer, const struct usw_seal_bond *bond, const void *sealed,
 	       void *plain);
 

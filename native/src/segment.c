@@ -12,8 +12,9 @@
 #include "segment.h"
 
 /*
- * Warm segments, at most, and of how many one: under random access to a tight budget one is emptied for each
- * that is opened, and giving its RAM back and taking it again was six tenths of the reclaim thread's time.
+ * Warm segments, at most, and of how many one: under random access to a tight budget one is emptied
+ * for each that is opened, and giving its RAM back and taking it again was six tenths of the
+ * reclaim thread's time.
  */
 #define USW_WARM_MAX 8u
 #define USW_WARM_SHARE 64u
@@ -426,7 +427,8 @@ void usw_segments_release(struct usw_segments *segments, uint32_t segment, uint3
 	atomic_fetch_sub_explicit(&segments->live_bytes, stored, memory_order_relaxed);
 	atomic_fetch_sub_explicit(&segments->live_count, 1, memory_order_relaxed);
 	atomic_fetch_sub_explicit(&h->live_bytes, stored, memory_order_relaxed);
-	// Release order: the owner, who frees the segment when it sees zero, must see live_bytes too.
+	// Release order: the owner, who frees the segment when it sees zero, must see live_bytes
+	// too.
 	if (atomic_fetch_sub_explicit(&h->live_count, 1, memory_order_acq_rel) == 1)
 		atomic_store_explicit(&segments->some_empty, true, memory_order_release);
 }
@@ -556,8 +558,8 @@ void usw_segments_publish(struct usw_segments *segments, uint32_t segment, uint6
 	atomic_store_explicit(&h->refaults, 0, memory_order_relaxed);
 	h->is_parked = false;
 	atomic_store_explicit(&h->is_recalled, false, memory_order_relaxed);
-	// Everything written before is seen by whoever sees this; whoever sees what comes after must
-	// see this.
+	// Everything written before is seen by whoever sees this; whoever sees what comes after
+	// must see this.
 	atomic_store(&h->where, where);
 	atomic_thread_fence(memory_order_seq_cst);
 	if (was_in_ram && !is_in_ram) {

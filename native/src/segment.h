@@ -12,12 +12,12 @@
  * Tables are made of chunks of 128 entries, five to a page, so that a segment pays for the objects
  * it has, few or many. An entry is 6 bytes: the ID of its owner, its length and its codec. Objects
  * lie one after the other, so only every 16th says where it begins, and the others are found by
- * adding up to 15 lengths. An entry whose owner is 0 is dead: garbage until its segment is emptied, or
- * until an object of the same stored size takes its place (vacancy.h).
+ * adding up to 15 lengths. An entry whose owner is 0 is dead: garbage until its segment is emptied,
+ * or until an object of the same stored size takes its place (vacancy.h).
  *
  * Threads: one owner (the reclaim thread) appends, refills, empties and frees. Any thread releases
- * objects. Fault threads read without a lock: a segment that is emptied, freed or used again under a
- * reader, or an entry that is refilled, gives it bytes whose hash does not match (see vswap.h).
+ * objects. Fault threads read without a lock: a segment that is emptied, freed or used again under
+ * a reader, or an entry that is refilled, gives it bytes whose hash does not match (see vswap.h).
  */
 
 #ifndef USW_SEGMENT_H
@@ -27,9 +27,13 @@
 #include "space.h"
 
 #define USW_SEGMENT_BYTES (1u << 20)
-/** Objects of one segment: it is full of bytes before, unless they are below 512 bytes on average. */
+/**
+ * Objects of one segment: it is full of bytes before, unless they are below 512 bytes on average.
+ */
 #define USW_SEGMENT_OBJECTS 2048u
-/** Objects start at multiples of this, so that words in them do not straddle more than they must. */
+/**
+ * Objects start at multiples of this, so that words in them do not straddle more than they must.
+ */
 #define USW_OBJECT_ALIGN 8u
 #define USW_CHUNK_ENTRIES 128u
 #define USW_SEGMENT_CHUNKS (USW_SEGMENT_OBJECTS / USW_CHUNK_ENTRIES)
@@ -169,8 +173,8 @@ int usw_segments_append(struct usw_segments *segments, uint32_t owner_id, const 
 			uint32_t length_bytes, enum usw_codec codec, uint64_t *ret_place);
 
 /**
- * Put an object where one of the same stored size was. False: the place is not vacant, or no place any
- * more, or its segment has no vacancies (usw_segments_has_vacancy()). Owner only.
+ * Put an object where one of the same stored size was. False: the place is not vacant, or no place
+ * any more, or its segment has no vacancies (usw_segments_has_vacancy()). Owner only.
  */
 bool usw_segments_refill(struct usw_segments *segments, uint32_t segment, uint32_t index,
 			 uint32_t owner_id, const void *bytes, uint32_t length_bytes,
@@ -181,8 +185,8 @@ uint32_t usw_segments_dead_bytes(const struct usw_segments *segments, uint32_t s
 				 uint32_t index);
 
 /**
- * True if there are dead entries to be filled: closed, in RAM to stay, and not so many dead that it is
- * soon emptied (USW_WORTH_SHARE). Owner only.
+ * True if there are dead entries to be filled: closed, in RAM to stay, and not so many dead that it
+ * is soon emptied (USW_WORTH_SHARE). Owner only.
  */
 bool usw_segments_has_vacancy(const struct usw_segments *segments, uint32_t segment);
 

@@ -25,7 +25,9 @@
 #include "session.h"
 #include "uffd.h"
 
-/* Address space reserved, not memory: 2^32 IDs would be 64 GiB of descriptors for 16 TiB of pages. */
+/*
+ * Address space reserved, not memory: 2^32 IDs would be 64 GiB of descriptors for 16 TiB of pages.
+ */
 #define USW_VSWAP_CAPACITY (1u << 28)    /* IDs: 1 TiB of evicted pages */
 #define USW_NODES_CAPACITY (1u << 22)    /* page-map nodes: 2 M leaves of 2 MiB each, 4 TiB */
 #define USW_SEGMENTS_CAPACITY (1u << 18) /* segments: 256 GiB stored */
@@ -491,9 +493,10 @@ static int add_image(struct usw_session *session, const struct usw_hello *hello,
 	target->uffd = fds[USW_FD_UFFD];
 	prepare_target(target);
 	retire_old_image(session, pid);
-	// Adopted first: were this thread to lose its processor after the welcome, the program would
-	// grow past the limit before anybody looks. The lock keeps doorbells behind the welcome, the
-	// pin keeps a target that goes at once. A peer that is gone is noticed through its pidfd.
+	// Adopted first: were this thread to lose its processor after the welcome, the program
+	// would grow past the limit before anybody looks. The lock keeps doorbells behind the
+	// welcome, the pin keeps a target that goes at once. A peer that is gone is noticed through
+	// its pidfd.
 	uint32_t id;
 	atomic_fetch_add(&target->pins, 1);
 	pthread_mutex_lock(&target->map_lock);

@@ -227,8 +227,8 @@ void usw_fault_kick(struct usw_session *session);
 void usw_session_hurry(int task_id);
 
 /**
- * Before everything else, for the calling thread, which only ever runs for some microseconds. Where the
- * kernel schedules each session of a terminal as a group ("The autogroup feature" in sched(7)),
+ * Before everything else, for the calling thread, which only ever runs for some microseconds. Where
+ * the kernel schedules each session of a terminal as a group ("The autogroup feature" in sched(7)),
  * weights count only within the group, and one's own threads use up its turn.
  */
 void usw_session_hurry_most(void);

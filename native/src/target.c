@@ -332,15 +332,16 @@ static bool is_reshaped(struct usw_target *target, uint32_t generation)
  * The second registration says that what was found is registered with us: a program that has a
  * userfaultfd of its own may have mapped and registered something between the first and the look.
  *
- * A child inherits the list of registered ranges when its event is applied, but what is registered was
- * settled when it was made: nothing may come on the list in between.
+ * A child inherits the list of registered ranges when its event is applied, but what is registered
+ * was settled when it was made: nothing may come on the list in between.
  */
 int usw_target_register(struct usw_target *target, uint64_t start, uint64_t end)
 {
 	struct adoption adoption = {.target = target, .within = {start, end}};
 	uint32_t generation = atomic_load(&target->generation);
 
-	// An event that was read before we looked at the generation waits for map_lock, or is applied.
+	// An event that was read before we looked at the generation waits for map_lock, or is
+	// applied.
 	if (atomic_load(&target->events_pending))
 		return -EAGAIN;
 	int ret = usw_uffd_register(target->uffd, start, end - start);

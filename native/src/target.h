@@ -103,7 +103,10 @@ struct usw_target {
 	/* Raised by the fault thread when memory has been moved, or a child has a copy of it. */
 	_Atomic uint32_t generation;
 	_Atomic bool layout_changed; /* something was unmapped: a new mapping may be in its place */
-	/* Where nothing but private anonymous memory was at the last look; reclaim writes, registrars read. */
+	/*
+	 * Where nothing but private anonymous memory was at the last look; reclaim writes,
+	 * registrars read.
+	 */
 	pthread_mutex_t stretches_lock;
 	uint32_t stretch_count;
 	struct usw_range stretches[USW_STRETCHES_MAX];
@@ -169,15 +172,16 @@ int usw_target_register_stages(struct usw_target *target);
 
 /**
  * Register the token page, before anything else of the program is. Any thread, without a lock: it
- * may wait long for the program's mmap lock, and twice is as good as once. On failure the target is broken: nothing of it will be evicted. -EAGAIN: not now.
+ * may wait long for the program's mmap lock, and twice is as good as once. On failure the target is
+ * broken: nothing of it will be evicted. -EAGAIN: not now.
  */
 int usw_target_arm(struct usw_target *target);
 
 /**
  * Register the eligible mappings in [start, end), where at the last look nothing else was mapped,
- * and put on the list those of which the kernel says that they are. There may be gaps. Caller holds map_lock, is the reclaim thread. -EAGAIN: the mappings are
- * changing, some may have been registered; -EINVAL: something else is there now; -EBUSY: another
- * userfaultfd has a part of it.
+ * and put on the list those of which the kernel says that they are. There may be gaps. Caller holds
+ * map_lock, is the reclaim thread. -EAGAIN: the mappings are changing, some may have been
+ * registered; -EINVAL: something else is there now; -EBUSY: another userfaultfd has a part of it.
  */
 int usw_target_register(struct usw_target *target, uint64_t start, uint64_t end);
 
@@ -195,7 +199,8 @@ void usw_target_kill(struct usw_target *target, const char *why);
 
 /**
  * Drop what the page map of a forked child says of ranges that the child did not inherit, or
- * inherited as zeros. `smaps_fd` is the parent's or the child's. 0 or -errno. Caller holds map_lock.
+ * inherited as zeros. `smaps_fd` is the parent's or the child's. 0 or -errno. Caller holds
+ * map_lock.
  */
 int usw_target_leave_out(struct usw_target *child, int smaps_fd);
 

@@ -169,8 +169,8 @@ int usw_tiers_add(struct usw_tiers *tiers, const char *path, const char *name, u
 
 /**
  * Begin to remove a tier: its segments are brought back, the rest is usw_tiers_step()'s. Control
- * thread. `ram_free_bytes`: what RAM may take. Its ID, or -ENOENT: no such tier; -EALREADY: it is on
- * its way out; -ENOSPC: what is left cannot hold it. Then nothing has happened.
+ * thread. `ram_free_bytes`: what RAM may take. Its ID, or -ENOENT: no such tier; -EALREADY: it is
+ * on its way out; -ENOSPC: what is left cannot hold it. Then nothing has happened.
  */
 int usw_tiers_remove(struct usw_tiers *tiers, const char *name, uint64_t ram_free_bytes,
 		     struct usw_error *error);

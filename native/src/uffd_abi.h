@@ -98,7 +98,9 @@ struct uffdio_poison {
 #define PROCFS_IOCTL_MAGIC 'f'
 #endif
 
-/* Linux 6.7, 52526ca7fdb90: pages by category, 5 ns each, where reading pagemap words is 10x that. */
+/*
+ * Linux 6.7, 52526ca7fdb90: pages by category, 5 ns each, where reading pagemap words is 10x that.
+ */
 #ifndef PAGEMAP_SCAN
 #define PAGEMAP_SCAN _IOWR(PROCFS_IOCTL_MAGIC, 16, struct pm_scan_arg)
 

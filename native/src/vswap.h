@@ -24,7 +24,8 @@
  * word that has not changed, but for its count, means that the content is really wrong. `moves`
  * goes up at each repoint, or content that left and came back would look as if it had not moved. An
  * ID that is freed and given again may get the same word, since its objects may get the same place
- * (vacancy.h): so a reader holds a reference, or that of a page map's word which it compares afterwards.
+ * (vacancy.h): so a reader holds a reference, or that of a page map's word which it compares
+ * afterwards.
  *
  * A count that reaches its maximum (65,535 page maps) sticks there: the content then lives as long
  * as its session. It is never lost and never freed early.

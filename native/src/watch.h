@@ -13,10 +13,10 @@
  * There are many, because that lock is not fair. Who asks for it while its holder runs may get it
  * at once; who asks while its holder has lost its processor has to queue, and is overtaken by those
  * who do not. The head of the queue, whoever that is, gets the lock in spite of them once it has
- * waited for 4 ms, or as soon as a real-time thread joins the queue. So one registrar behind 64 threads
- * in the allocator waits for up to 400 ms, in which they grow by a gigabyte; one that is joined by
- * another whenever the session has grown some more waits for 3 ms. What is registered here is believed in
- * later, by the reclaim thread: see usw_target_register().
+ * waited for 4 ms, or as soon as a real-time thread joins the queue. So one registrar behind 64
+ * threads in the allocator waits for up to 400 ms, in which they grow by a gigabyte; one that is
+ * joined by another whenever the session has grown some more waits for 3 ms. What is registered
+ * here is believed in later, by the reclaim thread: see usw_target_register().
  */
 
 #ifndef USW_WATCH_H

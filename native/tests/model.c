@@ -7,16 +7,18 @@
  *
  * It does with page maps, descriptors, standby and segments what the fault thread and the reclaim
  * thread do, without a userfaultfd: pages come in with the request, and go out with the answer.
- * Requests are lines of a word and numbers; pages follow as they are, 4096 bytes each. Every request
- * is answered by one line, "ok ..." or "no <reason>", and what it announces. At end of file everything
- * is dropped, and what is left must be nothing.
+ * Requests are lines of a word and numbers; pages follow as they are, 4096 bytes each. Every
+ * request is answered by one line, "ok ..." or "no <reason>", and what it announces. At end of file
+ * everything is dropped, and what is left must be nothing.
  *
  *   target                        a new target: ok <target>
- *   evict T ADDRESS COUNT  pages  ok <letter a page>: z(ero) s(ame) m(emory) c(lean) e(qual) n(o room)
+ *   evict T ADDRESS COUNT  pages  ok <letter a page>: z(ero) s(ame) m(emory) c(lean) e(qual) n(o
+ * room)
  *   fault T ADDRESS KEEP          ok, then the page; or: ok poisoned
  *   drop T ADDRESS                give up a kept copy
  *   corrupt T ADDRESS             damage what is stored of a page: ok <whether there was anything>
- *   forge T ADDRESS        page   what is stored of a page claims the hash of this one, and is noted:
+ *   forge T ADDRESS        page   what is stored of a page claims the hash of this one, and is
+ * noted:
  *                                 ok <whether there was anything>
  *   fork T                        ok <target>
  *   unmap T START END
@@ -30,10 +32,13 @@
  *   untier N                      ok <1 if it is gone, 0 if it leaves or there is none>
  *   demote COUNT                  so many of the coldest segments at most: ok <segments on disks>
  *   recall                        all that are on disks come back: ok <segments on disks>
- *   trouble KIND                  moves meet 0 nothing, 1 writes that fail, 2 reads that fail, 3 short
+ *   trouble KIND                  moves meet 0 nothing, 1 writes that fail, 2 reads that fail, 3
+ * short
  *                                 transfers: ok
- *   dump                          ok <words> <IDs>, then T ADDRESS STATE ID of every word, then for each
- *                                 ID: ID COUNT BACKEND, and the page unless the line ends in "corrupt"
+ *   dump                          ok <words> <IDs>, then T ADDRESS STATE ID of every word, then for
+ * each
+ *                                 ID: ID COUNT BACKEND, and the page unless the line ends in
+ * "corrupt"
  *   check                         ok KEY=VALUE...: the invariants that only the inside can see
  *
  * A new request is one function and one line in the table at the end.
@@ -259,7 +264,9 @@ static void do_target(void)
 	answer("ok %u", new_target());
 }
 
-/** The ID of an equal page, with a reference; what is in another's standby becomes an object first. */
+/**
+ * The ID of an equal page, with a reference; what is in another's standby becomes an object first.
+ */
 static uint32_t find_equal(struct target *target, const char *page, uint64_t hash)
 {
 	uint32_t id = usw_equal_find(&equal, &target->equal_run, hash);

@@ -226,7 +226,8 @@ static void test_filter_follows_the_pages(void)
 		CHECK_EQ(usw_codec_decompress(codec, object, length, back), 0);
 		CHECK(memcmp(page, back, USW_PAGE_BYTES) == 0);
 		CHECK_THAT(own.until_trial, <=, 32);
-		// The longest interval between trials after the change everybody must have followed.
+		// The longest interval between trials after the change everybody must have
+		// followed.
 		if (numbers && round % 100 > 32)
 			CHECK_THAT(codec, >, USW_CODEC_LZ4);
 	}

@@ -5,7 +5,8 @@
  * Goal: compaction gives memory back, never changes or loses a page, and comes to an end; a reader
  * without a lock is never given wrong bytes and never told that right content is corrupt.
  * Method: known pages in segments made sparse on purpose; then readers that fault, fork and drop
- * pages against an owner that drains, fills vacancies, compacts, reaps and collects without a pause.
+ * pages against an owner that drains, fills vacancies, compacts, reaps and collects without a
+ * pause.
  */
 
 #include <pthread.h>
@@ -138,7 +139,9 @@ static void test_small_objects_come_to_rest(void)
 	world_deinit(&world);
 }
 
-/** Without a segment to move to, compaction says so, loses nothing, and goes on when there is one. */
+/**
+ * Without a segment to move to, compaction says so, loses nothing, and goes on when there is one.
+ */
 static void test_no_room_to_move_to(void)
 {
 	enum { PAGES = 4 * SEGMENT_PAGES };

@@ -228,7 +228,9 @@ static void test_what_is_damaged_or_on_a_disk_is_not_shared(void)
 	world_deinit(&world);
 }
 
-/** Counts end at 65,535 and are for forks, too: content of which there is very much is stored again. */
+/**
+ * Counts end at 65,535 and are for forks, too: content of which there is very much is stored again.
+ */
 static void test_an_id_has_so_many_shares_at_most(void)
 {
 	char page[USW_PAGE_BYTES] __attribute__((aligned(8)));
@@ -290,7 +292,10 @@ static uint32_t find_row(struct world *world, uint32_t count, uint64_t seed, uin
 	return found;
 }
 
-/** The table remembers one page in 32; copies of whole runs are found, changed here and there or not. */
+/**
+ * The table remembers one page in 32; copies of whole runs are found, changed here and there or
+ * not.
+ */
 static void test_runs_are_found_by_few_entries(void)
 {
 	const uint32_t rows = 16, length = 4096;

@@ -3,10 +3,10 @@
 /**
  * @file
  * Goal: what is kept about an evicted page costs at most 32 bytes (8 for its word, 16 for its
- * descriptor, 6 and a half for its object, a quarter for the table that finds equal pages), and everything goes when the pages go.
- * Method: evict 128 MiB of contiguous pages of each kind, all the way into objects, and add up what
- * page map, descriptors, tables and the table of segments hold. The bytes of the objects themselves
- * are not meant.
+ * descriptor, 6 and a half for its object, a quarter for the table that finds equal pages), and
+ * everything goes when the pages go. Method: evict 128 MiB of contiguous pages of each kind, all
+ * the way into objects, and add up what page map, descriptors, tables and the table of segments
+ * hold. The bytes of the objects themselves are not meant.
  */
 
 #include "check.h"

@@ -457,7 +457,9 @@ static void release_segment(struct usw_segments *segments, uint32_t segment)
 		release(segments, usw_place(segment, i));
 }
 
-/** Of many segments, some that are free keep their RAM: for the next to be opened, and no longer. */
+/**
+ * Of many segments, some that are free keep their RAM: for the next to be opened, and no longer.
+ */
 static void test_some_free_segments_stay_warm(void)
 {
 	enum { SEGMENTS = 130 };

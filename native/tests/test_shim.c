@@ -783,7 +783,9 @@ static void test_garbage_in_the_ring_harms_nobody_else(void)
 	target_register(t, g.victim, 512);
 	garbage_rounds(&g, 4000);
 
-	/* While somebody scribbles, done_seq means nothing: only "hands still answers" is tested. */
+	/*
+	 * While somebody scribbles, done_seq means nothing: only "hands still answers" is tested.
+	 */
 	must(pthread_create(&scribbler, NULL, garbage_scribble, &g) == 0);
 	for (int i = 0; i < 300; i++) {
 		garbage_write(&g);

@@ -2,7 +2,8 @@
 
 /**
  * @file
- * Moves between RAM and disks: content stays right and descriptors untouched, whatever the disk does.
+ * Moves between RAM and disks: content stays right and descriptors untouched, whatever the disk
+ * does.
  */
 
 #include "check.h"

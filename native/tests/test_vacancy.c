@@ -2,10 +2,10 @@
 
 /**
  * @file
- * Goal: an object that fills a vacancy disturbs none beside it and goes only where it may, and random
- * replacement leaves little to be moved.
- * Method: known objects of many sizes in closed segments; vacancies that stop being any after they
- * were found; a long churn against a table of what must be there.
+ * Goal: an object that fills a vacancy disturbs none beside it and goes only where it may, and
+ * random replacement leaves little to be moved. Method: known objects of many sizes in closed
+ * segments; vacancies that stop being any after they were found; a long churn against a table of
+ * what must be there.
  */
 
 #include "check.h"
@@ -195,7 +195,10 @@ static uint32_t empty_one(void)
 	return moved;
 }
 
-/** Replace objects at random, with no more garbage than an eighth. Returns how many were moved for it. */
+/**
+ * Replace objects at random, with no more garbage than an eighth. Returns how many were moved for
+ * it.
+ */
 static uint32_t churn(bool is_wanted)
 {
 	uint64_t state = 1;
