@@ -44,4 +44,6 @@ def test_race_at_the_limit_loses_nothing(
         [programs(race), SECONDS], stress=STRESS, resident="8M", freeze_ms=FREEZE_MS
     )
     outcome.require_ok(paged=True)
+    if outcome.stops is None:
+        pytest.skip("ptrace(PTRACE_SEIZE) of other programs is not permitted")
     assert outcome.stops, outcome.describe()
