@@ -16,11 +16,13 @@
 #include "uffd.h"
 
 /*
- * Reads, or runs of them, that are settled before messages are read again. What those who were
- * woken ask for goes to the disk with one call, which is most of a disk fault's cost, and the disk
- * works while the others are woken.
+ * Reads, or runs of them, that are settled before messages are read again, where many are under
+ * way. What those who were woken ask for goes to the disk with one call, which is most of a disk
+ * fault's cost, and the disk works while the others are woken.
  */
 #define USW_SETTLE_MAX 4
+/* Fewer reads than this are not enough to keep a disk at work: each is followed by the next at once. */
+#define USW_SETTLE_DEPTH 8
 
 // --- Asking -------------------------------------------------------------------------------------
 
@@ -277,6 +279,7 @@ bool usw_diskanswer_settle(struct usw_fault_thread *thread)
 		return false;
 	usw_diskfault_collect(disk);
 	uint32_t first = disk->looked;
+	uint32_t most = disk->busy < USW_SETTLE_DEPTH ? 1 : USW_SETTLE_MAX;
 	for (uint32_t i = 0; i < USW_DISK_READS_MAX && !disk->is_ripe; i++) {
 		uint32_t index = (first + i) % USW_DISK_READS_MAX;
 
@@ -290,7 +293,7 @@ bool usw_diskanswer_settle(struct usw_fault_thread *thread)
 		}
 		i += settled - 1;
 		disk->looked = (index + settled) % USW_DISK_READS_MAX;
-		disk->is_ripe |= ++count == USW_SETTLE_MAX; // or one was called meanwhile
+		disk->is_ripe |= ++count == most; // or one was called meanwhile
 	}
 	return waiting;
 }
