@@ -108,23 +108,26 @@ static void test_a_dead_entry_takes_an_object_of_its_size(void)
 	end();
 }
 
-static void test_only_the_same_size_fits(void)
+/** Replace every tenth object by one that is so much longer: none fills a vacancy. */
+static void check_none_fills(uint32_t longer_bytes)
 {
-	begin(true);
 	for (uint32_t i = 0; i < OBJECTS / 2; i += 10)
 		release(i);
 	for (uint32_t i = 0; i < OBJECTS / 2; i += 10)
-		CHECK(!store(i, i + 5000, length_of(i * 7) + 20)); // of no other object, either
+		CHECK(!store(i, i + 5000, length_of(i * 7) + longer_bytes));
+}
+
+static void test_only_the_same_size_fits(void)
+{
+	begin(true);
+	check_none_fills(20); // as long as no other object, either
 	end();
 }
 
 static void test_nothing_is_filled_unless_wanted(void)
 {
 	begin(false);
-	for (uint32_t i = 0; i < OBJECTS / 2; i += 10)
-		release(i);
-	for (uint32_t i = 0; i < OBJECTS / 2; i += 10)
-		CHECK(!store(i, i + 5000, length_of(i * 7)));
+	check_none_fills(0);
 	end();
 }
 
