@@ -43,6 +43,11 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAMS = REPOSITORY / "tests" / "programs"
 EXIT_SKIPPED = 77
 MIB = 1 << 20
+# More than a budget of 48 MiB holds, by far, and quick to write even where nearly all of it is out.
+GLUTTON = (
+    *("python3", "-I", "-S", "-c"),
+    "import random; kept = [random.randbytes(1 << 20) for _ in range(160)]",
+)
 PATIENCE = float(os.environ.get("UFFDSWAP_TEST_PATIENCE", "1"))
 
 _C_FLAGS = ("-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-pthread")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from .fixtures import RunFunction, StartFunction
-from .harness import MIB
+from .harness import GLUTTON, MIB
 
 PAGES = 24 * 1024  # 96 MiB that do not compress, in a budget of 48
 PROGRAM = f"""
@@ -60,7 +60,7 @@ def test_what_the_budget_does_not_hold_is_on_the_disk(
 
 
 def test_without_a_disk_nothing_is_written(uffdswap_run: RunFunction) -> None:
-    outcome = uffdswap_run(COMMAND, memory=BUDGET, options=("--no-disk",))
+    outcome = uffdswap_run(GLUTTON, memory=BUDGET, options=("--no-disk",))
     assert outcome.returncode == 125, outcome.describe()
     assert "the budget of 48 MiB cannot hold this program" in outcome.stderr
     assert outcome.stats["peak"]["disk_bytes"] == 0
@@ -70,7 +70,7 @@ def test_a_full_disk_ends_as_none_does_and_keeps_its_cap(
     uffdswap_run: RunFunction, tmp_path: Path
 ) -> None:
     options = ("--disk", f"{tmp_path}:8M", "--on-full", "kill")
-    outcome = uffdswap_run(COMMAND, memory=BUDGET, options=options)
+    outcome = uffdswap_run(GLUTTON, memory=BUDGET, options=options)
     assert outcome.returncode == 125, outcome.describe()
     assert "cannot hold this program, and every disk tier is full" in outcome.stderr
     assert 0 < outcome.stats["peak"]["disk_bytes"] <= 8 * MIB

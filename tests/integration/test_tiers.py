@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from .fixtures import StartFunction
-from .harness import MIB, Outcome, Session, run_command, wait_until
+from .harness import GLUTTON, MIB, Outcome, Session, run_command, wait_until
 
 SIZE_MIB = 96  # that do not compress
 BUDGET = "48M"
@@ -289,8 +289,11 @@ def test_waiting_program_can_be_ended(start: Any, folders: list[Path]) -> None:
     assert not outcome.left_over
 
 
-def test_full_tiers_kill_the_program_if_that_is_wanted(start: Any, folders: list[Path]) -> None:
-    outcome = start("--disk", f"{folders[0]}:16M", "--on-full", "kill").session.finish()
+def test_full_tiers_kill_the_program_if_that_is_wanted(
+    start_session: StartFunction, folders: list[Path]
+) -> None:
+    options = ("--disk", f"{folders[0]}:16M", "--on-full", "kill")
+    outcome = start_session(GLUTTON, memory=BUDGET, options=options).finish()
     assert outcome.returncode == 125, outcome.describe()
     assert "the budget of 48 MiB cannot hold this program, and every disk tier is full" in (
         outcome.stderr
