@@ -140,7 +140,10 @@ static int map_shared(uintptr_t start, size_t bytes, int fd, size_t offset)
 	long result = usw_raw(SYS_mmap, start, bytes, PROT_READ | PROT_WRITE,
 			      MAP_SHARED | MAP_FIXED, fd, offset);
 
-	return result == (long)start ? 0 : -ENOMEM;
+	if (result != (long)start)
+		return -ENOMEM;
+	usw_raw(SYS_madvise, start, bytes, MADV_NOHUGEPAGE); // see usw_space_keep_small()
+	return 0;
 }
 
 /** Ask for private memory, at `hint` if that is free. Returns its address, or -errno. */

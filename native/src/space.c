@@ -24,9 +24,16 @@ int usw_space_create(struct usw_space *space, const char *name, uint64_t reserve
 			  fd, 0);
 	if (base == MAP_FAILED)
 		return -errno;
+	usw_space_keep_small(base, reserved_bytes);
 	*space = (struct usw_space){.fd = fd, .base = base, .reserved_bytes = reserved_bytes};
 	fd = -1;
 	return 0;
+}
+
+void usw_space_keep_small(void *base, uint64_t length_bytes)
+{
+	// Fails where the kernel knows no huge pages.
+	madvise(base, length_bytes, MADV_NOHUGEPAGE);
 }
 
 void usw_space_destroy(struct usw_space *space)

@@ -28,6 +28,12 @@ struct usw_space {
 int usw_space_create(struct usw_space *space, const char *name, uint64_t reserved_bytes);
 void usw_space_destroy(struct usw_space *space);
 
+/**
+ * Have a mapping of a memfd filled with pages of 4 KiB, also on a machine that makes memfds of huge
+ * pages (transparent_hugepage/shmem_enabled), where each page of a sparse one would hold 2 MiB.
+ */
+void usw_space_keep_small(void *base, uint64_t length_bytes);
+
 /** Give the memory of a page-aligned range back; it reads as zeros from now on. */
 void usw_space_punch(struct usw_space *space, uint64_t offset, uint64_t length_bytes);
 

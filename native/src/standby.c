@@ -85,6 +85,7 @@ int usw_standby_init(struct usw_standby *standby, struct usw_standby_space *spac
 		give_number(space, number);
 		return -error;
 	}
+	usw_space_keep_small(at, USW_STANDBY_BYTES);
 	memset(standby, 0, sizeof(*standby));
 	standby->space = space;
 	standby->number = number;

@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/kcmp.h>
+#include <linux/magic.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -16,6 +17,7 @@
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 
 #include "ring.h"
 #include "session.h"
@@ -86,10 +88,11 @@ static bool area_is_sound(int fd)
 {
 	int seals = fcntl(fd, F_GET_SEALS);
 	struct stat status;
+	struct statfs files;
 
 	return seals >= 0 && (seals & F_SEAL_SHRINK) && (seals & F_SEAL_GROW) &&
 	       fstat(fd, &status) == 0 && status.st_size == USW_AREA_MEMFD_BYTES &&
-	       status.st_blksize == USW_PAGE_BYTES;
+	       fstatfs(fd, &files) == 0 && files.f_type == TMPFS_MAGIC;
 }
 
 static int open_statm(int pid)
@@ -120,6 +123,7 @@ int usw_target_attach(struct usw_target *target, const struct usw_hello *hello, 
 		mmap(NULL, USW_RING_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fds[USW_FD_AREA], 0);
 	if (ring == MAP_FAILED)
 		return attach_error(error, -errno, "cannot map the command ring");
+	usw_space_keep_small(ring, USW_RING_BYTES);
 	int ret = usw_standby_init(&target->standby, &target->session->standbys, fds[USW_FD_AREA],
 				   USW_STANDBY_RING_SLOTS);
 	if (ret) {

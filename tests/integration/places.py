@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Disks that can be filled, slowed and broken: mounts and loop devices that never outlive a test.
+"""Places unlike others: disks that can be filled, slowed and broken, memfds of huge pages.
 
 What is made here is undone by a guardian, a process of its own that waits for the end of a pipe: so
 also when the test run is killed. All of it needs root; without, tests are skipped with the reason.
@@ -17,7 +17,14 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ("SLOT_BYTES", "LoopDevice", "fill_up", "loop_device", "small_file_system")
+__all__ = (
+    "SLOT_BYTES",
+    "LoopDevice",
+    "fill_up",
+    "huge_memfds",
+    "loop_device",
+    "small_file_system",
+)
 
 SLOT_BYTES = (1 << 20) + 4096 * 16
 """From one slot of a tier's file to the next, as native/src/disk.h has it."""
@@ -119,6 +126,18 @@ def loop_device(folder: Path, size_mib: int) -> Iterator[LoopDevice]:
     with _guarded(forget):
         path = _run("losetup", "--find", "--show", backing).strip()
         yield LoopDevice(path, backing)
+
+
+@contextlib.contextmanager
+def huge_memfds() -> Iterator[None]:
+    """Have the machine make memfds of huge pages wherever it can."""
+    switch = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
+    if os.geteuid() != 0 or not os.access(switch, os.W_OK):
+        pytest.skip(f"needs root and {switch}")
+    before = switch.read_text().partition("[")[2].partition("]")[0]
+    with _guarded(f"echo {before} > {switch}"):
+        switch.write_text("always")
+        yield
 
 
 def fill_up(folder: Path) -> Path:

@@ -9,6 +9,7 @@ import pytest
 
 from .fixtures import RunFunction
 from .harness import MIB, PATIENCE, Outcome, Programs
+from .places import huge_memfds
 
 RESIDENT_BYTES = 64 * MIB
 # A machine shared with others delays the agent by more than a program needs to fill the bounds.
@@ -94,6 +95,13 @@ def test_budget_holds_with_content_that_compresses_little(
     outcome.require_ok(paged=True)
     assert outcome.rss
     require_below(outcome, outcome.rss.total_bytes, memory_bytes + MEMORY_SLACK_BYTES)
+
+
+def test_budget_holds_where_memfds_are_of_huge_pages(
+    programs: Programs, uffdswap_run: RunFunction
+) -> None:
+    with huge_memfds():
+        test_budget_holds_with_content_that_compresses_little(programs, uffdswap_run)
 
 
 def test_budget_that_cannot_be_met_ends_the_program_with_a_message(
