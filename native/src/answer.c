@@ -21,10 +21,12 @@
 
 // --- Parts of an answer -------------------------------------------------------------------------
 
-enum usw_verdict usw_answer_failed(struct usw_target *target, uint64_t page, int error)
+enum usw_verdict usw_answer_failed(struct usw_fault_thread *thread, struct usw_target *target,
+				   uint64_t page, int error)
 {
 	switch (error) {
 	case -EEXIST: // somebody was first; whoever waits only has to be told
+		usw_count(&thread->counters, faults_present, 1);
 		usw_uffd_wake(target->uffd, page, USW_PAGE_BYTES);
 		return USW_ANSWERED;
 	case -ENOENT: // the mapping is gone or is not ours any more; let the thread find out
@@ -50,6 +52,7 @@ enum usw_verdict usw_answer_poison(struct usw_fault_thread *thread, struct usw_t
 		return USW_DEFER;
 	if (usw_page_state(now) == USW_PAGE_EVICTED) {
 		usw_page_transition(word, now, usw_page_make(USW_PAGE_POISONED, 0, 0, 0));
+		usw_vswap_note_damaged(&thread->session->vswap, usw_page_id(now));
 		usw_vswap_put(&thread->session->vswap, usw_page_id(now));
 		usw_count(&thread->counters, poisoned_pages, 1);
 		usw_session_report(thread->session, USW_EVENT_POISONED, target->id, target->pid,
@@ -108,6 +111,12 @@ void usw_answer_count_touch(struct usw_fault_thread *thread, struct usw_target *
 		usw_count(target, refaults, 1);
 }
 
+bool usw_answer_is_hands(const struct usw_target *target, const struct usw_fault *fault)
+{
+	return target->ring && fault->thread_id &&
+	       fault->thread_id == __atomic_load_n(&target->ring->hands_pid, __ATOMIC_RELAXED);
+}
+
 bool usw_answer_has_room(struct usw_fault_thread *thread, struct usw_target *target,
 			 const struct usw_fault *fault)
 {
@@ -116,9 +125,7 @@ bool usw_answer_has_room(struct usw_fault_thread *thread, struct usw_target *tar
 	if (usw_session_room(session) > 0 ||
 	    atomic_load_explicit(&session->let_pass, memory_order_relaxed))
 		return true;
-	// Hands faults only when it takes over shared pages for the reclaim thread, which waits.
-	return target->ring && fault->thread_id &&
-	       fault->thread_id == __atomic_load_n(&target->ring->hands_pid, __ATOMIC_RELAXED);
+	return usw_answer_is_hands(target, fault);
 }
 
 usw_page_word *usw_answer_find_evicted(const struct usw_target *target, uint64_t page,
@@ -200,7 +207,7 @@ static enum usw_verdict fault_in(struct usw_fault_thread *thread, struct usw_tar
 	ret = usw_answer_hand_in(thread, target, fault->page, word, now, thread->page, backend,
 				 false);
 	if (ret)
-		return usw_answer_failed(target, fault->page, ret);
+		return usw_answer_failed(thread, target, fault->page, ret);
 	count_source(thread, backend);
 	usw_answer_count_touch(thread, target, now);
 	return USW_ANSWERED;
@@ -280,7 +287,7 @@ static enum usw_verdict fill(struct usw_fault_thread *thread, struct usw_target 
 	if (ret && !done && length > 1)
 		ret = usw_uffd_copy(target->uffd, page, thread->zeros, USW_PAGE_BYTES, &done);
 	if (!done)
-		return usw_answer_failed(target, page, ret);
+		return usw_answer_failed(thread, target, page, ret);
 	usw_session_charge(thread->session, (int64_t)(done / USW_PAGE_BYTES));
 	usw_count(&thread->counters, faults_hole, 1);
 	usw_leaving_returned(&target->leaving, page, page + done);
@@ -346,7 +353,7 @@ static enum usw_verdict let_write(struct usw_fault_thread *thread, struct usw_ta
 		ret = usw_uffd_unprotect(target->uffd, fault->page, USW_PAGE_BYTES);
 	}
 	if (ret)
-		return usw_answer_failed(target, fault->page, ret);
+		return usw_answer_failed(thread, target, fault->page, ret);
 	usw_session_charge(thread->session, length);
 	usw_count(&thread->counters, faults_hole, 1);
 	target->write_next = fault->page + (uint64_t)length * USW_PAGE_BYTES;
@@ -362,7 +369,7 @@ static enum usw_verdict answer_token(struct usw_fault_thread *thread, struct usw
 	memset(thread->page, 0, USW_PAGE_BYTES);
 	memcpy(thread->page, &target->token, sizeof(target->token));
 	int ret = usw_uffd_copy(target->uffd, page, thread->page, USW_PAGE_BYTES, &done);
-	return ret ? usw_answer_failed(target, page, ret) : USW_ANSWERED;
+	return ret ? usw_answer_failed(thread, target, page, ret) : USW_ANSWERED;
 }
 
 enum usw_verdict usw_answer(struct usw_fault_thread *thread, struct usw_target *target,

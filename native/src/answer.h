@@ -38,6 +38,12 @@ int usw_answer_unasked(struct usw_fault_thread *thread, struct usw_target *targe
 
 // --- Parts of an answer -------------------------------------------------------------------------
 
+/**
+ * Whether it is hands that faults: it does only when it takes over shared pages for the reclaim
+ * thread, which waits.
+ */
+bool usw_answer_is_hands(const struct usw_target *target, const struct usw_fault *fault);
+
 /** Whether a page may come in now. */
 bool usw_answer_has_room(struct usw_fault_thread *thread, struct usw_target *target,
 			 const struct usw_fault *fault);
@@ -55,7 +61,8 @@ int usw_answer_hand_in(struct usw_fault_thread *thread, struct usw_target *targe
 		       enum usw_backend backend, bool on_disk);
 
 /** What to do when a copy of one page did not go in. The page is not in from us in any case. */
-enum usw_verdict usw_answer_failed(struct usw_target *target, uint64_t page, int error);
+enum usw_verdict usw_answer_failed(struct usw_fault_thread *thread, struct usw_target *target,
+				   uint64_t page, int error);
 
 /** Never zeros, never a guess: an access to this page ends in SIGBUS. */
 enum usw_verdict usw_answer_poison(struct usw_fault_thread *thread, struct usw_target *target,

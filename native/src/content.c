@@ -123,6 +123,8 @@ bool usw_content_is(const struct usw_session *session, uint32_t id, const void *
 	uint64_t word = usw_vswap_word(&session->vswap, id);
 	uint64_t repeated;
 
+	if (word & USW_WORD_DAMAGED)
+		return false;
 	switch (usw_word_backend(word)) {
 	case USW_BACKEND_ZERO:
 		return usw_codec_is_repeated(page, &repeated) && repeated == 0;

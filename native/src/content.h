@@ -37,7 +37,10 @@ bool usw_content_is_on_disk(const struct usw_session *session, uint32_t id,
 bool usw_content_is_unmoved(const struct usw_session *session, uint32_t id, uint64_t word,
 			    uint64_t where);
 
-/** True if the page has exactly the content of the ID: a kept copy is still good. */
+/**
+ * True if the page has exactly the content of the ID, and nobody has found that damaged: a kept
+ * copy is still good.
+ */
 bool usw_content_is(const struct usw_session *session, uint32_t id, const void *page,
 		    uint64_t hash);
 

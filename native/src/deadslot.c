@@ -25,14 +25,18 @@ static bool queue_dead(struct usw_tiers *tiers, const struct usw_dead_slot *dead
 
 /**
  * A file that leaves as a whole needs no holes; to punch one waits for all reads under way, and
- * holds up those that follow. False: the slot is to be given back now.
+ * holds up those that follow.
  */
-static bool hold_back(struct usw_tiers *tiers, const struct usw_dead_slot *dead)
+static bool goes_with_its_file(const struct usw_tiers *tiers, const struct usw_dead_slot *dead)
 {
 	const struct usw_tier *tier = &tiers->at[dead->tier];
 
-	if (atomic_load(&tier->state) != USW_TIER_LEAVING || tier->kind == USW_TIER_KIND_DEVICE)
-		return false;
+	return atomic_load(&tier->state) == USW_TIER_LEAVING && tier->kind != USW_TIER_KIND_DEVICE;
+}
+
+/** False: no memory. */
+static bool hold_back(struct usw_tiers *tiers, const struct usw_dead_slot *dead)
+{
 	if (tiers->held_back_count == tiers->held_back_capacity) {
 		uint32_t capacity = tiers->held_back_capacity * 2 + 256;
 		void *bigger = realloc(tiers->held_back, capacity * sizeof(*tiers->held_back));
@@ -56,7 +60,10 @@ void usw_deadslots_note(void *context, uint64_t where, const struct usw_segment 
 		.length_bytes = usw_slot_length(segment),
 	};
 
-	if (!hold_back(tiers, &dead) && !queue_dead(tiers, &dead))
+	// When a target ends, thousands die at once: what the mover has no place for waits here, or
+	// this thread would be busy with holes for seconds.
+	bool is_queued = !goes_with_its_file(tiers, &dead) && queue_dead(tiers, &dead);
+	if (!is_queued && !hold_back(tiers, &dead))
 		usw_disk_give(tiers->at[dead.tier].disk, dead.slot, dead.length_bytes);
 }
 
@@ -81,7 +88,7 @@ void usw_deadslots_drop(struct usw_tiers *tiers, uint32_t number)
 	tiers->held_back_count = left;
 }
 
-/** Tiers that stay after all get their slots back, as fast as the mover can give them. */
+/** What waits for the mover, or is of a tier that stays after all, as fast as the mover can give. */
 void usw_deadslots_give(struct usw_tiers *tiers)
 {
 	uint32_t i = 0;
@@ -89,7 +96,7 @@ void usw_deadslots_give(struct usw_tiers *tiers)
 	while (i < tiers->held_back_count) {
 		struct usw_dead_slot *dead = &tiers->held_back[i];
 
-		if (atomic_load(&tiers->at[dead->tier].state) == USW_TIER_LEAVING) {
+		if (goes_with_its_file(tiers, dead)) {
 			i++;
 			continue;
 		}

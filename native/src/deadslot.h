@@ -23,7 +23,8 @@ uint32_t usw_deadslots_held_back(const struct usw_tiers *tiers, uint32_t number)
 void usw_deadslots_drop(struct usw_tiers *tiers, uint32_t number);
 
 /**
- * Tiers that stay after all get their slots back, as fast as the mover can give them. Owner only.
+ * Give slots that were held back to the mover, as fast as it can take them, but for those of files
+ * that leave. Owner only.
  */
 void usw_deadslots_give(struct usw_tiers *tiers);
 

@@ -91,6 +91,8 @@ enum usw_verdict usw_diskanswer_begin(struct usw_fault_thread *thread, struct us
 			usw_diskfault_call(disk, read);
 			read->is_ahead = false;
 			read->fault = *fault;
+		} else if (usw_answer_is_hands(target, fault)) {
+			read->fault.thread_id = fault->thread_id; // it may pass the limit
 		}
 		return USW_READING;
 	}
@@ -181,7 +183,7 @@ static enum usw_verdict settle_read(struct usw_fault_thread *thread, struct usw_
 		int ret = usw_answer_hand_in(thread, target, fault.page, word, now,
 					     usw_diskfault_page(read), USW_BACKEND_OBJECT, true);
 
-		verdict = ret ? usw_answer_failed(target, fault.page, ret) : USW_ANSWERED;
+		verdict = ret ? usw_answer_failed(thread, target, fault.page, ret) : USW_ANSWERED;
 		if (!ret)
 			count_read(thread, read, now);
 	}

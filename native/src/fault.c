@@ -339,7 +339,10 @@ static void wait_and_settle(struct usw_fault_thread *thread, int timeout_ms)
 		uint64_t kicks;
 
 		if (events[i].data.u64 == USW_SOURCE_DISK) {
-			continue; // usw_diskanswer_settle() looks at all of them
+			// usw_diskanswer_settle() looks at all of them; an announcement that comes
+			// after what it announces is taken back here, or it would be heard for ever
+			if (!thread->disk->busy)
+				usw_diskfault_collect(thread->disk);
 		} else if (!target) {
 			kicked = read(thread->kick_fd, &kicks, sizeof(kicks)) > 0;
 		} else if ((events[i].data.u64 & 7) == USW_SOURCE_UFFD) {

@@ -15,6 +15,8 @@
 /* After a failure a tier is left alone for a while: shorter than the reclaim thread is patient when
    nothing else is left to give, so that one failure ends nobody. */
 #define USW_RETRY_NS 50000000u
+/* A disk that has failed twice is not counted on for so long after a failure. */
+#define USW_DOUBT_NS 1000000000u
 /* A disk that goes on failing is told of once in this time. */
 #define USW_TELL_NS 60000000000u
 
@@ -37,6 +39,7 @@ static void ask(struct usw_tiers *tiers, struct usw_move *move, uint32_t segment
 	move->is_write = usw_where_tier(to) != USW_TIER_RAM;
 	move->length_bytes = usw_slot_length(h);
 	move->damaged = 0;
+	memset(move->damaged_bits, 0, sizeof(move->damaged_bits));
 	h->is_moving = true;
 	atomic_store_explicit(&move->stage, USW_MOVE_ASKED, memory_order_release);
 	usw_mover_wake(tiers);
@@ -67,9 +70,21 @@ static uint32_t choose_tier(struct usw_tiers *tiers)
 	return best;
 }
 
+/** Between two tries, a disk of which every write fails looks as if it could take something. */
+static bool is_doubtful(const struct usw_tier *tier, uint64_t now_ns)
+{
+	return atomic_load(&tier->write_failures) > 1 &&
+	       now_ns - tier->write_retry_ns < USW_DOUBT_NS;
+}
+
 bool usw_tiers_have_room(struct usw_tiers *tiers)
 {
-	return choose_tier(tiers) != 0;
+	uint64_t now_ns = usw_now_ns();
+
+	for (uint32_t i = 1; i < USW_TIERS_MAX; i++)
+		if (may_write(&tiers->at[i], now_ns) && !is_doubtful(&tiers->at[i], now_ns))
+			return true;
+	return false;
 }
 
 /** Space on disks is taken here and nowhere else: so the highest that it ever was is known. */
@@ -124,8 +139,10 @@ static void report_failure(struct usw_tiers *tiers, struct usw_tier *tier, bool 
 	char text[200];
 
 	if (is_write) {
+		// Of those that were under way together only the first one counts.
+		if (now_ns >= tier->write_retry_ns)
+			atomic_fetch_add(&tier->write_failures, 1);
 		tier->write_retry_ns = now_ns + USW_RETRY_NS;
-		atomic_store(&tier->write_failed, true);
 	} else {
 		atomic_store(&tier->read_retry_ns, now_ns + USW_RETRY_NS);
 		tier->read_failed = true;
@@ -149,7 +166,7 @@ static void settle_demotion(struct usw_tiers *tiers, struct usw_move *move, stru
 	if (move->request.result)
 		report_failure(tiers, tier, true, move->request.result);
 	else
-		atomic_store(&tier->write_failed, false);
+		atomic_store(&tier->write_failures, 0);
 	if (move->request.result || !live) {
 		usw_deadslots_note(tiers, move->to, h);
 		return;
@@ -157,6 +174,19 @@ static void settle_demotion(struct usw_tiers *tiers, struct usw_move *move, stru
 	usw_segments_publish(tiers->segments, move->segment, move->to);
 	atomic_fetch_add(&tiers->demoted_segments, 1);
 	atomic_fetch_add(&tiers->demoted_objects, live);
+}
+
+/** Who has a right page of what is damaged is not to take it for a copy of it. */
+static void note_damaged(struct usw_tiers *tiers, const struct usw_move *move)
+{
+	for (uint32_t i = 0; i < USW_SEGMENT_OBJECTS; i++) {
+		uint32_t id = move->damaged_bits[i / 64] >> (i % 64) & 1
+				      ? usw_segments_owner(tiers->segments, move->segment, i)
+				      : 0;
+
+		if (id)
+			tiers->hooks.damaged(tiers->hooks.context, id);
+	}
 }
 
 static void settle_promotion(struct usw_tiers *tiers, struct usw_move *move, struct usw_segment *h)
@@ -173,6 +203,7 @@ static void settle_promotion(struct usw_tiers *tiers, struct usw_move *move, str
 	}
 	tier->read_failed = false;
 	if (move->damaged) {
+		note_damaged(tiers, move);
 		atomic_fetch_add(&tiers->damaged_objects, move->damaged);
 		snprintf(
 			text, sizeof(text),
@@ -219,7 +250,8 @@ struct usw_traffic usw_moves_under_way(const struct usw_tiers *tiers)
 		const struct usw_move *move = &tiers->moves[i];
 		const struct usw_tier *tier =
 			&tiers->at[usw_where_tier(move->is_write ? move->to : move->from)];
-		bool has_failed = move->is_write ? tier->write_failed : tier->read_failed;
+		bool has_failed = move->is_write ? atomic_load(&tier->write_failures) > 0
+						 : tier->read_failed;
 
 		if (atomic_load_explicit(&move->stage, memory_order_relaxed) == USW_MOVE_IDLE)
 			continue;

@@ -240,6 +240,7 @@ static int land(struct usw_tiers *tiers, struct usw_move *move, struct landing *
 	} else if (usw_unseal(&tiers->sealer, &bond, in, out)) {
 		memset(out, 0, object->length_bytes);
 		move->damaged++;
+		move->damaged_bits[index / 64] |= (uint64_t)1 << (index % 64);
 	}
 	landing->filled_bytes += object->length_bytes;
 	return 0;
@@ -266,7 +267,11 @@ static int empty_slot(struct usw_tiers *tiers, struct usw_move *move)
 	}
 	if (!ret)
 		ret = skip_to(&landing, start + h->append_bytes);
-	return ret ? ret : flush_landing(&landing);
+	if (!ret)
+		ret = flush_landing(&landing);
+	if (ret) // what is there already would be held for nothing, and by no account
+		usw_space_punch(&segments->data, start, USW_SEGMENT_BYTES);
+	return ret;
 }
 
 static void finish_move(struct usw_tiers *tiers, struct usw_move *move)

@@ -84,6 +84,11 @@ static int fail(struct usw_error *error, int code, const char *what)
 	return code;
 }
 
+static void on_damaged(void *context, uint32_t id)
+{
+	usw_vswap_note_damaged(&((struct usw_session *)context)->vswap, id);
+}
+
 static void on_moved(void *context)
 {
 	usw_reclaim_kick(context);
@@ -96,8 +101,10 @@ static void on_tier_report(void *context, enum usw_event_kind kind, uint32_t id,
 
 static int create_spaces(struct usw_session *session)
 {
-	const struct usw_tiers_hooks hooks = {
-		.moved = on_moved, .report = on_tier_report, .context = session};
+	const struct usw_tiers_hooks hooks = {.moved = on_moved,
+					      .damaged = on_damaged,
+					      .report = on_tier_report,
+					      .context = session};
 	int ret = usw_segments_create(&session->segments, USW_SEGMENTS_CAPACITY);
 
 	if (!ret)

@@ -168,7 +168,7 @@ int usw_tiers_add(struct usw_tiers *tiers, const char *path, const char *name, u
 	tier->priority = priority;
 	tier->write_retry_ns = 0;
 	atomic_store(&tier->read_retry_ns, 0);
-	atomic_store(&tier->write_failed, false);
+	atomic_store(&tier->write_failures, 0);
 	tier->read_failed = false;
 	tier->write_told_ns = tier->read_told_ns = 0;
 	atomic_store(&tier->ending, USW_ENDING_NOT);
@@ -236,7 +236,7 @@ static enum usw_tier_condition condition_of(const struct usw_tier *tier)
 {
 	if (atomic_load(&tier->state) == USW_TIER_LEAVING)
 		return USW_TIER_IS_LEAVING;
-	if (atomic_load(&tier->write_failed))
+	if (atomic_load(&tier->write_failures))
 		return USW_TIER_IS_FAILING;
 	return atomic_load(&tier->free_bytes) < USW_SLOT_BYTES ? USW_TIER_IS_FULL
 							       : USW_TIER_IS_ACTIVE;

@@ -58,7 +58,7 @@ struct usw_tier {
 	struct usw_disk *disk;                /* kept for the next tier of this number */
 	uint64_t write_retry_ns;              /* nothing is written to it before; owner */
 	_Atomic uint64_t read_retry_ns;       /* no whole segment is read from it before; owner */
-	_Atomic bool write_failed;            /* the last one did; owner */
+	_Atomic uint32_t write_failures;      /* tries in a row that failed; owner */
 	bool read_failed;                     /* the same; owner */
 	uint64_t write_told_ns, read_told_ns; /* when the user was told; 0: never; owner */
 	_Atomic uint64_t free_bytes;          /* when last asked; owner */
@@ -79,7 +79,8 @@ struct usw_move {
 	uint32_t length_bytes;
 	uint32_t asked_bytes; /* of it, read or written or being so; the mover's */
 	bool is_through;      /* all of it, or it has failed; the mover's */
-	uint32_t damaged;     /* objects that could not be opened */
+	uint32_t damaged;     /* objects that could not be opened ... */
+	uint64_t damaged_bits[USW_SEGMENT_OBJECTS / 64]; /* ... and which */
 	struct usw_aio_request request;
 	char *buffer; /* USW_SLOT_BYTES; the mover's */
 };
@@ -90,7 +91,8 @@ struct usw_dead_slot {
 
 /** Whom to tell. Called from the owner's or the mover's thread; must not wait. */
 struct usw_tiers_hooks {
-	void (*moved)(void *context); /* a move is done: step, please */
+	void (*moved)(void *context);                /* a move is done: step, please */
+	void (*damaged)(void *context, uint32_t id); /* the content of an ID; from the owner */
 	/* WARNING, TIER_REMOVED or TIER_KEPT, the tier's ID, and a sentence */
 	void (*report)(void *context, enum usw_event_kind kind, uint32_t id, const char *text);
 	void *context;
@@ -115,7 +117,7 @@ struct usw_tiers {
 	struct usw_dead_slot dead[USW_DEAD_SLOTS_MAX];
 	uint32_t dead_head, dead_tail;
 	bool is_ready; /* key and mover are there; control thread */
-	/* Of files that leave, given back with the file; owner. */
+	/* Of files that leave, given back with the file, and what `dead` has no place for; owner. */
 	struct usw_dead_slot *held_back;
 	uint32_t held_back_count, held_back_capacity;
 

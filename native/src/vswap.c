@@ -14,8 +14,8 @@
 #include "vswap.h"
 
 #define USW_BLOCK_IDS 256u
-#define USW_WORD_MOVE ((uint64_t)1 << 19)
-#define USW_WORD_MOVES ((uint64_t)0x1f << 19)
+#define USW_WORD_MOVE ((uint64_t)1 << 20)
+#define USW_WORD_MOVES ((uint64_t)0xf << 20)
 
 static struct usw_descriptor *descriptor(const struct usw_vswap *vswap, uint32_t id)
 {
@@ -192,10 +192,23 @@ bool usw_vswap_repoint(struct usw_vswap *vswap, uint32_t id, enum usw_backend ba
 		if (usw_word_backend(word) != backend || usw_word_place(word) != place)
 			return false;
 		next = make_word(new_backend, new_place, usw_word_count(word));
-		next |= (word + USW_WORD_MOVE) & USW_WORD_MOVES;
+		next |= ((word + USW_WORD_MOVE) & USW_WORD_MOVES) | (word & USW_WORD_DAMAGED);
 	} while (!atomic_compare_exchange_weak_explicit(&d->word, &word, next, memory_order_release,
 							memory_order_relaxed));
 	return true;
+}
+
+void usw_vswap_note_damaged(struct usw_vswap *vswap, uint32_t id)
+{
+	struct usw_descriptor *d = descriptor(vswap, id);
+	uint64_t word = atomic_load_explicit(&d->word, memory_order_relaxed);
+
+	do {
+		if (usw_word_backend(word) == USW_BACKEND_FREE)
+			return;
+	} while (!atomic_compare_exchange_weak_explicit(&d->word, &word, word | USW_WORD_DAMAGED,
+							memory_order_relaxed,
+							memory_order_relaxed));
 }
 
 static void give_back_id(struct usw_vswap *vswap, uint32_t id)

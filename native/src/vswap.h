@@ -9,11 +9,11 @@
  * faults read it. The hash is written once, before the ID is published, and never changes while
  * the ID lives.
  *
- *    63                                    24 23    19 18          3 2    0
- *   +----------------------------------------+--------+-------------+------+
- *   | place: segment 24 | index 16           | moves  | count       | type |
- *   |    or  standby 24 | slot 16            |        |             |      |
- *   +----------------------------------------+--------+-------------+------+
+ *    63                                    24 23    20  19  18          3 2    0
+ *   +----------------------------------------+--------+---+-------------+------+
+ *   | place: segment 24 | index 16           | moves  | d | count       | type |
+ *   |    or  standby 24 | slot 16            |        |   |             |      |
+ *   +----------------------------------------+--------+---+-------------+------+
  *
  * Threads: one owner (the reclaim thread) allocates IDs and repoints them; any thread may get and
  * put references. A put that drops the last reference makes the descriptor free in the same
@@ -26,6 +26,9 @@
  * ID that is freed and given again may get the same word, since its objects may get the same place
  * (vacancy.h): so a reader holds a reference, or that of a page map's word which it compares
  * afterwards.
+ *
+ * `d` says that the content turned out to be damaged. Who has the page in memory beside it, as a
+ * kept copy, is not to let it go for that copy; who has not may still ask for it, and be refused.
  *
  * A count that reaches its maximum (65,535 page maps) sticks there: the content then lives as long
  * as its session. It is never lost and never freed early.
@@ -47,6 +50,8 @@ enum usw_backend {
 
 #define USW_VSWAP_NONE 0u
 #define USW_VSWAP_COUNT_MAX 0xffffu
+
+#define USW_WORD_DAMAGED ((uint64_t)1 << 19)
 
 struct usw_descriptor {
 	_Atomic uint64_t word;
@@ -89,7 +94,7 @@ static inline uint64_t usw_word_place(uint64_t word)
 /** True if content that was looked for between two loads of a word was never moved. */
 static inline bool usw_word_is_unmoved(uint64_t before, uint64_t after)
 {
-	return ((before ^ after) & ~((uint64_t)USW_VSWAP_COUNT_MAX << 3)) == 0;
+	return ((before ^ after) & ~((uint64_t)USW_VSWAP_COUNT_MAX << 3 | USW_WORD_DAMAGED)) == 0;
 }
 
 /** (segment, index) or (standby, slot) as a 40-bit place. */
@@ -158,6 +163,12 @@ static inline uint64_t usw_vswap_hash(const struct usw_vswap *vswap, uint32_t id
  */
 bool usw_vswap_repoint(struct usw_vswap *vswap, uint32_t id, enum usw_backend backend,
 		       uint64_t place, enum usw_backend new_backend, uint64_t new_place);
+
+/**
+ * The content of an ID is damaged, wherever it is. Any thread that holds a reference, and the owner
+ * for an ID that it has found in a segment.
+ */
+void usw_vswap_note_damaged(struct usw_vswap *vswap, uint32_t id);
 
 /** Take freed IDs back into use. Owner only; cheap when there are none. */
 void usw_vswap_collect(struct usw_vswap *vswap);

@@ -622,6 +622,12 @@ static void do_reap(void)
 
 // --- Tiers --------------------------------------------------------------------------------------
 
+static void on_damaged(void *context, uint32_t id)
+{
+	(void)context;
+	usw_vswap_note_damaged(&vswap, id);
+}
+
 static void on_moved(void *context)
 {
 	(void)context; // the owner looks by itself
@@ -942,7 +948,8 @@ int main(int argc, char **argv)
 	CHECK_EQ(usw_nodes_create(&nodes, (uint32_t)atoi(argv[3])), 0);
 	CHECK_EQ(usw_standby_space_create(&standbys), 0);
 	CHECK_EQ(usw_equal_create(&equal, &vswap, &standbys), 0);
-	const struct usw_tiers_hooks hooks = {.moved = on_moved, .report = on_report};
+	const struct usw_tiers_hooks hooks = {
+		.moved = on_moved, .damaged = on_damaged, .report = on_report};
 	CHECK_EQ(usw_tiers_init(&tiers, &segments, true, &hooks), 0);
 	tiers.injection = &injection;
 	while (fgets(line, sizeof(line), stdin))

@@ -118,6 +118,11 @@ enum usw_verdict usw_answer_poison(UNUSED struct usw_fault_thread *t, UNUSED str
 	abort();
 }
 
+bool usw_answer_is_hands(UNUSED const struct usw_target *t, UNUSED const struct usw_fault *fault)
+{
+	return false;
+}
+
 bool usw_answer_has_room(UNUSED struct usw_fault_thread *t, UNUSED struct usw_target *u,
 			 UNUSED const struct usw_fault *fault)
 {
@@ -132,8 +137,8 @@ int usw_answer_hand_in(UNUSED struct usw_fault_thread *t, UNUSED struct usw_targ
 	return 0;
 }
 
-enum usw_verdict usw_answer_failed(UNUSED struct usw_target *t, UNUSED uint64_t page,
-				   UNUSED int error)
+enum usw_verdict usw_answer_failed(UNUSED struct usw_fault_thread *f, UNUSED struct usw_target *t,
+				   UNUSED uint64_t page, UNUSED int error)
 {
 	abort();
 }

@@ -22,6 +22,12 @@ static uint32_t requests;
 static struct usw_target *const target = (struct usw_target *)64; // never looked into
 static char folder[] = "/var/tmp/uffdswap-test-XXXXXX";
 
+static void on_damaged(void *context, uint32_t id)
+{
+	(void)context;
+	usw_vswap_note_damaged(&session.vswap, id);
+}
+
 static void on_moved(void *context)
 {
 	(void)context;
@@ -69,7 +75,8 @@ static void store(uint32_t number)
 
 static void world_init(bool is_sealed)
 {
-	const struct usw_tiers_hooks hooks = {.moved = on_moved, .report = on_report};
+	const struct usw_tiers_hooks hooks = {
+		.moved = on_moved, .damaged = on_damaged, .report = on_report};
 	const struct usw_tiers_plan plan = {.demote_bytes = SEGMENTS * USW_SEGMENT_BYTES};
 
 	memset(&session, 0, sizeof(session));

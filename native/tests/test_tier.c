@@ -23,6 +23,12 @@ static char folder[] = "/var/tmp/uffdswap-test-XXXXXX";
 static char file[sizeof(folder) + 8];
 static _Atomic uint32_t reports, removals, kept;
 
+static void on_damaged(void *context, uint32_t id)
+{
+	(void)context;
+	usw_vswap_note_damaged(&vswap, id);
+}
+
 static void on_moved(void *context)
 {
 	(void)context;
@@ -50,7 +56,8 @@ static uint32_t length_of(uint32_t number)
 
 static void world_init(bool is_sealed, const struct usw_aio_injection *injection)
 {
-	const struct usw_tiers_hooks hooks = {.moved = on_moved, .report = on_report};
+	const struct usw_tiers_hooks hooks = {
+		.moved = on_moved, .damaged = on_damaged, .report = on_report};
 	uint64_t place;
 
 	memset(&tiers, 0, sizeof(tiers));
@@ -213,7 +220,7 @@ static void test_a_failed_write_leaves_all_where_it_was(void)
 	CHECK_THAT(usw_tiers_add(&tiers, folder, NULL, UINT64_MAX, 0, &error), >, 0);
 	uint64_t used = segments.used_bytes;
 	run(UINT64_MAX, one_has_failed);
-	CHECK(tiers.at[1].write_failed);
+	CHECK_EQ(tiers.at[1].write_failures, 1);
 	CHECK_EQ(reports, 1);
 	CHECK_EQ(segments.disk_segments, 0);
 	CHECK_EQ(segments.used_bytes, used);
@@ -221,8 +228,36 @@ static void test_a_failed_write_leaves_all_where_it_was(void)
 	run(UINT64_MAX, is_given_back);
 	failing = false;
 	run(UINT64_MAX, all_are_down);
-	CHECK(!tiers.at[1].write_failed);
+	CHECK_EQ(tiers.at[1].write_failures, 0);
 	CHECK_EQ(reports, 1);
+	world_deinit();
+}
+
+static bool two_have_failed(void)
+{
+	return tiers.at[1].write_failures > 1;
+}
+
+/** Who asks again and again whether there is room must not be told so between two tries. */
+static void test_a_disk_that_only_fails_is_no_room(void)
+{
+	const struct usw_tiers_plan plan = {.demote_bytes = UINT64_MAX};
+	bool failing = true;
+	const struct usw_aio_injection injection = {.before = fails_while_set, .context = &failing};
+
+	world_init(true, &injection);
+	CHECK_THAT(usw_tiers_add(&tiers, folder, NULL, UINT64_MAX, 0, &error), >, 0);
+	CHECK(usw_tiers_have_room(&tiers));
+	run(UINT64_MAX, two_have_failed);
+	uint32_t failures = tiers.at[1].write_failures;
+	while (tiers.at[1].write_failures < failures + 4) {
+		CHECK(!usw_tiers_have_room(&tiers));
+		usw_tiers_step(&tiers, &plan);
+		usleep(200);
+	}
+	failing = false;
+	run(UINT64_MAX, all_are_down);
+	CHECK(usw_tiers_have_room(&tiers));
 	world_deinit();
 }
 
@@ -268,6 +303,31 @@ static void test_a_failed_read_leaves_all_where_it_was(void)
 	run(0, is_removed);
 	CHECK_EQ(count_wrong(), 0);
 	CHECK_EQ(reports, 1);
+	world_deinit();
+}
+
+/** A segment that does not fit into memory half way is where it was, and holds nothing there. */
+static void test_a_failed_return_holds_no_memory(void)
+{
+	const struct usw_tiers_plan plan = {.demote_parked = false};
+	struct rlimit before, half = {.rlim_cur = USW_SEGMENT_BYTES * 3 / 2};
+
+	world_init(true, NULL);
+	CHECK_THAT(usw_tiers_add(&tiers, folder, NULL, UINT64_MAX, 0, &error), >, 0);
+	run(UINT64_MAX, all_are_down);
+	CHECK_EQ(getrlimit(RLIMIT_FSIZE, &before), 0);
+	half.rlim_max = before.rlim_max;
+	CHECK(signal(SIGXFSZ, SIG_IGN) != SIG_ERR);
+	CHECK_EQ(setrlimit(RLIMIT_FSIZE, &half), 0);
+	atomic_store(&usw_segments_header(&segments, 1)->is_recalled, true);
+	while (usw_tiers_step(&tiers, &plan) || !reports)
+		usleep(200);
+	CHECK_EQ(setrlimit(RLIMIT_FSIZE, &before), 0);
+	CHECK_EQ(usw_where_tier(usw_segments_header(&segments, 1)->where), 1);
+	CHECK_EQ(usw_space_held_bytes(&segments.data), segments.used_bytes);
+	CHECK_THAT(usw_tiers_remove(&tiers, "disk1", UINT64_MAX, &error), >, 0);
+	run(0, is_removed);
+	CHECK_EQ(count_wrong(), 0);
 	world_deinit();
 }
 
@@ -400,6 +460,15 @@ static int open_tier_file(void)
 	return fd;
 }
 
+static uint32_t count_known_damaged(void)
+{
+	uint32_t count = 0;
+
+	for (uint32_t i = 0; i < PAGES; i++)
+		count += (usw_vswap_word(&vswap, ids[i]) & USW_WORD_DAMAGED) != 0;
+	return count;
+}
+
 /** Change one byte, and put one segment's bytes into another's place. */
 static void test_damage_is_seen(void)
 {
@@ -415,6 +484,7 @@ static void test_damage_is_seen(void)
 	CHECK_THAT(usw_tiers_remove(&tiers, "disk1", UINT64_MAX, &error), >, 0);
 	run(0, is_removed);
 	CHECK_EQ(count_wrong(), 1);
+	CHECK_EQ(count_known_damaged(), 1);
 	CHECK_EQ(tiers.damaged_objects, 1);
 	CHECK_EQ(reports, 1);
 	world_deinit();
@@ -428,6 +498,7 @@ static void test_damage_is_seen(void)
 	run(0, is_removed);
 	CHECK_THAT(count_wrong(), >, 200);
 	CHECK_EQ(count_wrong(), tiers.damaged_objects);
+	CHECK_EQ(count_known_damaged(), tiers.damaged_objects);
 	world_deinit();
 	close(fd);
 	unlink(file);
@@ -518,7 +589,9 @@ int main(void)
 	test_down_and_up(false, NULL);
 	test_down_and_up(true, &short_transfers);
 	test_a_failed_write_leaves_all_where_it_was();
+	test_a_disk_that_only_fails_is_no_room();
 	test_a_failed_read_leaves_all_where_it_was();
+	test_a_failed_return_holds_no_memory();
 	test_single_segments_go_and_come();
 	test_the_moves_of_others_are_not_waited_for();
 	test_the_number_that_readers_know_is_never_another_file();
