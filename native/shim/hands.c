@@ -42,11 +42,11 @@
 
 #define AGENT_GRACE_MS 1000
 
-/** A pair of staging ranges; both are empty between two commands unless in_dirty says otherwise. */
+/** A pair of staging ranges; both are empty between two commands, but for what `stuck` names. */
 struct stages {
 	uintptr_t in;
 	uintptr_t out;
-	bool in_dirty; /* a page may have stayed in the "in" stage */
+	uint64_t stuck[USW_BATCH_PAGES_MAX / 64]; /* pages that may have stayed in the "in" stage */
 };
 
 struct hands {
@@ -201,6 +201,26 @@ static int64_t move_pages(int uffd, uintptr_t to, uintptr_t from, uint64_t bytes
 	return result < 0 ? result : -EIO;
 }
 
+/** Whether a page is in memory. To look raises no fault. */
+static bool is_there(uintptr_t page)
+{
+	unsigned char there;
+
+	return usw_raw(SYS_mincore, page, USW_PAGE_BYTES, &there) == 0 && (there & 1);
+}
+
+/**
+ * What a MOVE has done that was to a place where nothing was. It says EEXIST for pages that it has
+ * moved if a bit of a page table entry, such as the accessed bit, changed in the middle: Linux 6.18
+ * (move_pages() in mm/userfaultfd.c) keeps the -EAGAIN of that pass, does not count what the next
+ * one moves, and meets it at its destination. Such a page is gone from its source, and nobody else
+ * has it. Page by page, for how many they are it does not say.
+ */
+static int64_t recount(int64_t moved, uintptr_t from)
+{
+	return moved == -EEXIST && !is_there(from) ? (int64_t)USW_PAGE_BYTES : moved;
+}
+
 static void drop(uintptr_t start, uint64_t bytes)
 {
 	usw_raw(SYS_madvise, start, bytes, MADV_DONTNEED_LOCKED);
@@ -314,23 +334,29 @@ static bool epoch_is_current(const struct hands *h, const struct batch *b)
 
 // --- evict --------------------------------------------------------------------------------------
 
-/** One MOVE inside the gate. Nothing is moved, now or later, for a command the world has outrun. */
-static int64_t take_guarded(struct hands *h, struct batch *b, uintptr_t to, uintptr_t from,
-			    uint64_t bytes)
+/**
+ * One MOVE into the stage from page number `page` on, inside the gate. Nothing is moved, now or
+ * later, for a command the world has outrun.
+ */
+static int64_t take_guarded(struct hands *h, struct batch *b, const struct stages *s, uint32_t page,
+			    uintptr_t from, uint64_t bytes)
 {
+	uintptr_t to = s->in + (uint64_t)page * USW_PAGE_BYTES;
 	int64_t moved = -ECANCELED;
 
 	if (!gate_enter(h->ring))
 		return -ECANCELED;
 	if (epoch_is_current(h, b))
 		moved = move_pages(h->uffd, to, from, bytes, 0);
+	if (!bit_test(s->stuck, page))
+		moved = recount(moved, from);
 	gate_leave(h->ring);
 	return moved;
 }
 
 /** What to do about a page that did not move: returns how many pages of the run to pass over. */
-static uint32_t take_failed(struct hands *h, struct batch *b, struct stages *s, int error,
-			    uint32_t rest)
+static uint32_t take_failed(struct hands *h, struct batch *b, struct stages *s, uint32_t page,
+			    int error, uint32_t rest)
 {
 	if (error == EINVAL && !b->unlocked) {
 		b->unlocked = true;
@@ -343,8 +369,8 @@ static uint32_t take_failed(struct hands *h, struct batch *b, struct stages *s, 
 	case EBUSY:  /* pinned, or shared since a fork */
 	case ENOENT: /* a hole: the program has given it back, or there is no mapping any more */
 		return 1;
-	case EEXIST: /* a page stayed in the stage: collect() or stages_clean() takes it away */
-		s->in_dirty = true;
+	case EEXIST: /* another stayed in its place in the stage: stages_clean() takes it away */
+		bit_set(s->stuck, page);
 		return 1;
 	case EAGAIN:    /* an event waits to be read: what the agent planned may be void */
 	case ECANCELED: /* so the event has been read, or the agent keeps the gate */
@@ -362,17 +388,16 @@ static void take_run(struct hands *h, struct batch *b, struct stages *s, const s
 	uint32_t done = 0;
 
 	while (done < run->page_count) {
+		uint32_t page = first + done;
 		uint32_t rest = run->page_count - done;
-		int64_t moved = take_guarded(h, b,
-					     s->in + (uint64_t)(first + done) * USW_PAGE_BYTES,
-					     run->address + (uint64_t)done * USW_PAGE_BYTES,
-					     (uint64_t)rest * USW_PAGE_BYTES);
+		uintptr_t from = run->address + (uint64_t)done * USW_PAGE_BYTES;
+		int64_t moved = take_guarded(h, b, s, page, from, (uint64_t)rest * USW_PAGE_BYTES);
 
 		if (moved > 0) {
-			bits_set(b->taken, first + done, moved / USW_PAGE_BYTES);
+			bits_set(b->taken, page, moved / USW_PAGE_BYTES);
 			done += moved / USW_PAGE_BYTES;
 		} else {
-			done += take_failed(h, b, s, (int)-moved, rest);
+			done += take_failed(h, b, s, page, (int)-moved, rest);
 		}
 	}
 }
@@ -416,7 +441,8 @@ static void collect_run(struct hands *h, struct batch *b, struct stages *s, uint
 	while (first < end) {
 		uint64_t at = (uint64_t)first * USW_PAGE_BYTES;
 		uint64_t bytes = (uint64_t)(end - first) * USW_PAGE_BYTES;
-		int64_t moved = move_pages(h->out_uffd, s->out + at, s->in + at, bytes, 0);
+		int64_t moved = recount(move_pages(h->out_uffd, s->out + at, s->in + at, bytes, 0),
+					s->in + at);
 		bool busy = moved == -EBUSY;
 
 		if (moved > 0) {
@@ -424,15 +450,15 @@ static void collect_run(struct hands *h, struct batch *b, struct stages *s, uint
 			continue;
 		}
 		if (moved == -EEXIST)
-			drop(s->out + at, bytes);
+			drop(s->out + at, USW_PAGE_BYTES);
 		if (moved == -EINVAL)
 			unlock_stages(h);
 		if (wait_a_little(&patience, busy ? BUSY_PATIENCE_MS : COLLECT_PATIENCE_MS))
 			continue;
 		if (!busy)
 			kill_program(h);
+		bit_set(s->stuck, first);
 		bit_set(b->left_in, first++);
-		s->in_dirty = true;
 	}
 }
 
@@ -476,37 +502,40 @@ static void copy_all(struct hands *h, const struct batch *b, const struct stages
 	}
 }
 
-/** Empty the "in" stage of what an earlier command could not collect. It has been copied. */
+/** Take one page away that stayed in the "in" stage. Returns false if it is still busy. */
+static bool clean_page(struct hands *h, const struct stages *s, uint32_t page)
+{
+	uintptr_t from = s->in + (uint64_t)page * USW_PAGE_BYTES;
+	uintptr_t to = s->out + (uint64_t)page * USW_PAGE_BYTES;
+	int64_t moved = 0;
+
+	for (int tries = 0; moved <= 0 && tries < 2; tries++) {
+		moved = recount(move_pages(h->out_uffd, to, from, USW_PAGE_BYTES,
+					   UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES),
+				from);
+		/* If the kernel has merged the page (KSM), a write makes it ours again. */
+		if (moved == -EBUSY)
+			usw_raw(SYS_madvise, from, USW_PAGE_BYTES, MADV_POPULATE_WRITE);
+	}
+	return moved > 0;
+}
+
+/**
+ * Empty the "in" stage of what an earlier command could not collect. It has been copied; whatever
+ * else may be in the stage stays there.
+ */
 static void stages_clean(struct hands *h, struct stages *s)
 {
-	uint64_t done = 0;
-	bool again = true;
-
-	s->in_dirty = false;
 	drop(s->out, USW_HUGE_BYTES); /* what has filled the one may have filled the other */
-	while (done < USW_HUGE_BYTES) {
-		int64_t moved = move_pages(h->out_uffd, s->out + done, s->in + done,
-					   USW_HUGE_BYTES - done, UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES);
-
-		if (moved > 0) {
-			done += moved;
-			again = true;
-		} else if (moved == -EBUSY && again) {
-			/* If the kernel has merged the page (KSM), a write makes it ours again. */
-			again = false;
-			usw_raw(SYS_madvise, s->in + done, USW_PAGE_BYTES, MADV_POPULATE_WRITE);
-		} else {
-			s->in_dirty = true;
-			done += USW_PAGE_BYTES;
-			again = true;
-		}
-	}
+	for (uint32_t page = 0; page < USW_BATCH_PAGES_MAX; page++)
+		if (bit_test(s->stuck, page) && clean_page(h, s, page))
+			s->stuck[page / 64] &= ~(UINT64_C(1) << (page % 64));
 	drop(s->out, USW_HUGE_BYTES);
 }
 
 static void evict(struct hands *h, struct batch *b, struct stages *s)
 {
-	if (s->in_dirty)
+	if (bits_any(s->stuck))
 		stages_clean(h, s);
 	take_all(h, b, s);
 	if (!bits_any(b->taken))

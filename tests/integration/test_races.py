@@ -36,6 +36,14 @@ def test_eviction_in_the_middle_loses_nothing(
     assert "ok" in outcome.stdout, outcome.describe()
 
 
+def test_a_move_that_the_kernel_tries_twice_loses_nothing(
+    programs: Programs, uffdswap_run: RunFunction
+) -> None:
+    outcome = uffdswap_run([programs("race_cold"), "6"], stress=4 * STRESS)
+    outcome.require_ok(paged=True)
+    assert "ok" in outcome.stdout, outcome.describe()
+
+
 @pytest.mark.parametrize("race", ["race_write", "race_fork"])
 def test_race_at_the_limit_loses_nothing(
     race: str, programs: Programs, uffdswap_run: RunFunction
