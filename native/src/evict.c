@@ -544,7 +544,8 @@ static int evict_batch(struct usw_target *target, struct usw_batch *batch, uint3
 	int ret = run_command(target, batch, batch->op, epoch, prepare, answer);
 	if (ret)
 		return ret;
-	if (prepare && answer->error == 0)
+	// Slots before it that have no memory yet are those of a batch that failed.
+	if (prepare && answer->error == 0 && (uint32_t)first_slot <= target->standby.prepared)
 		target->standby.prepared = behind_slot;
 	if (answer->error == -ECANCELED || answer->error == -EAGAIN)
 		usw_count(&target->session->reclaim.counters, evict_aborted, 1);
