@@ -9,9 +9,9 @@
 #include <string.h>
 
 #include <lz4.h>
-#include <xxhash.h>
 
 #include "codec.h"
+#include "hash.h"
 
 #define USW_PAGE_WORDS (USW_PAGE_BYTES / sizeof(uint64_t))
 
@@ -53,7 +53,7 @@ void usw_codec_repeat(void *page, uint64_t word)
 
 uint64_t usw_codec_hash(const void *page, uint64_t seed)
 {
-	return XXH3_64bits_withSeed(page, USW_PAGE_BYTES, seed);
+	return usw_hash(page, seed);
 }
 
 /** One page through one filter. 0: longer than limit_bytes. */
