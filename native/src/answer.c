@@ -190,6 +190,7 @@ static enum usw_verdict fault_in(struct usw_fault_thread *thread, struct usw_tar
 
 	if (!usw_answer_has_room(thread, target, fault))
 		return USW_DEFER;
+	usw_content_prefetch(session, id);
 	struct usw_forecast forecast =
 		usw_streams_note(&target->streams, fault->thread_id, fault->page / USW_PAGE_BYTES);
 	usw_count(&thread->counters, prefetch_proven, forecast.proven);

@@ -79,6 +79,21 @@ static void touch(const struct usw_session *session, uint64_t word)
 	atomic_store_explicit(&h->touched, clock, memory_order_relaxed);
 }
 
+USW_OPTIMISTIC
+void usw_content_prefetch(const struct usw_session *session, uint32_t id)
+{
+	uint64_t word = usw_vswap_word(&session->vswap, id);
+	struct usw_object object;
+
+	if (usw_word_backend(word) != USW_BACKEND_OBJECT ||
+	    !usw_segments_find(&session->segments, usw_place_group(usw_word_place(word)),
+			       usw_place_index(usw_word_place(word)), &object) ||
+	    usw_where_tier(object.where) != USW_TIER_RAM)
+		return;
+	for (uint32_t at = 0; at < object.length_bytes; at += 64)
+		__builtin_prefetch((const char *)object.bytes + at);
+}
+
 int usw_content_load(const struct usw_session *session, uint32_t id, void *page,
 		     enum usw_backend *ret, struct usw_disk_place *ret_place)
 {

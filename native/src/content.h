@@ -29,6 +29,9 @@ struct usw_disk_place {
 int usw_content_load(const struct usw_session *session, uint32_t id, void *page,
 		     enum usw_backend *ret, struct usw_disk_place *ret_place);
 
+/** Have the processor fetch the object of an ID, if it is in RAM, while other work is done. */
+void usw_content_prefetch(const struct usw_session *session, uint32_t id);
+
 /** True if the content of an ID is on a disk, at `ret_place`. */
 bool usw_content_is_on_disk(const struct usw_session *session, uint32_t id,
 			    struct usw_disk_place *ret_place);

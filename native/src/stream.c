@@ -25,41 +25,43 @@ static uint64_t trip_wire(const struct usw_stream *stream)
 	return stream->page + (uint64_t)(stream->stride * ((int64_t)stream->window + 1));
 }
 
-/** The stream a fault belongs to: one that waits for this page, else the nearest; NULL: none. */
+/**
+ * The stream a fault belongs to: one that waits for this page, else the nearest; NULL: none. Most
+ * faults at random belong to none, and are compared with all: without a branch that could be
+ * mispredicted.
+ */
 static struct usw_stream *find(struct usw_streams *streams, uint32_t thread_id, uint64_t page)
 {
-	struct usw_stream *nearest = NULL;
+	uint64_t best = USW_NEAR_PAGES + 2;
+	uint32_t found = 0;
 
 	for (uint32_t i = 0; i < USW_STREAMS_MAX; i++) {
-		struct usw_stream *stream = &streams->at[i];
+		const struct usw_stream *stream = &streams->at[i];
+		uint64_t rank = distance(stream->page, page) + 1;
 
-		if (stream->thread_id != thread_id)
-			continue;
-		if (stream->window && trip_wire(stream) == page)
-			return stream;
-		if (distance(stream->page, page) <= USW_NEAR_PAGES &&
-		    (!nearest || distance(stream->page, page) < distance(nearest->page, page)))
-			nearest = stream;
+		rank = stream->window && trip_wire(stream) == page ? 0 : rank;
+		rank = stream->thread_id == thread_id ? rank : UINT64_MAX;
+		found = rank < best ? i : found;
+		best = rank < best ? rank : best;
 	}
-	return nearest;
+	return best < USW_NEAR_PAGES + 2 ? &streams->at[found] : NULL;
 }
 
 /** The entry to give up: one that was never a stream if there is one, else the oldest. */
 static struct usw_stream *replaceable(struct usw_streams *streams)
 {
-	struct usw_stream *worst = &streams->at[0];
+	uint64_t worst = 0;
+	uint32_t found = 0;
 
-	for (uint32_t i = 1; i < USW_STREAMS_MAX; i++) {
-		struct usw_stream *stream = &streams->at[i];
-		bool is_stream = stream->votes >= USW_VOTES_TRUSTED;
-		bool worst_is_stream = worst->votes >= USW_VOTES_TRUSTED;
+	for (uint32_t i = 0; i < USW_STREAMS_MAX; i++) {
+		const struct usw_stream *stream = &streams->at[i];
+		uint64_t rank = (uint64_t)(stream->votes < USW_VOTES_TRUSTED) << 32 |
+				(streams->clock - stream->used);
 
-		if (is_stream != worst_is_stream
-			    ? worst_is_stream
-			    : streams->clock - stream->used > streams->clock - worst->used)
-			worst = stream;
+		found = rank > worst ? i : found;
+		worst = rank > worst ? rank : worst;
 	}
-	return worst;
+	return &streams->at[found];
 }
 
 static void vote(struct usw_stream *stream, int64_t delta)
