@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "control.h"
+#include "diskfault.h"
 #include "evict.h"
 #include "fault.h"
 #include "park.h"
@@ -343,6 +344,8 @@ static int restore_step(struct usw_fault_thread *thread, struct usw_target *targ
 			usw_pagemap_next(&target->pagemap, &request->address, USW_ADDRESS_END);
 
 		if (!word || !has_spare_room(thread->session) || atomic_load(&request->cancelled)) {
+			if (thread->disk && usw_diskfault_reads_ahead(thread->disk, target))
+				return USW_RECALL_POLL_MS; // it is over when all are in
 			finish(thread->session, request, 0);
 			return -1;
 		}

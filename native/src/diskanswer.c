@@ -166,9 +166,9 @@ static enum usw_verdict settle_read(struct usw_fault_thread *thread, struct usw_
 		bool is_ahead = read->is_ahead;
 
 		usw_diskfault_done(thread->disk, read);
-		if (is_ahead)
-			return USW_DROPPED;
-		return usw_fault_answer(thread, target, &fault);
+		if (!is_ahead)
+			usw_fault_answer(thread, target, &fault); // it may wait, but not for this
+		return USW_DROPPED;
 	}
 	if (opened) {
 		char where[64];
@@ -265,7 +265,21 @@ static uint32_t settle_at(struct usw_fault_thread *thread, uint32_t index)
 	// What stands in the way of a page may be an event that nobody has read.
 	if (has_waited)
 		usw_fault_pump(thread, read->target);
-	return read->stage == USW_READ_IDLE || settle_read(thread, read) != USW_DEFER;
+	return settle_read(thread, read) != USW_DEFER;
+}
+
+/** How far it is from `first` to a read that is not idle, going round, from `far` on. */
+static uint32_t next_around(const struct usw_disk_faults *disk, uint32_t first, uint32_t far)
+{
+	uint32_t index = USW_DISK_READS_MAX;
+
+	if (first + far < USW_DISK_READS_MAX)
+		index = usw_diskfault_next(disk, first + far);
+	if (index < USW_DISK_READS_MAX)
+		return index - first;
+	far = (uint32_t)usw_max(far, USW_DISK_READS_MAX - first);
+	index = usw_diskfault_next(disk, first + far - USW_DISK_READS_MAX);
+	return index < first ? USW_DISK_READS_MAX - first + index : USW_DISK_READS_MAX;
 }
 
 bool usw_diskanswer_settle(struct usw_fault_thread *thread)
@@ -282,8 +296,9 @@ bool usw_diskanswer_settle(struct usw_fault_thread *thread)
 	usw_diskfault_collect(disk);
 	uint32_t first = disk->looked;
 	uint32_t most = disk->busy < USW_SETTLE_DEPTH ? 1 : USW_SETTLE_MAX;
-	for (uint32_t i = 0; i < USW_DISK_READS_MAX && !disk->is_ripe; i++) {
-		uint32_t index = (first + i) % USW_DISK_READS_MAX;
+	for (uint32_t far = next_around(disk, first, 0); far < USW_DISK_READS_MAX && !disk->is_ripe;
+	     far = next_around(disk, first, far + 1)) {
+		uint32_t index = (first + far) % USW_DISK_READS_MAX;
 
 		if (!usw_diskfault_is_there(&disk->at[index]))
 			continue;
@@ -293,7 +308,7 @@ bool usw_diskanswer_settle(struct usw_fault_thread *thread)
 			waiting = true;
 			continue;
 		}
-		i += settled - 1;
+		far += settled - 1;
 		disk->looked = (index + settled) % USW_DISK_READS_MAX;
 		disk->is_ripe |= ++count == most; // or one was called meanwhile
 	}

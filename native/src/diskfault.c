@@ -56,17 +56,30 @@ void usw_diskfault_destroy(struct usw_disk_faults *faults)
 	free(faults);
 }
 
+/* Reads are a cache line and more each: only those that are not idle are ever looked at. */
+#define for_each_busy(faults, i) \
+	for (uint32_t i = usw_diskfault_next(faults, 0); i < USW_DISK_READS_MAX; \
+	     i = usw_diskfault_next(faults, i + 1))
+
 struct usw_disk_read *usw_diskfault_find(struct usw_disk_faults *faults,
 					 const struct usw_target *target, uint64_t page)
 {
-	for (uint32_t i = 0; i < USW_DISK_READS_MAX; i++) {
+	for_each_busy(faults, i)
+	{
 		struct usw_disk_read *read = &faults->at[i];
 
-		if (read->stage != USW_READ_IDLE && read->target == target &&
-		    read->fault.page == page)
+		if (read->target == target && read->fault.page == page)
 			return read;
 	}
 	return NULL;
+}
+
+bool usw_diskfault_reads_ahead(const struct usw_disk_faults *faults,
+			       const struct usw_target *target)
+{
+	for_each_busy(faults,
+		      i) if (faults->at[i].target == target && faults->at[i].is_ahead) return true;
+	return false;
 }
 
 /** Where an object and its tag are in the file of its tier. */
@@ -186,7 +199,8 @@ static void leave_span(struct usw_disk_faults *faults, struct usw_disk_read *rea
 /** Drop what nobody has come for: of a time before `since_ns`. */
 static void drop_reserve(struct usw_disk_faults *faults, uint64_t since_ns)
 {
-	for (uint32_t i = 0; i < USW_DISK_READS_MAX; i++) {
+	for_each_busy(faults, i)
+	{
 		struct usw_disk_read *read = &faults->at[i];
 
 		if (read->stage == USW_READ_DONE && read->is_reserve &&
@@ -223,16 +237,20 @@ struct usw_disk_read *usw_diskfault_begin(struct usw_disk_faults *faults,
 
 	if (!read)
 		return NULL;
+	uint32_t number = (uint32_t)(read - faults->at);
+
 	read->stage = USW_READ_RUNNING;
 	read->target = target;
 	read->fault = *fault;
 	read->is_ahead = is_ahead;
 	read->is_reserve = false;
+	read->why = NULL;
 	read->id = id;
 	read->hash = usw_vswap_hash(&session->vswap, id);
 	read->place = *place;
 	place_read(faults, read, tier, &extent);
 	faults->busy++;
+	faults->busy_bits[number / 64] |= (uint64_t)1 << number % 64;
 	if (!is_ahead)
 		hand_in_growing(faults);
 	return read;
@@ -267,7 +285,7 @@ void usw_diskfault_collect(struct usw_disk_faults *faults)
 	drop_reserve(faults, usw_now_ns() - USW_RESERVE_NS);
 }
 
-/** Seal, codec, hash: each of them may refuse. Returns why, or NULL. */
+/** Seal, codec, hash: each of them may refuse. Returns why, or nothing ("") if none does. */
 static const char *unpack(struct usw_disk_faults *faults, struct usw_session *session,
 			  struct usw_disk_read *read)
 {
@@ -287,7 +305,7 @@ static const char *unpack(struct usw_disk_faults *faults, struct usw_session *se
 		return "it cannot be decompressed";
 	if (usw_codec_hash(read->page, session->hash_seed) != read->hash)
 		return "hash mismatch";
-	return NULL;
+	return "";
 }
 
 int usw_diskfault_open(struct usw_disk_faults *faults, struct usw_session *session,
@@ -299,30 +317,32 @@ int usw_diskfault_open(struct usw_disk_faults *faults, struct usw_session *sessi
 	if (read->result == -ENOMEM || read->result == -ECANCELED ||
 	    (read->result && faults->at[read->first].count > 1))
 		return -EAGAIN;
-	const char *why = unpack(faults, session, read);
-
-	if (!why) {
+	// Once: it is opened where it lies.
+	if (!read->why)
+		read->why = unpack(faults, session, read);
+	if (!*read->why) {
 		read->stage = USW_READ_READY;
 		leave_span(faults, read);
 		return 0;
 	}
 	if (!usw_content_is_unmoved(session, read->id, read->place.word, read->place.object.where))
 		return -EAGAIN;
-	*ret_why = why;
+	*ret_why = read->why;
 	return -EBADMSG;
 }
 
 void usw_diskfault_done(struct usw_disk_faults *faults, struct usw_disk_read *read)
 {
+	uint32_t number = (uint32_t)(read - faults->at);
+
 	leave_span(faults, read);
 	read->stage = USW_READ_IDLE;
 	read->target = NULL;
 	faults->busy--;
+	faults->busy_bits[number / 64] &= ~((uint64_t)1 << number % 64);
 }
 
 void usw_diskfault_forget(struct usw_disk_faults *faults, const struct usw_target *target)
 {
-	for (uint32_t i = 0; i < USW_DISK_READS_MAX; i++)
-		if (faults->at[i].stage != USW_READ_IDLE && faults->at[i].target == target)
-			faults->at[i].target = NULL;
+	for_each_busy(faults, i) if (faults->at[i].target == target) faults->at[i].target = NULL;
 }

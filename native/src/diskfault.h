@@ -61,6 +61,7 @@ struct usw_disk_read {
 	bool is_held;       /* its buffer holds bytes of a span that is not done */
 	uint64_t end_bytes; /* where it ends in the file */
 	int result;         /* of the span's request */
+	const char *why;    /* what was read is no good, "" if it is; NULL: it was not opened yet */
 	char *bytes;        /* the object, once it is there; NULL: it is opened or done */
 	char *page;         /* what it is opened to */
 };
@@ -69,8 +70,9 @@ struct usw_disk_faults {
 	struct usw_aio *aio;
 	struct usw_sealer sealer;
 	bool is_sealed;
-	uint32_t busy; /* reads that are not idle */
-	bool is_ripe;  /* what is done is to be looked at once more, at once */
+	uint32_t busy;                               /* reads that are not idle */
+	uint64_t busy_bits[USW_DISK_READS_MAX / 64]; /* a bit for each of them */
+	bool is_ripe; /* what is done is to be looked at once more, at once */
 	struct usw_disk_read at[USW_DISK_READS_MAX];
 	uint32_t looked;               /* where the next look begins */
 	uint32_t next;                 /* where the next span begins, if there is room */
@@ -83,9 +85,28 @@ struct usw_disk_faults *usw_diskfault_create(struct usw_session *session);
 /** Waits for reads under way. NULL is fine. */
 void usw_diskfault_destroy(struct usw_disk_faults *faults);
 
+/** The first read from number `from` on that is not idle; USW_DISK_READS_MAX if there is none. */
+static inline uint32_t usw_diskfault_next(const struct usw_disk_faults *faults, uint32_t from)
+{
+	uint64_t mask = UINT64_MAX << from % 64;
+
+	for (uint32_t word = from / 64; word < USW_DISK_READS_MAX / 64; word++) {
+		uint64_t bits = faults->busy_bits[word] & mask;
+
+		if (bits)
+			return word * 64 + (uint32_t)__builtin_ctzll(bits);
+		mask = UINT64_MAX;
+	}
+	return USW_DISK_READS_MAX;
+}
+
 /** The read under way or ready for a page, NULL if there is none. */
 struct usw_disk_read *usw_diskfault_find(struct usw_disk_faults *faults,
 					 const struct usw_target *target, uint64_t page);
+
+/** True if pages of a target are on their way in that nothing waits for. */
+bool usw_diskfault_reads_ahead(const struct usw_disk_faults *faults,
+			       const struct usw_target *target);
 
 /**
  * Ask for the object at a place. usw_diskfault_flush() starts it. NULL: as many as may be are under

@@ -74,8 +74,11 @@ int usw_diskfault_open(UNUSED struct usw_disk_faults *faults, UNUSED struct usw_
 
 void usw_diskfault_done(struct usw_disk_faults *faults, struct usw_disk_read *read)
 {
+	uint32_t i = (uint32_t)(read - faults->at);
+
 	read->stage = USW_READ_IDLE;
 	faults->busy--;
+	faults->busy_bits[i / 64] &= ~((uint64_t)1 << i % 64);
 	settled++;
 }
 
@@ -196,6 +199,7 @@ static void put(uint32_t i, enum usw_disk_read_stage stage, bool is_reserve)
 		.place.segment = 1,
 	};
 	disk.busy++;
+	disk.busy_bits[i / 64] |= (uint64_t)1 << i % 64;
 }
 
 /** Go on as a fault thread does, until it would sleep. Returns after how many looks. */
