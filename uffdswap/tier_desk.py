@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from . import protocol
     from ._lib import NativeSession, Tier
 
-__all__ = ("TierDesk",)
+__all__ = ("SLOT_BYTES", "TierDesk")
 
 _NO_LIMIT = 2**64 - 1
-_SLOT_BYTES = (1 << 20) + 2048 * 16  # a segment, and the tags of the most objects it has
+SLOT_BYTES = (1 << 20) + 2048 * 16
+"""From one slot of a tier to the next: a segment, and the tags of the most objects it has."""
 _REMOVALS_MAX = 32  # tiers have eight places, so that no removal under way is ever forgotten
 
 
@@ -56,7 +57,7 @@ class TierDesk:
         comes from tiers that leave has to find a place, too.
         """
         ram, *disks = self._session.tiers()
-        slots = sum(tier.free_bytes // _SLOT_BYTES for tier in disks if tier.state == "active")
+        slots = sum(tier.free_bytes // SLOT_BYTES for tier in disks if tier.state == "active")
         slots -= sum(tier.segments for tier in disks if tier.state == "removing")
         movable = max(min(slots, ram.segments - 1), 0)
         return ram.stored_bytes * movable // max(ram.segments, 1)

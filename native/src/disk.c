@@ -48,23 +48,42 @@ static int open_folder(struct usw_disk *disk, struct usw_error *error)
 		      "give --disk a folder that can be written to, or --no-disk");
 }
 
+static int refuse_content(struct usw_disk *disk, struct usw_error *error)
+{
+	usw_cleanup_close(&disk->fd);
+	disk->fd = -1;
+	return refuse(error, EEXIST, disk->path, "there is something in this file already",
+		      "give an empty or a new file, or a folder");
+}
+
+static bool is_empty_file(int fd)
+{
+	struct stat status;
+
+	return fstat(fd, &status) == 0 && S_ISREG(status.st_mode) && status.st_size == 0;
+}
+
 static int open_file(struct usw_disk *disk, bool exists, struct usw_error *error)
 {
 	int flags = O_RDWR | O_CLOEXEC | (exists ? 0 : O_CREAT | O_EXCL);
 
 	disk->fd = open(disk->path, flags | O_DIRECT, 0600);
 	if (disk->fd < 0 && errno == EINVAL)
-		disk->fd = open(disk->path, O_RDWR | O_CLOEXEC | (exists ? 0 : O_CREAT), 0600);
+		disk->fd = open(disk->path,
+				O_RDWR | O_CLOEXEC | (exists ? 0 : O_CREAT | O_NOFOLLOW), 0600);
 	if (disk->fd < 0)
 		return refuse(error, errno, disk->path, strerror(errno),
 			      "give --disk a folder, file or block device that can be written to");
-	disk->is_ours = !exists;
-	if (flock(disk->fd, LOCK_EX | LOCK_NB) == 0)
+	if (flock(disk->fd, LOCK_EX | LOCK_NB) == 0) {
+		// What was looked at by its name may be another by now.
+		if (!is_empty_file(disk->fd))
+			return refuse_content(disk, error);
+		disk->is_ours = !exists;
 		return 0;
+	}
 	// What is in it is the other's: closing must not cut it.
 	usw_cleanup_close(&disk->fd);
 	disk->fd = -1;
-	disk->is_ours = false;
 	return refuse(error, EBUSY, disk->path, "another session uses it",
 		      "give each session a place of its own, or a folder");
 }
@@ -104,8 +123,7 @@ static int open_any(struct usw_disk *disk, struct usw_error *error)
 			      "it is neither a folder nor a file nor a block device",
 			      "give one of those");
 	if (exists && status.st_size > 0)
-		return refuse(error, EEXIST, disk->path, "there is something in this file already",
-			      "give an empty or a new file, or a folder");
+		return refuse_content(disk, error);
 	return open_file(disk, exists, error);
 }
 

@@ -55,7 +55,7 @@ struct usw_disk {
  */
 int usw_disk_open(struct usw_disk *disk, const char *path, uint64_t cap_bytes,
 		  struct usw_error *error);
-/** Closes it; what was written is gone, or at least unreadable. */
+/** Closes it. What was written is gone, but on a device, where only encryption hides it. */
 void usw_disk_close(struct usw_disk *disk);
 
 /**

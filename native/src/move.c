@@ -173,7 +173,6 @@ static void settle_demotion(struct usw_tiers *tiers, struct usw_move *move, stru
 	}
 	usw_segments_publish(tiers->segments, move->segment, move->to);
 	atomic_fetch_add(&tiers->demoted_segments, 1);
-	atomic_fetch_add(&tiers->demoted_objects, live);
 }
 
 /** Who has a right page of what is damaged is not to take it for a copy of it. */

@@ -56,6 +56,7 @@ static enum wish wish_of(struct usw_tiers *tiers, const struct usw_segment *h, u
 	const struct usw_tier *tier = &tiers->at[number];
 
 	if (atomic_load_explicit(&h->state, memory_order_relaxed) != USW_SEGMENT_CLOSED ||
+	    atomic_load_explicit(&h->live_count, memory_order_relaxed) == 0 ||
 	    number == USW_TIER_RAM || h->is_moving || !usw_tier_may_read(tier, now_ns))
 		return STAYS;
 	if (usw_segment_has_garbage(h) ||

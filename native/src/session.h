@@ -5,9 +5,9 @@
  * A session: one budget over a tree of targets, and everything they share.
  *
  * Residency is known in two parts: `resident_base` is what the kernel said when the reclaim
- * thread last asked, `resident_delta` what has been brought in and out since. Every page the
- * fault thread lets in is charged before it is there, so growth into registered memory can never
- * pass the limit unseen.
+ * thread last asked, `resident_delta` what has been brought in and out since. The fault thread
+ * looks for room before it lets a page in and charges it once it is there: what is measured in between
+ * is counted twice for a moment, never not at all.
  */
 
 #ifndef USW_SESSION_H

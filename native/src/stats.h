@@ -64,7 +64,7 @@ struct usw_counters {
 void usw_counters_add(struct usw_counters *sum, const struct usw_counters *block);
 
 /**
- * Latencies in nanoseconds in buckets of about 6 % width: 16 a power of two, from 64 ns to 68 s.
+ * Latencies in nanoseconds in buckets of about 6 % width: 16 a power of two, from 64 ns to 275 s.
  * One writer; readers may be a few counts behind.
  */
 #define USW_HISTOGRAM_BUCKETS 512u

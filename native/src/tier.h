@@ -14,7 +14,7 @@
  * seals and unseals, reads and writes, and gives space on disks back; it never changes the table of
  * segments. Fault threads read single objects by themselves (diskfault.h); the control thread adds
  * and removes tiers. `lock` is over what mover, owner and control thread share; nothing is done
- * under it that waits.
+ * under it that waits, but when a tier comes or goes: then for its file system.
  *
  * Readers never keep a tier from going, though their read may still wait in a queue that knows
  * only the number of a file descriptor. Another file under that number would be read instead, and
@@ -131,7 +131,6 @@ struct usw_tiers {
 
 	_Atomic uint64_t demoted_segments;
 	_Atomic uint64_t promoted_segments;
-	_Atomic uint64_t demoted_objects;
 	_Atomic uint64_t damaged_objects;
 	_Atomic uint64_t peak_bytes;
 	_Atomic uint32_t aio_engine;

@@ -18,16 +18,12 @@ from pathlib import Path
 import pytest
 
 __all__ = (
-    "SLOT_BYTES",
     "LoopDevice",
     "fill_up",
     "huge_memfds",
     "loop_device",
     "small_file_system",
 )
-
-SLOT_BYTES = (1 << 20) + 4096 * 16
-"""From one slot of a tier's file to the next, as native/src/disk.h has it."""
 
 _SECONDS = 30.0
 _THROTTLE = Path("/sys/fs/cgroup/blkio")

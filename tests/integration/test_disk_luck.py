@@ -18,9 +18,11 @@ from typing import Any
 
 import pytest
 
+from uffdswap.tier_desk import SLOT_BYTES
+
 from .fixtures import StartFunction
 from .harness import GLUTTON, MIB, REPOSITORY, Outcome
-from .places import SLOT_BYTES, fill_up, loop_device, small_file_system
+from .places import fill_up, loop_device, small_file_system
 from .test_control import Controlled, runtime
 
 __all__ = ("runtime",)
