@@ -258,7 +258,7 @@ uint64_t usw_disk_held_bytes(struct usw_disk *disk)
 	return bytes;
 }
 
-uint64_t usw_disk_free_bytes(struct usw_disk *disk)
+uint64_t usw_disk_free_bytes(struct usw_disk *disk, uint64_t unwritten_bytes)
 {
 	struct statvfs status;
 
@@ -269,7 +269,7 @@ uint64_t usw_disk_free_bytes(struct usw_disk *disk)
 	if (!disk->is_device && fstatvfs(disk->fd, &status) == 0) {
 		uint64_t all = (uint64_t)status.f_blocks * status.f_frsize;
 		uint64_t available = (uint64_t)status.f_bavail * status.f_frsize;
-		uint64_t margin = usw_min(USW_DISK_MARGIN_BYTES, all / 64);
+		uint64_t margin = usw_min(USW_DISK_MARGIN_BYTES, all / 64) + unwritten_bytes;
 
 		bytes = usw_min(bytes, available > margin ? available - margin : 0);
 	}

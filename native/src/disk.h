@@ -71,8 +71,11 @@ void usw_disk_give(struct usw_disk *disk, uint32_t slot, uint32_t length_bytes);
 /** Bytes of all slots that are taken, and of those that are on their way back. */
 uint64_t usw_disk_held_bytes(struct usw_disk *disk);
 
-/** Bytes that could still be taken: by the cap, and by what the file system has free. */
-uint64_t usw_disk_free_bytes(struct usw_disk *disk);
+/**
+ * Bytes that could still be taken: by the cap, and by what the file system has free. Of what is taken
+ * `unwritten_bytes` are on their way: the file system does not know of them yet.
+ */
+uint64_t usw_disk_free_bytes(struct usw_disk *disk, uint64_t unwritten_bytes);
 
 static inline uint64_t usw_disk_offset(uint32_t slot)
 {

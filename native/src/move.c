@@ -262,3 +262,17 @@ struct usw_traffic usw_moves_under_way(const struct usw_tiers *tiers)
 	}
 	return traffic;
 }
+
+uint64_t usw_moves_unwritten(const struct usw_tiers *tiers, uint32_t number)
+{
+	uint64_t bytes = 0;
+
+	for (uint32_t i = 0; i < USW_MOVES_MAX; i++) {
+		const struct usw_move *move = &tiers->moves[i];
+
+		if (atomic_load_explicit(&move->stage, memory_order_relaxed) != USW_MOVE_IDLE &&
+		    move->is_write && usw_where_tier(move->to) == number)
+			bytes += move->length_bytes;
+	}
+	return bytes;
+}

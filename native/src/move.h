@@ -30,4 +30,7 @@ void usw_moves_settle(struct usw_tiers *tiers);
 
 struct usw_traffic usw_moves_under_way(const struct usw_tiers *tiers);
 
+/** Bytes that are on their way to a tier. */
+uint64_t usw_moves_unwritten(const struct usw_tiers *tiers, uint32_t number);
+
 #endif /* USW_MOVE_H */

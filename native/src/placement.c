@@ -36,7 +36,8 @@ void usw_tiers_count(struct usw_tiers *tiers)
 
 		if (atomic_load(&tier->state) == USW_TIER_NONE)
 			continue;
-		atomic_store(&tier->free_bytes, usw_disk_free_bytes(tier->disk));
+		atomic_store(&tier->free_bytes,
+			     usw_disk_free_bytes(tier->disk, usw_moves_unwritten(tiers, i)));
 		atomic_store(&tier->segments, segments[i]);
 		atomic_store(&tier->pages, pages[i]);
 		atomic_store(&tier->stored_bytes, stored_bytes[i]);

@@ -164,7 +164,7 @@ int usw_tiers_add(struct usw_tiers *tiers, const char *path, const char *name, u
 		usw_disk_close(tier->disk);
 		return fail(error, -ret, "cannot start the disk tier: %s", strerror(-ret));
 	}
-	atomic_store(&tier->free_bytes, usw_disk_free_bytes(tier->disk));
+	atomic_store(&tier->free_bytes, usw_disk_free_bytes(tier->disk, 0));
 	tier->priority = priority;
 	tier->write_retry_ns = 0;
 	atomic_store(&tier->read_retry_ns, 0);
@@ -190,7 +190,7 @@ static uint64_t free_elsewhere(struct usw_tiers *tiers, const struct usw_tier *l
 
 	for (uint32_t i = 1; i < USW_TIERS_MAX; i++)
 		if (&tiers->at[i] != leaving && atomic_load(&tiers->at[i].state) == USW_TIER_ACTIVE)
-			bytes += usw_disk_free_bytes(tiers->at[i].disk);
+			bytes += usw_disk_free_bytes(tiers->at[i].disk, 0);
 	return bytes;
 }
 

@@ -78,11 +78,11 @@ static void test_a_cap_holds(void)
 	for (uint32_t i = 0; i < 3; i++)
 		CHECK_EQ(usw_disk_take(&disk, USW_SLOT_BYTES, &slot), 0);
 	CHECK_EQ(usw_disk_take(&disk, 4096, &slot), -ENOSPC);
-	CHECK_EQ(usw_disk_free_bytes(&disk), 0);
+	CHECK_EQ(usw_disk_free_bytes(&disk, 0), 0);
 	usw_disk_give(&disk, 1, USW_SLOT_BYTES);
 	CHECK_EQ(usw_disk_take(&disk, 4096, &slot), 0);
 	CHECK_EQ(slot, 1);
-	CHECK_EQ(usw_disk_free_bytes(&disk), USW_SLOT_BYTES - 4096);
+	CHECK_EQ(usw_disk_free_bytes(&disk, 0), USW_SLOT_BYTES - 4096);
 	usw_disk_close(&disk);
 
 	CHECK_EQ(usw_disk_open(&disk, folder, 4096, &error), -EINVAL);

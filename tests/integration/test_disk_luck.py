@@ -12,6 +12,7 @@ import re
 import resource
 import signal
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,29 @@ def test_a_full_file_system_and_a_budget_that_binds_end_in_words(
         outcome = start_session(GLUTTON, memory=BUDGET, options=options).finish()
     assert outcome.returncode == 125, outcome.describe()
     assert f"the budget of {BUDGET[:-1]} MiB cannot hold this program" in outcome.stderr
+
+
+def test_a_small_file_system_is_left_its_share(
+    start_session: StartFunction, tmp_path: Path
+) -> None:
+    over = threading.Event()
+    free: list[int] = []
+
+    def look() -> None:
+        while not over.wait(0.001):
+            free.append(os.statvfs(place).f_bavail)
+
+    with small_file_system(tmp_path, 64, kind="ext4") as place:
+        blocks = os.statvfs(place).f_blocks
+        looker = threading.Thread(target=look)
+        looker.start()
+        options = ("--disk", str(place), "--on-full", "kill")
+        outcome = start_session(GLUTTON, memory=BUDGET, options=options).finish()
+        over.set()
+        looker.join()
+    assert outcome.returncode == 125, outcome.describe()
+    assert "failed" not in outcome.stderr, outcome.describe()
+    assert blocks // 64 * 3 // 4 < min(free) < max(free) // 4
 
 
 def test_pages_that_cannot_be_written_stay_in_ram(start: StartUnlucky, tmp_path: Path) -> None:
