@@ -33,6 +33,8 @@
 #define USW_ACCOUNT_NS 500000u
 /* The longest pause between two looks at a target whose mappings change all the time. */
 #define USW_SCAN_PAUSE_NS 1000000u
+/* A limit that has stood at its floor for so long will not rise by itself. */
+#define USW_FLOOR_NS 3000000000u
 /* Time without a fault after which the thread sleeps. */
 #define USW_SPIN_NS 100000u
 #define USW_BATCH_PAGES 256u
@@ -142,6 +144,34 @@ static void set_limit(struct usw_session *session, uint64_t ram_bytes)
 		     memory == UINT64_MAX || ram_bytes + resident < memory - memory / 8);
 }
 
+/**
+ * At the floor, which is there so that nothing comes to a standstill, a program crawls and nobody
+ * knows why: it is said once, when it has lasted.
+ */
+static void warn_at_floor(struct usw_session *session, uint64_t now_ns)
+{
+	struct usw_reclaim *reclaim = &session->reclaim;
+	uint64_t memory = atomic_load(&session->memory_limit_bytes);
+
+	if (memory == UINT64_MAX || atomic_load(&session->limit_pages) > USW_FLOOR_PAGES ||
+	    atomic_load(&session->waits_for_room) || now_ns - reclaim->faulted_ns > USW_FLOOR_NS) {
+		reclaim->floor_since_ns = 0;
+		return;
+	}
+	if (!reclaim->floor_since_ns)
+		reclaim->floor_since_ns = now_ns;
+	if (reclaim->warned_floor || now_ns - reclaim->floor_since_ns < USW_FLOOR_NS)
+		return;
+	reclaim->warned_floor = true;
+	usw_session_report(
+		session, USW_EVENT_WARNING, 0, 0,
+		"the budget of %llu MiB leaves next to nothing for pages in memory, and the "
+		"program crawls: what has left and uffdswap itself take %llu MiB; give "
+		"--memory more",
+		(unsigned long long)memory >> 20,
+		(unsigned long long)atomic_load(&session->ram_bytes) >> 20);
+}
+
 /** Bring the accounts up to date, if that is due. True: it was. */
 static bool account_if_due(struct usw_session *session)
 {
@@ -151,6 +181,7 @@ static bool account_if_due(struct usw_session *session)
 		return false;
 	session->reclaim.accounted_ns = now_ns;
 	set_limit(session, account_ram(session));
+	warn_at_floor(session, now_ns);
 	usw_demote_step(session, false);
 	return true;
 }

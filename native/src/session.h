@@ -78,6 +78,8 @@ struct usw_reclaim {
 	uint64_t went_on_ns;       /* when there was last a reason to wait */
 	uint64_t random;
 	bool warned_unmanaged;
+	uint64_t floor_since_ns; /* the limit has stood at its floor since then; 0: it does not */
+	bool warned_floor;
 	struct usw_target *turn; /* whose turn it is to give pages */
 };
 

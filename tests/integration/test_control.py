@@ -227,6 +227,16 @@ def test_second_set_while_the_first_is_being_met_wins(start: Any) -> None:
     one.finish()
 
 
+def test_budget_that_leaves_next_to_nothing_is_told_of(start: Any) -> None:
+    one = start()
+    one.command("set", one.pid, "--memory", "10M")
+    one.session.send_line("check")
+    wait_until(lambda: "the program crawls" in one.session.errors(), "it is said why it crawls")
+    one.command("set", one.pid, "--memory", "max", "--resident", "64M")
+    one.check()
+    one.finish()
+
+
 def test_budget_too_small_for_what_has_left_is_refused(start: Any) -> None:
     one = start(options=("--no-disk",))
     one.command("park", one.pid)
