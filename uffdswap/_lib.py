@@ -131,6 +131,7 @@ class Statistics(Record):
     compacted_segments: int
     verified_pages: int
     poisoned_pages: int
+    vanished_pages: int
     out_of_memory: int
 
     disk_pages: int

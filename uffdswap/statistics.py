@@ -78,6 +78,7 @@ def document(ending: Ending, statistics: Statistics) -> dict[str, Any]:
         "integrity": {
             "verified_pages": counters["verified_pages"],
             "poisoned_pages": counters["poisoned_pages"],
+            "vanished_pages": counters["vanished_pages"],
         },
         "handshakes": {"refused": statistics.handshakes_refused},
         "disk": {

@@ -130,6 +130,7 @@ struct usw_statistics {
 	uint64_t compacted_segments;
 	uint64_t verified_pages;
 	uint64_t poisoned_pages;
+	uint64_t vanished_pages;
 	uint64_t out_of_memory; /* 1 once the budget could not be met */
 
 	uint64_t disk_pages;          /* g */

@@ -276,9 +276,12 @@ static uint32_t hole_length(const struct usw_target *target, uint64_t page, uint
 	return length;
 }
 
-/** Zeros for a run of pages that never held anything. Caller is in the filling section. */
+/**
+ * Zeros for a run of pages that never held anything, or of which the first went without an event
+ * (`has_vanished`). Caller is in the filling section.
+ */
 static enum usw_verdict fill(struct usw_fault_thread *thread, struct usw_target *target,
-			     uint64_t page, uint32_t length)
+			     uint64_t page, uint32_t length, bool has_vanished)
 {
 	uint64_t done;
 	int ret = usw_uffd_copy(target->uffd, page, thread->zeros,
@@ -291,6 +294,7 @@ static enum usw_verdict fill(struct usw_fault_thread *thread, struct usw_target 
 		return usw_answer_failed(thread, target, page, ret);
 	usw_session_charge(thread->session, (int64_t)(done / USW_PAGE_BYTES));
 	usw_count(&thread->counters, faults_hole, 1);
+	usw_count(&thread->counters, vanished_pages, has_vanished);
 	usw_leaving_returned(&target->leaving, page, page + done);
 	target->hole_next = page + done;
 	return USW_ANSWERED;
@@ -323,8 +327,8 @@ static enum usw_verdict fill_hole(struct usw_fault_thread *thread, struct usw_ta
 		uint32_t limit =
 			(uint32_t)usw_min(target->hole_window, room > 0 ? (uint64_t)room : 1);
 
-		verdict =
-			fill(thread, target, fault->page, hole_length(target, fault->page, limit));
+		verdict = fill(thread, target, fault->page, hole_length(target, fault->page, limit),
+			       state == USW_PAGE_RESIDENT);
 	}
 	atomic_fetch_add(&target->filling, 1);
 	return verdict;

@@ -696,5 +696,6 @@ void usw_session_statistics(struct usw_session *session, struct usw_statistics *
 		.evicted_incompressible = sum.evicted_incompressible,
 		.verified_pages = sum.verified_pages,
 		.poisoned_pages = sum.poisoned_pages,
+		.vanished_pages = sum.vanished_pages,
 	};
 }

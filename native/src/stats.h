@@ -42,6 +42,7 @@
 	X(dropped_copies, "a kept copy was given up to make room") \
 	X(verified_pages, "a page's hash was right on its way in") \
 	X(poisoned_pages, "a page could not be proved right and was poisoned") \
+	X(vanished_pages, "a page was gone from its place, and no event had told of it") \
 	X(events_fork, "a target forked") \
 	X(events_remap, "a target moved memory with mremap") \
 	X(events_remove, "a target dropped memory with madvise") \

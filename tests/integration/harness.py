@@ -137,6 +137,7 @@ class Outcome:
         assert not self.left_over, self.describe()
         if self.stats:
             assert self.stats["integrity"]["poisoned_pages"] == 0, self.describe()
+            assert self.stats["integrity"]["vanished_pages"] == 0, self.describe()
             assert self.stats["exit_status"] == 0, self.describe()
         if paged is not None:
             evicted_pages = self.stats["evictions"]["pages"]
