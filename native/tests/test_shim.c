@@ -10,6 +10,7 @@
 #include <dirent.h>
 
 #include "shim_inject.h"
+#include "shim_miscount.h"
 #include "shim_rig.h"
 
 static struct puppet start_managed(void)
@@ -629,6 +630,37 @@ static void test_a_page_that_stays_in_the_stage_is_fetched_later(void)
 	inject_end(&injection);
 }
 
+/** Out of their places, and from stage to stage. False: hands cannot be traced here. */
+static bool test_moves_that_are_not_counted_lose_nothing(void)
+{
+	struct puppet p = start_managed();
+	struct target *t = target_accept();
+	uint64_t address = map_pages(&p, 0, 16, 26);
+	const uint64_t places[] = {stage_in(t), stage_in(t) + 3 * USW_PAGE_BYTES, stage_out(t)};
+	bool is_permitted = true;
+
+	target_arm(t);
+	target_register(t, address, 16);
+	for (uint32_t i = 0; is_permitted && i < 3; i++) {
+		struct miscount miscount;
+
+		/* A hole, so that the second place begins a run. */
+		if (i == 1)
+			check(rig_evict(t, page_at(address, 2), 1, 200) == 0);
+		is_permitted = miscount_order(&miscount, rig_hands(t), places[i]);
+		if (!is_permitted)
+			break;
+		rig_evict(t, address, 16, i * 16);
+		miscount_end(&miscount);
+		check(ring_moved_count(t) == (i == 1 ? 15 : 16));
+		check(rig_slots_right(t, i * 16, 16, 26) == (i == 1 ? 15 : 16));
+		check(rig_stages_empty(t));
+		check(count_wrong(&p, 0, address, 16, 26) == 0);
+	}
+	rig_end(&p, t);
+	return is_permitted;
+}
+
 static void test_stages_that_are_torn_up_end_the_program(void)
 {
 	struct injection injection;
@@ -1079,7 +1111,7 @@ int main(int argc, char **argv)
 	run(test_evicted_pages_are_in_their_slots_and_come_back);
 	run(test_holes_in_a_run_do_not_stop_it);
 	run(test_a_run_without_memory_leaves_the_others_alone);
-	if (!test_a_huge_page_goes_whole())
+	if (!run(test_a_huge_page_goes_whole))
 		printf("no huge page to be had: eviction of one not tested\n");
 	run(test_shared_pages_stay_until_they_are_taken_over);
 	run(test_children_of_an_armed_target_read_their_token);
@@ -1091,6 +1123,8 @@ int main(int argc, char **argv)
 	run(test_nothing_moves_while_the_agent_has_the_gate);
 	run(test_a_failing_second_move_loses_nothing);
 	run(test_a_page_that_stays_in_the_stage_is_fetched_later);
+	if (!run(test_moves_that_are_not_counted_lose_nothing))
+		printf("ptrace is not permitted: moves that are not counted not tested\n");
 	run(test_stages_that_are_torn_up_end_the_program);
 	run(test_locked_stages_are_unlocked);
 	run(test_garbage_in_the_ring_harms_nobody_else);
