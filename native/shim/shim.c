@@ -46,9 +46,15 @@
 #define F_SEAL_SHRINK 0x0002
 #define F_SEAL_GROW 0x0004
 #endif
+#ifndef SO_PEERPIDFD /* Linux 6.5 */
+#define SO_PEERPIDFD 77
+#endif
 
 /* How long a starting program waits for the agent before it goes on alone. */
 #define AGENT_TIMEOUT_S 10
+
+/* What the kernel calls every user for whom a user namespace has no number; "nobody" outside. */
+#define OVERFLOW_UID 65534u
 
 /** What must be known again in a forked child. Written by the thread that runs introduce(). */
 static struct {
@@ -215,6 +221,46 @@ static int area_fill(uintptr_t area, int memfd)
 
 // --- talking to the agent -----------------------------------------------------------------------
 
+/**
+ * Whether the listener has our user and group, all of them: it lets us look at its limits. The
+ * number of the process is its own as long as its pidfd, taken before, does not say that it ended.
+ */
+static bool listener_has_our_ids(int connection, pid_t pid)
+{
+	struct pollfd listener = {.events = POLLIN};
+	socklen_t bytes = sizeof(listener.fd);
+	struct rlimit limit;
+	bool has;
+
+	if (pid <= 0 ||
+	    usw_raw(SYS_getsockopt, connection, SOL_SOCKET, SO_PEERPIDFD, &listener.fd, &bytes))
+		return false;
+	has = usw_raw(SYS_prlimit64, pid, RLIMIT_NOFILE, NULL, &limit) == 0 &&
+	      usw_raw(SYS_poll, &listener, 1, 0) == 0;
+	usw_raw(SYS_close, listener.fd);
+	return has;
+}
+
+/**
+ * Whether the listener may have what a hello brings, which is all memory of this process: it is of
+ * our user, as the agent demands of us, or of root. The path alone proves nothing: the environment
+ * that names it outlives the session, and then anybody may make it anew in /tmp. In a user
+ * namespace without a number for us, all who have none there look alike and are looked at closer.
+ */
+static bool listener_is_trusted(int connection)
+{
+	struct ucred listener;
+	socklen_t bytes = sizeof(listener);
+
+	if (usw_raw(SYS_getsockopt, connection, SOL_SOCKET, SO_PEERCRED, &listener, &bytes))
+		return false;
+	if (listener.uid == 0)
+		return true;
+	return (long)listener.uid == usw_raw(SYS_geteuid) &&
+	       (listener.uid != OVERFLOW_UID || listener_has_our_ids(connection, listener.pid));
+}
+
+/** Connect to the agent. Returns the connection, or -errno; for a stranger -ECONNREFUSED, too. */
 static int agent_connect(void)
 {
 	struct timeval timeout = {.tv_sec = AGENT_TIMEOUT_S};
@@ -227,6 +273,8 @@ static int agent_connect(void)
 	result = usw_raw(SYS_setsockopt, fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof(timeout));
 	if (!result)
 		result = usw_raw(SYS_connect, fd, &remembered.agent, sizeof(remembered.agent));
+	if (!result && !listener_is_trusted((int)fd))
+		result = -ECONNREFUSED;
 	if (result) {
 		usw_raw(SYS_close, fd);
 		return (int)result;

@@ -12,6 +12,9 @@
  *   shim  -> agent   struct usw_hello with descriptors, in the order of enum usw_hello_fd
  *   agent -> shim    struct usw_welcome; with one descriptor where its status says so
  *
+ * Each side asks for the other's user first (SO_PEERCRED): the agent takes its own, the shim sends
+ * nothing to a listener that is neither its own user's nor root's.
+ *
  * After a welcome the connection belongs to hands: a byte from the agent is a doorbell (work is
  * in the ring), the byte USW_BELL_QUIT ends hands, end-of-file means that the agent is gone.
  *

@@ -921,6 +921,100 @@ static void test_without_an_agent_nothing_happens(void)
 						       .extra_env = "UFFDSWAP_DISABLE=1"});
 }
 
+// --- who listens --------------------------------------------------------------------------------
+
+#define NOBODY 65534
+
+struct stranger {
+	struct sockaddr_un address;
+	int listener;
+	pid_t pid;
+};
+
+/** A process of another user that listens; for who listens is who called listen(2). */
+static struct stranger stranger_start(uid_t uid)
+{
+	struct stranger s = {.address = {.sun_family = AF_UNIX}};
+	int status;
+
+	snprintf(s.address.sun_path, sizeof(s.address.sun_path), "%s/other", rig_folder);
+	s.listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	must(bind(s.listener, (struct sockaddr *)&s.address, sizeof(s.address)) == 0);
+	must(chmod(s.address.sun_path, 0666) == 0);
+	s.pid = fork();
+	must(s.pid >= 0);
+	if (s.pid == 0) {
+		if (setresuid(uid, uid, uid) || listen(s.listener, 8))
+			_exit(1);
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		raise(SIGSTOP); /* it has to live, and no more */
+	}
+	must(waitpid(s.pid, &status, WUNTRACED) == s.pid && WIFSTOPPED(status));
+	return s;
+}
+
+static void stranger_end(struct stranger *s)
+{
+	kill(s->pid, SIGKILL);
+	rig_reap(s->pid);
+	close(s->listener);
+	unlink(s->address.sun_path);
+}
+
+static int leave_user_namespace(int unused)
+{
+	(void)unused;
+	return unshare(CLONE_NEWUSER);
+}
+
+/** Whether a program sends anything to a listener of that user. */
+static bool tells(struct puppet_options options, uid_t listener_uid)
+{
+	struct stranger s = stranger_start(listener_uid);
+	struct target *t = target_create();
+	struct puppet p;
+	char first;
+	bool told;
+
+	options.socket_path = s.address.sun_path;
+	p = puppet_start(&options);
+	must(rig_readable(s.listener, RIG_PATIENCE_MS));
+	t->connection = accept4(s.listener, NULL, NULL, SOCK_CLOEXEC);
+	must(rig_readable(t->connection, RIG_PATIENCE_MS));
+	told = recv(t->connection, &first, 1, 0) == 1;
+	target_destroy(t);
+	check(is_like_bare(&p, 0));
+	puppet_end(&p);
+	stranger_end(&s);
+	return told;
+}
+
+static void test_only_its_own_user_and_root_are_told_anything(void)
+{
+	struct puppet_options of_root = {0};
+	struct puppet_options of_a_user = {.uid = 12345};
+	struct puppet_options of_nobody = {.uid = NOBODY};
+
+	check(!tells(of_root, of_a_user.uid));
+	check(!tells(of_root, NOBODY));
+	check(!tells(of_a_user, NOBODY));
+	check(!tells(of_nobody, of_a_user.uid));
+	check(tells(of_root, 0));
+	check(tells(of_a_user, 0));
+	check(tells(of_a_user, of_a_user.uid));
+	check(tells(of_nobody, NOBODY));
+}
+
+/** There every user has the number of "nobody". */
+static void test_a_user_without_a_number_knows_its_own(void)
+{
+	struct puppet_options unmapped = {.before_exec = leave_user_namespace};
+
+	check(tells(unmapped, 0));
+	check(!tells(unmapped, 12345));
+	check(!tells(unmapped, NOBODY));
+}
+
 /** The program must not start before the agent has answered, nor wait for ever. */
 static struct puppet start_unanswered(struct target *t)
 {
@@ -1088,6 +1182,18 @@ static bool nobody_needs_the_agent(void)
 	       !(device.st_mode & 0006);
 }
 
+static bool can_make_user_namespaces(void)
+{
+	int status = -1;
+	pid_t pid = fork();
+
+	must(pid >= 0);
+	if (pid == 0)
+		_exit(unshare(CLONE_NEWUSER) != 0);
+	must(waitpid(pid, &status, 0) == pid);
+	return geteuid() == 0 && status == 0;
+}
+
 int main(int argc, char **argv)
 {
 	if (argc > 1 && !strcmp(argv[1], PUPPET_ARGUMENT))
@@ -1131,6 +1237,14 @@ int main(int argc, char **argv)
 	run(test_a_bad_welcome_leaves_the_program_alone);
 	run(test_without_an_agent_nothing_happens);
 	run(test_a_file_size_limit_is_respected_and_kept);
+	if (geteuid() == 0)
+		run(test_only_its_own_user_and_root_are_told_anything);
+	else
+		printf("not root: listeners of other users not tested\n");
+	if (can_make_user_namespaces())
+		run(test_a_user_without_a_number_knows_its_own);
+	else
+		printf("not root, or no user namespaces: users without a number not tested\n");
 	if (nobody_needs_the_agent())
 		run(test_a_device_from_the_agent_serves_an_unprivileged_program);
 	else
