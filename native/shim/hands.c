@@ -41,6 +41,7 @@
 #define COLLECT_PATIENCE_MS 5000
 
 #define AGENT_GRACE_MS 1000
+#define OLD_HANDS_PATIENCE_MS 200
 
 /** A pair of staging ranges; both are empty between two commands, but for what `stuck` names. */
 struct stages {
@@ -713,18 +714,77 @@ static void middle_main(void *argument)
 	leave(pid < 0 ? (int)-pid : 0);
 }
 
-int usw_hands_launch(const struct usw_hands_start *start)
+static int launch_orphan(struct usw_hands_start *own)
 {
-	struct usw_hands_start *own = (struct usw_hands_start *)start_address(start->area);
 	int status = 0;
-	long pid;
-
-	*own = *start;
 	/* CLONE_VFORK: when it returns, the middle task is through and its stack is free. */
-	pid = usw_raw_clone(CLONE_VM | CLONE_VFORK, (uintptr_t)own, middle_main, own);
+	long pid = usw_raw_clone(CLONE_VM | CLONE_VFORK, (uintptr_t)own, middle_main, own);
+
 	if (pid < 0)
 		return (int)pid;
 	if (usw_raw(SYS_wait4, pid, &status, __WALL, 0) != pid)
 		return -ECHILD;
 	return WIFEXITED(status) ? -WEXITSTATUS(status) : -EINTR;
+}
+
+/**
+ * A program that is a subreaper itself would inherit its own hands, and wait for it for ever where
+ * it waits for all children. So it is none meanwhile. Nobody else's orphan misses it, unless a
+ * process below it, from before an exec, ends in just these microseconds: then the next one above
+ * takes that.
+ */
+static int launch_above_subreaper(struct usw_hands_start *own)
+{
+	int error;
+
+	usw_raw(SYS_prctl, PR_SET_CHILD_SUBREAPER, 0);
+	error = launch_orphan(own);
+	usw_raw(SYS_prctl, PR_SET_CHILD_SUBREAPER, 1);
+	return error;
+}
+
+/**
+ * Reap the hands that was a child of the image before this one. The agent has ended it before it
+ * welcomed us, or is about to. It is known by its exit signal and by leading a session; what the
+ * program itself made by clone(2) stays.
+ */
+static void reap_old_hands(void)
+{
+	struct patience patience = {0};
+	siginfo_t ended = {0};
+
+	while (!usw_raw(SYS_waitid, P_ALL, 0, &ended, WEXITED | WNOHANG | WNOWAIT | __WCLONE)) {
+		if (ended.si_pid && usw_raw(SYS_getsid, ended.si_pid) == ended.si_pid) {
+			usw_raw(SYS_wait4, ended.si_pid, NULL, __WCLONE | WNOHANG);
+			return;
+		}
+		if (!wait_a_little(&patience, OLD_HANDS_PATIENCE_MS))
+			return;
+	}
+}
+
+/**
+ * The first process of a PID namespace inherits every orphan there is. Its hands stays its child
+ * and never becomes an orphan, as the namespace ends with its first process. The exit signal, which
+ * is none, keeps it from wait(2) but with __WALL or __WCLONE, and keeps SIGCHLD away.
+ */
+static int launch_child(struct usw_hands_start *own)
+{
+	long pid;
+
+	reap_old_hands();
+	pid = usw_raw_clone(CLONE_VM, (uintptr_t)own - MIDDLE_STACK_BYTES, hands_main, own);
+	return pid < 0 ? (int)pid : 0;
+}
+
+int usw_hands_launch(const struct usw_hands_start *start)
+{
+	struct usw_hands_start *own = (struct usw_hands_start *)start_address(start->area);
+	int is_subreaper = 0;
+
+	*own = *start;
+	if (usw_raw(SYS_getpid) == 1)
+		return launch_child(own);
+	usw_raw(SYS_prctl, PR_GET_CHILD_SUBREAPER, &is_subreaper);
+	return is_subreaper ? launch_above_subreaper(own) : launch_orphan(own);
 }

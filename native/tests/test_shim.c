@@ -155,6 +155,67 @@ static void test_hands_is_an_orphan_with_four_descriptors(void)
 	rig_end(&p, t);
 }
 
+static int become_subreaper(int unused)
+{
+	(void)unused;
+	return prctl(PR_SET_CHILD_SUBREAPER, 1);
+}
+
+/** Have a process fork, and refuse the child, so that it has no hands. */
+static void fork_refused(const struct puppet *p, int who)
+{
+	check(puppet_do(p, who, (struct puppet_request){.op = PUPPET_FORK}).value > 0);
+	close(rig_accept());
+	report_of(p, who + 1);
+}
+
+/** It would inherit hands; and it has to be one again afterwards. */
+static void test_a_subreaper_does_not_inherit_its_hands(void)
+{
+	struct puppet p = puppet_start(
+		&(struct puppet_options){.socket_path = rig_path, .before_exec = become_subreaper});
+	struct target *t = target_accept();
+
+	check(is_like_bare(&p, 0));
+	fork_refused(&p, 0);
+	fork_refused(&p, 1);
+	puppet_send(&p, 1, (struct puppet_request){.op = PUPPET_EXIT});
+	check(puppet_do(&p, 0, (struct puppet_request){.op = PUPPET_REAP}).value == 0);
+	puppet_send(&p, 2, (struct puppet_request){.op = PUPPET_EXIT});
+	check(puppet_do(&p, 0, (struct puppet_request){.op = PUPPET_REAP}).value == 0);
+	check(puppet_do(&p, 0, (struct puppet_request){.op = PUPPET_REAP}).value == -ECHILD);
+	rig_end(&p, t);
+}
+
+static struct puppet start_in_pid_namespace(void)
+{
+	int ours = open("/proc/self/ns/pid", O_RDONLY | O_CLOEXEC);
+	struct puppet p;
+
+	must(ours >= 0 && unshare(CLONE_NEWPID) == 0);
+	p = start_managed();
+	must(setns(ours, CLONE_NEWPID) == 0);
+	close(ours);
+	return p;
+}
+
+/** There every orphan is a child of the program, so hands is none. */
+static void test_the_first_process_of_a_namespace_does_not_wait_for_hands(void)
+{
+	struct puppet p = start_in_pid_namespace();
+	struct target *t = target_accept();
+	uint64_t address = map_pages(&p, 0, 16, 21);
+
+	target_arm(t);
+	target_register(t, address, 16);
+	check(rig_evict(t, address, 16, 0) == 0);
+	check(count_wrong(&p, 0, address, 16, 21) == 0);
+	check(puppet_do(&p, 0, (struct puppet_request){.op = PUPPET_REAP}).value == -ECHILD);
+	check(report_of(&p, 0).pending_signals == 0);
+	puppet_end(&p);
+	target_destroy(t);
+}
+
 // --- evict --------------------------------------------------------------------------------------
 
 static void test_evicted_pages_are_in_their_slots_and_come_back(void)
@@ -1214,6 +1275,11 @@ int main(int argc, char **argv)
 	unanswered = start_unanswered(silent);
 	run(test_a_program_sees_no_trace);
 	run(test_hands_is_an_orphan_with_four_descriptors);
+	run(test_a_subreaper_does_not_inherit_its_hands);
+	if (geteuid() == 0)
+		run(test_the_first_process_of_a_namespace_does_not_wait_for_hands);
+	else
+		printf("not root: hands in a PID namespace not tested\n");
 	run(test_evicted_pages_are_in_their_slots_and_come_back);
 	run(test_holes_in_a_run_do_not_stop_it);
 	run(test_a_run_without_memory_leaves_the_others_alone);
