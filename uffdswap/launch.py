@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .spawn import AgentProcess
 
 __all__ = (
+    "DISABLE_VARIABLE",
     "ERROR",
     "INFO",
     "SOCKET_VARIABLE",
@@ -49,6 +50,8 @@ ERROR, WARNING, INFO = -1, 0, 1
 """Levels of what the launcher tells: shown from this verbosity on (errors always)."""
 
 SOCKET_VARIABLE = "_UFFDSWAP_SOCKET"
+DISABLE_VARIABLE = "UFFDSWAP_DISABLE"
+"""With 1 in it, the shim does nothing in whatever is executed; see native/shim/shim.c."""
 
 _WALL_CLONES = 0x40000000  # __WALL: also children that do not send SIGCHLD
 _FORWARDED = (
@@ -161,6 +164,12 @@ class Launcher:
                 "already inside a session of uffdswap",
                 cause="one session cannot manage another",
                 remedy=f"start it outside, or with {SOCKET_VARIABLE} unset",
+            )
+        if environment.get(DISABLE_VARIABLE) == "1":
+            raise UsageError(
+                f"{DISABLE_VARIABLE}=1 is set",
+                cause="the program would run without a limit",
+                remedy="unset it, or start the program without uffdswap run",
             )
         program = elf.find(self._command, environment)
         elf.check(program)

@@ -129,6 +129,17 @@ def test_session_inside_a_session(witness: Witness) -> None:
     witness.require_refusal(run(*witness.command, env=environment), "already inside")
 
 
+def test_disabled_shim(witness: Witness) -> None:
+    environment = {**os.environ, "UFFDSWAP_DISABLE": "1"}
+    done = run(*witness.command, env=environment)
+    witness.require_refusal(done, "UFFDSWAP_DISABLE=1 is set", "without a limit", "unset it")
+
+
+def test_shim_that_is_not_disabled() -> None:
+    done = run("true", env={**os.environ, "UFFDSWAP_DISABLE": "0"})
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 # --- Programs ------------------------------------------------------------------------------------
 
 
