@@ -130,13 +130,17 @@ static int memfd_set_size(int fd)
 static int area_memfd_create(void)
 {
 	long fd = usw_raw(SYS_memfd_create, "uffdswap-area", MFD_CLOEXEC | MFD_NOEXEC_SEAL);
+	long error;
 
 	if (fd < 0)
 		return (int)fd;
-	if (memfd_set_size((int)fd) ||
-	    usw_raw(SYS_fcntl, fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)) {
+	error = memfd_set_size((int)fd);
+	if (!error)
+		error = usw_raw(SYS_fcntl, fd, F_ADD_SEALS,
+				F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
+	if (error) {
 		usw_raw(SYS_close, fd);
-		return -EPERM;
+		return (int)error;
 	}
 	return (int)fd;
 }
@@ -390,12 +394,12 @@ static int userfaultfd_open(struct introduction *intro)
 	const int flags = O_CLOEXEC | O_NONBLOCK;
 	long fd = usw_raw(SYS_userfaultfd, flags);
 
-	if (fd >= 0)
+	if (fd >= 0 || fd == -EMFILE)
 		return (int)fd;
 	if (intro->device < 0)
 		intro->device = (int)usw_raw(SYS_openat, AT_FDCWD, "/dev/userfaultfd",
 					     O_RDWR | O_CLOEXEC, 0);
-	if (intro->device < 0)
+	if (intro->device < 0 && intro->device != -EMFILE)
 		intro->device = device_ask(intro);
 	if (intro->device < 0)
 		return intro->device;
@@ -513,6 +517,16 @@ static int intro_handshake(struct introduction *intro, uint32_t kind, uint64_t t
 	return intro->fds[USW_FD_UFFD] < 0 ? -EPROTO : 0;
 }
 
+/**
+ * Tell the agent that this image cannot join, and wait for its word, which is the connection's end:
+ * where the program must not run without a limit, the connection is held until that is killed.
+ */
+static void give_up(const struct introduction *intro, int error)
+{
+	if (!hello_send(intro, USW_HELLO_GIVE_UP, (uint64_t)-error, 0))
+		wait_readable(intro->connection);
+}
+
 /** Meet the agent and start hands. Returns 0, or -errno with nothing left behind. */
 static int introduce(uint32_t kind, uint64_t token)
 {
@@ -521,6 +535,8 @@ static int introduce(uint32_t kind, uint64_t token)
 
 	intro_init(&intro);
 	error = intro_prepare(&intro, kind);
+	if (error && intro.connection >= 0 && kind == USW_HELLO_IMAGE)
+		give_up(&intro, error);
 	if (!error)
 		error = intro_handshake(&intro, kind, token);
 	if (!error) {

@@ -77,6 +77,7 @@ enum usw_hello_kind {
 	USW_HELLO_FORK = 2,   /* a forked child that inherited the parent's registrations */
 	USW_HELLO_DEVICE = 3, /* asks for an open /dev/userfaultfd; a hello of kind IMAGE follows */
 	USW_HELLO_JOIN = 4,   /* asks a standing agent for a session; no descriptors */
+	USW_HELLO_GIVE_UP = 5, /* an image cannot join: no descriptors, the errno as its token */
 };
 
 /** Order of the descriptors in a hello. IMAGE sends all, FORK all but the last, DEVICE none. */

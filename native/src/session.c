@@ -587,7 +587,8 @@ int usw_target_add(struct usw_session *session, int connection, int pidfd, int p
 		case USW_HELLO_DEVICE:
 			ret = answer_device(connection, error);
 			break;
-		case USW_HELLO_JOIN: // a question for a standing agent; check_hello() refused it
+		case USW_HELLO_JOIN:    // a question for a standing agent,
+		case USW_HELLO_GIVE_UP: // and nothing to add: check_hello() refused both
 			break;
 		}
 	}

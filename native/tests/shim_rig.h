@@ -150,6 +150,7 @@ struct puppet_options {
 	uid_t uid;         /* 0: stay */
 	rlim_t fsize_soft; /* 0: leave alone */
 	rlim_t fsize_hard;
+	rlim_t nofile_soft;      /* 0: leave alone */
 	int (*before_exec)(int); /* runs in the child with the argument below */
 	int before_exec_argument;
 };
@@ -181,6 +182,7 @@ static void puppet_exec(const struct puppet_options *options, const int *sockets
 	char *environment[4] = {preload};
 	char *arguments[] = {(char *)"puppet", (char *)PUPPET_ARGUMENT, NULL};
 	struct rlimit fsize = {options->fsize_soft, options->fsize_hard};
+	struct rlimit nofile = {options->nofile_soft, 1024};
 	int count = 1;
 
 	snprintf(preload, sizeof(preload), "LD_PRELOAD=%s", rig_shim_path());
@@ -201,6 +203,8 @@ static void puppet_exec(const struct puppet_options *options, const int *sockets
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	if (options->fsize_hard)
 		setrlimit(RLIMIT_FSIZE, &fsize);
+	if (options->nofile_soft)
+		setrlimit(RLIMIT_NOFILE, &nofile);
 	if (options->uid && setresuid(options->uid, options->uid, options->uid))
 		_exit(98);
 	if (options->uid)

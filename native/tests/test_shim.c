@@ -1096,6 +1096,22 @@ static void test_a_silent_agent_is_left_behind(struct puppet *p, struct target *
 	check_runs_natively(p);
 }
 
+/** It waits for the agent's word on that, which here is to go on alone. */
+static void check_gives_up(struct puppet *p, int error)
+{
+	struct target *t = target_create();
+
+	t->connection = rig_accept();
+	check(rig_receive_hello(t) == 0);
+	check(t->hello.kind == USW_HELLO_GIVE_UP);
+	check(t->hello.token == (uint64_t)error);
+	puppet_send(p, 0, (struct puppet_request){.op = PUPPET_REPORT});
+	check(!rig_readable(p->sockets[0], 100));
+	target_destroy(t);
+	check(puppet_receive(p, 0).area_mappings == 0);
+	check_runs_natively(p);
+}
+
 static void test_a_file_size_limit_is_respected_and_kept(void)
 {
 	struct puppet p = puppet_start(&(struct puppet_options){
@@ -1110,8 +1126,16 @@ static void test_a_file_size_limit_is_respected_and_kept(void)
 
 	p = puppet_start(&(struct puppet_options){
 		.socket_path = rig_path, .fsize_soft = 1 << 20, .fsize_hard = 1 << 20});
-	close(rig_accept());
-	check_runs_natively(&p);
+	check_gives_up(&p, EFBIG);
+}
+
+/** A limit on descriptors is the program's own: the agent is told, and decides what follows. */
+static void test_too_few_descriptors_are_told_before_the_program_starts(void)
+{
+	struct puppet p = puppet_start(&(struct puppet_options){
+		.socket_path = rig_path, .nofile_soft = PUPPET_SOCKET + PUPPET_GENERATIONS + 6});
+
+	check_gives_up(&p, EMFILE);
 }
 
 /** userfaultfd(2) and the device are both closed to "nobody": the agent's open device helps. */
@@ -1311,6 +1335,7 @@ int main(int argc, char **argv)
 		run(test_a_user_without_a_number_knows_its_own);
 	else
 		printf("not root, or no user namespaces: users without a number not tested\n");
+	run(test_too_few_descriptors_are_told_before_the_program_starts);
 	if (nobody_needs_the_agent())
 		run(test_a_device_from_the_agent_serves_an_unprivileged_program);
 	else
