@@ -50,6 +50,9 @@ _SETTLE_SECONDS = 0.5
 _MOVES_SECONDS = 0.005
 _NO_LIMIT = 2**64 - 1
 _SO_PEERPIDFD = 77  # since Linux 6.5
+# The part of native/shim/wire.h that is understood here; the data plane reads all other hellos.
+_GIVE_UP = struct.Struct("=IIIIQQQ")
+_WIRE_MAGIC, _WIRE_VERSION, _HELLO_GIVE_UP = 0x75737731, 2, 5
 _IGNORED = ("HUP", "INT", "QUIT", "TERM", "USR1", "USR2", "PIPE", "TSTP", "TTIN", "TTOU")
 
 _WHY_LAUNCHER_GONE = "its launcher is gone, and nobody could tell what happens to it"
@@ -72,6 +75,7 @@ class Agent:
         self._selector = selectors.DefaultSelector()
         self._outgoing: list[tuple[protocol.Message, list[int]]] = []
         self._pending: dict[int, _Pending] = {}
+        self._held: list[socket.socket] = []  # of the program, which must not start: see _let_go
         self._targets: dict[int, int] = {}  # pid by target id
         self._refused = 0
         self._program_pid = 0
@@ -152,6 +156,8 @@ class Agent:
     def _close(self) -> None:
         for fd in list(self._pending):
             self._drop(fd)
+        for connection in self._held:
+            connection.close()
         if self._listener is not None:
             self._listener.close()
         if self._desk is not None:
@@ -468,7 +474,30 @@ class Agent:
             protocol.close_all(fds)
             self._drop(fd)
             return
+        if (error := _given_up(hello)) and not fds:
+            self._let_go(self._take(fd), error)
+            return
         self._add_target(fd, hello, fds)
+
+    def _let_go(self, connection: socket.socket, error: int) -> None:
+        """Tell of a process whose shim has given up. It waits for the end of its connection.
+
+        The launcher kills the program for that, and until then it must not go on: it would be
+        without a limit. Others go on at once.
+        """
+        self._refused += 1
+        pid = max(_credentials(connection)[0], 0)
+        text = _why_given_up(error)
+        self._send(protocol.Refused(pid=pid, text=text, has_given_up=True))
+        if self._is_program(pid):
+            self._held.append(connection)
+        else:
+            connection.close()
+
+    def _is_program(self, pid: int) -> bool:
+        if self._program_pid:
+            return pid == self._program_pid
+        return _parent_of(pid) == self._launcher_pid  # it came before the launcher's word of it
 
     def _add_target(self, fd: int, hello: bytes, fds: list[int]) -> None:
         """Hand a hello to the data plane, which owns all descriptors from then on."""
@@ -534,6 +563,30 @@ def _peer(connection: socket.socket) -> tuple[int, int]:
         return pid, connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
     except OSError:  # an older kernel; the peer waits for its welcome, so the pid is still its own
         return pid, os.pidfd_open(pid)
+
+
+def _given_up(hello: bytes) -> int:
+    """Return the errno for which a shim has given up; 0 if it says something else."""
+    if len(hello) != _GIVE_UP.size:
+        return 0
+    magic, version, kind, _reserved, error, *_rest = _GIVE_UP.unpack(hello)
+    if (magic, version, kind) != (_WIRE_MAGIC, _WIRE_VERSION, _HELLO_GIVE_UP):
+        return 0
+    return error if 0 < error < 4096 else errno.EPROTO
+
+
+def _why_given_up(error: int) -> str:
+    """Say why a shim could not prepare its process, and what would help."""
+    text = f"its shim could not set up what it needs: {os.strerror(error)}"
+    limit = {errno.EMFILE: "ulimit -n", errno.ENOMEM: "ulimit -v", errno.EFBIG: "ulimit -f"}
+    return f"{text}; raise the limit ({limit[error]})" if error in limit else text
+
+
+def _parent_of(pid: int) -> int:
+    """Return a process's parent, 0 if it is gone."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
+        return int(file.read().rpartition(b") ")[2].split()[1])
+    return 0
 
 
 def _is_alive(pid: int) -> bool:

@@ -97,10 +97,14 @@ class Ready(Message):
 
 
 class Refused(Message):
-    """No session (pid 0), or no welcome for a process."""
+    """No session (pid 0), or no welcome for a process.
+
+    A process that has given up has said so itself, at its start: it will run without a limit.
+    """
 
     pid: int
     text: str
+    has_given_up: bool = False
 
 
 class Target(Message):

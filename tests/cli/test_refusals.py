@@ -153,6 +153,32 @@ def test_script_of_a_static_program(witness: Witness, compiled: Path, tmp_path: 
     witness.require_refusal(run(path, str(witness.path)), "linked statically")
 
 
+def test_limit_that_leaves_the_shim_no_descriptors(witness: Witness) -> None:
+    done = run(*limited_to(10, *witness.command))
+    witness.require_refusal(done, "Too many open files", "raise the limit (ulimit -n)")
+
+
+def limited_to(descriptors: int, *command: str) -> tuple[str, ...]:
+    """Return a command that runs another with a soft limit on its descriptors."""
+    return ("sh", "-c", f'ulimit -Sn {descriptors}; exec "$@"', "sh", *command)
+
+
+def test_program_is_refused_before_it_starts_where_descriptors_are_few(witness: Witness) -> None:
+    command = limited_to(10, *UFFDSWAP, "run", *LIMIT, "--", *witness.command)
+    done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    witness.require_refusal(done, "Too many open files", "raise the limit (ulimit -n)")
+
+
+def test_child_without_descriptors_runs_and_is_told_of(witness: Witness) -> None:
+    command = " ".join(("ulimit -Sn 10;", *witness.command, "; echo over"))
+    done = run("sh", "-c", command)
+    assert (done.returncode, done.stdout) == (0, b"over\n")
+    assert witness.path.exists()
+    (line,) = error_lines(done.stderr)
+    assert "is not managed" in line
+    assert "ulimit -n" in line
+
+
 @needs_x86
 def test_program_that_ends_without_handing_itself_in(witness: Witness, compiled: Path) -> None:
     done = run(str(compiled / "ends"), str(witness.path))

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -23,6 +25,7 @@ from uffdswap._lib import Event, EventKind, Statistics
 from uffdswap.agent import Agent
 
 HELLO = b"a hello"
+GIVE_UP = struct.Struct("=IIIIQQQ")
 SECONDS = 20.0
 
 
@@ -302,6 +305,56 @@ def test_refused_handshake_is_told_and_counted(harness: Harness) -> None:
     message = harness.receive()
     assert isinstance(message, protocol.Statistics)
     assert message.handshakes_refused == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (errno.EMFILE, ("Too many open files", "ulimit -n")),
+        (errno.EPERM, ("Operation not permitted",)),
+        (0, ("Protocol error",)),
+        (2**64 - 1, ("Protocol error",)),
+    ],
+)
+def test_process_that_gives_up_is_told_with_the_reason(
+    harness: Harness, error: int, words: tuple[str, ...]
+) -> None:
+    harness.start()
+    harness.connect(GIVE_UP.pack(0x75737731, 2, 5, 0, error, 0, 0))
+    message = harness.receive()
+    assert isinstance(message, protocol.Refused)
+    assert message.has_given_up
+    assert message.pid == os.getpid()
+    assert all(word in message.text for word in words)
+
+
+# Gives up, and tells whether it is let go.
+GIVER = """
+import socket, sys
+s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+s.connect(sys.argv[1])
+s.send(bytes.fromhex(sys.argv[2]))
+s.settimeout(float(sys.argv[3]))
+try:
+    print("let go" if s.recv(1) == b"" else "an answer")
+except TimeoutError:
+    print("held")
+"""
+
+
+@pytest.mark.parametrize("is_program", [True, False])
+def test_only_the_program_is_held_when_it_has_given_up(
+    harness: Harness, sleeper: int, is_program: bool
+) -> None:
+    harness.start()
+    if not is_program:  # without a word of it, the launcher's child is the program
+        protocol.send(harness.control, protocol.Started(pid=sleeper))
+    hello = GIVE_UP.pack(0x75737731, 2, 5, 0, errno.EMFILE, 0, 0).hex()
+    seconds = "0.3" if is_program else str(SECONDS)
+    command = [sys.executable, "-I", "-S", "-c", GIVER, harness.path, hello, seconds]
+    done = subprocess.run(command, capture_output=True, check=True, timeout=60, text=True)
+    assert done.stdout == ("held\n" if is_program else "let go\n")
+    assert isinstance(harness.receive(), protocol.Refused)
 
 
 def test_launcher_that_does_not_read_holds_nothing_up_and_misses_nothing(
