@@ -21,6 +21,14 @@ _RUN_AGENT = (
     "import sys, uffdswap; uffdswap.__path__[:] = sys.argv[1:];"
     "from uffdswap.agent import run_and_exit; run_and_exit()"
 )
+# What the agent gets of the environment: where things are, the language of its lines and, as the
+# launcher has started with them, what its interpreter may need to start. Everything else is meant
+# for the program. MALLOC_PERTURB_, for one, would make all of the agent's memory resident, which
+# the budget pays for.
+_KEPT = (
+    *("HOME", "PATH", "TMPDIR", "XDG_RUNTIME_DIR", "LANG", "LC_ALL", "LC_CTYPE", "LC_MESSAGES"),
+    *("TZ", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX"),
+)
 _SIGKILL = 9  # `signal` imports `enum`
 
 
@@ -41,7 +49,8 @@ class AgentProcess:
 def start_agent() -> AgentProcess:
     """Start an agent in a session of its own, where no key of the terminal reaches it.
 
-    It has the launcher's stderr, nothing else of it, and ends when the channel closes.
+    It has the launcher's stderr and a few variables of its environment, nothing else of it, and
+    ends when the channel closes.
     """
     occupy_standard_fds()
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
@@ -84,6 +93,10 @@ def _package_folders() -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    """Return the agent's environment, in which it finds the same modules as the launcher."""
+    """Return the agent's environment, in which it finds the same modules as the launcher.
+
+    It reads names of files as the launcher does, too: they exchange them as text.
+    """
+    kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
     path = ":".join(os.path.abspath(entry) for entry in sys.path)
-    return {**os.environ, "PYTHONPATH": path}
+    return {**kept, "PYTHONPATH": path, "PYTHONUTF8": str(sys.flags.utf8_mode)}

@@ -149,14 +149,14 @@ def test_refused_launch_leaves_no_agent(tmp_path: Path) -> None:
     before = set(runtime_folder().iterdir())
     mark = f"{tmp_path}"
     for arguments in (["-m", "12x", "true"], [*LIMIT, "no-such-program"], [*LIMIT, "/etc"]):
-        assert uffdswap("run", *arguments, env={**os.environ, "MARK": mark}).returncode >= 125
+        assert uffdswap("run", *arguments, env={**os.environ, "TMPDIR": mark}).returncode >= 125
     assert set(runtime_folder().iterdir()) == before
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             environment = (folder / "environ").read_bytes()
         except OSError:
             continue
-        assert f"MARK={mark}".encode() not in environment or not is_running(int(folder.name))
+        assert f"TMPDIR={mark}".encode() not in environment or not is_running(int(folder.name))
 
 
 def test_orphans_are_reaped() -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from uffdswap._lib import shim_path
 
-from .launching import LIMIT, UFFDSWAP, error_lines, python, run, uffdswap
+from .launching import LIMIT, UFFDSWAP, Launch, error_lines, python, run, uffdswap
 
 PROBE = """
 import json, os, resource, signal, sys
@@ -173,6 +173,21 @@ def test_environment_is_kept_and_two_variables_are_added() -> None:
     assert found.pop("LD_PRELOAD") == str(shim_path())
     assert Path(found.pop("_UFFDSWAP_SOCKET")).name == "socket"
     assert found == given
+
+
+def test_agent_has_a_small_environment_of_its_own() -> None:
+    """What is meant for the program changes nothing about how the agent runs and what it costs."""
+    given = {
+        **{"MALLOC_PERTURB_": "7", "MALLOC_ARENA_MAX": "1", "PYTHONTRACEMALLOC": "5"},
+        **{"GLIBC_TUNABLES": "glibc.malloc.check=1", "PYTHONINSPECT": "1", "LD_BIND_NOW": "1"},
+        **{"UFFDSWAP_STRESS": "1", "SOMETHING": "else"},
+    }
+    with Launch(("sh", "-c", "echo up; exec cat"), environment=given) as launch:
+        assert launch.line() == "up"
+        text = Path(f"/proc/{launch.agent().pid}/environ").read_text()
+        names = {variable.partition("=")[0] for variable in text.split("\0")}
+        assert not names & given.keys()
+        assert {"PATH", "PYTHONPATH"} <= names
 
 
 def test_preload_of_the_user_stays_in_front(tmp_path: Path) -> None:
