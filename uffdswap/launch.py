@@ -291,7 +291,13 @@ class Launcher:
     # --- Signals and children --------------------------------------------------------------------
 
     def _on_signals(self) -> None:
-        for info in _libc.read_signals(self._signal_fd):
+        """Act on what has arrived, a word of children last.
+
+        It may stop the launcher, and what is left to be passed on after that would be from before
+        the launcher was continued: a TSTP would stop the program again.
+        """
+        arrived = _libc.read_signals(self._signal_fd)
+        for info in sorted(arrived, key=lambda info: info.number == signal.SIGCHLD):
             if info.number == signal.SIGCHLD:
                 self._reap()
             elif not self._pid:

@@ -189,6 +189,23 @@ def test_program_that_stops_itself_twice_is_followed_twice() -> None:
         assert launch.finish()[0] == 0
 
 
+def test_tstp_to_the_group_stops_once() -> None:
+    """`kill -TSTP %1; bg`: the launcher must not pass on, after CONT, what came before it."""
+    command = ("sh", "-c", "echo $$; exec cat")
+    with Launch(command, process_group=0) as launch:
+        program = int(launch.line())
+        for _ in range(6):  # in which of two orders the launcher finds the signals is chance
+            os.killpg(launch.pid, signal.SIGTSTP)
+            _pid, status = os.waitpid(launch.pid, os.WUNTRACED)
+            assert os.WIFSTOPPED(status)
+            wait_until(lambda: state(program) == "T", "the program has stopped")
+            os.killpg(launch.pid, signal.SIGCONT)
+            wait_until(lambda: state(launch.pid) == "S", "the launcher waits for its program")
+            time.sleep(0.1)  # it is to stay so
+            assert (state(launch.pid), state(program)) == ("S", "S")
+        assert launch.finish() == (0, b"", b"")
+
+
 # --- A terminal ----------------------------------------------------------------------------------
 
 
