@@ -13,6 +13,8 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
+#include <xxhash.h>
+
 #include "check.h"
 
 #if defined(__SANITIZE_THREAD__)
@@ -65,6 +67,7 @@ static void test_hash_sees_every_byte(void)
 	uint64_t hash = usw_codec_hash(page, CHECK_SEED);
 	CHECK(hash == usw_codec_hash(page, CHECK_SEED));
 	CHECK(hash != usw_codec_hash(page, CHECK_SEED + 1));
+	CHECK_EQ(hash, XXH3_64bits_withSeed(page, USW_PAGE_BYTES, CHECK_SEED));
 	for (size_t i = 0; i < sizeof(page); i++) {
 		page[i] ^= 0x10;
 		CHECK(usw_codec_hash(page, CHECK_SEED) != hash);

@@ -36,8 +36,9 @@ from hypothesis.stateful import (
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SOURCES = (
-    *("base", "space", "codec", "filter", "vswap", "segment", "vacancy", "pagemap", "compact"),
-    *("standby", "equal", "disk", "aio", "seal", "tier", "mover", "move", "placement", "deadslot"),
+    *("base", "space", "codec", "filter", "hash_avx2", "vswap", "segment", "vacancy", "pagemap"),
+    *("compact", "standby", "equal", "disk", "aio", "seal"),
+    *("tier", "mover", "move", "placement", "deadslot"),
 )
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 EXIT_SECONDS = 60.0
