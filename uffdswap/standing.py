@@ -32,6 +32,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from .config import RunConfig
     from .spawn import AgentProcess
 
 __all__ = ("StandingAgent",)
@@ -93,6 +94,7 @@ class StandingAgent:
         self._ended = False
         self._signals = -1
         self._path = path
+        _require_places(resolve({}, self._defaults))
         self._listener = standing_socket(path)
         self._listener.setblocking(False)
 
@@ -191,7 +193,7 @@ class StandingAgent:
             stress_pages_per_second=config.stress_pages_per_second,
             folder=folder.path,
             disks=[disk.as_dict() for disk in config.disks],
-            disks_are_required="disk" in config.sources,
+            disks_are_required=False,  # refused, the program would run on without a limit
             disk_is_encrypted=config.disk_is_encrypted,
             on_full=config.on_full,
         )
@@ -314,6 +316,21 @@ class StandingAgent:
             for fds in (session.fds, *session.targets.values()):
                 protocol.close_all(fds)
         self._selector.close()
+
+
+def _require_places(config: RunConfig) -> None:
+    """Demand that the disk tiers that every session would get can be used, by using them once."""
+    if "disk" not in config.sources:
+        return
+    from ._lib import NO_LIMIT, NativeSession  # noqa: PLC0415 # what every agent has anyway
+
+    try:
+        with NativeSession(disk_is_encrypted=config.disk_is_encrypted) as session:
+            for disk in config.disks:
+                cap_bytes = NO_LIMIT if disk.cap_bytes is None else disk.cap_bytes
+                session.add_tier(disk.path, cap_bytes=cap_bytes)
+    except OSError as error:
+        raise SetupFailed(error.strerror or str(error)) from error
 
 
 def _answer(connection: socket.socket, status: int, path: str = "") -> None:

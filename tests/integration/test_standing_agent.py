@@ -171,6 +171,39 @@ def test_default_budget_is_the_agents(start: Any) -> None:
     other.finish()
 
 
+def test_place_that_cannot_be_used_is_an_error_at_the_start(tmp_path: Path) -> None:
+    place = tmp_path / "nothing" / "here"
+    done = subprocess.run(
+        [*UFFDSWAP, "agent", "--memory", "30M", "--disk", str(place)],
+        env=os.environ | {"XDG_RUNTIME_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert line.startswith(f"uffdswap: cannot use {place} as a disk tier: ")
+    assert not (tmp_path / "uffdswap" / "agent.socket").exists()
+
+
+def test_program_whose_place_cannot_be_used_has_its_limit(start: Any, tmp_path: Path) -> None:
+    place = tmp_path / "place" / "below"
+    place.mkdir(parents=True)
+    agent = start("--memory", "300M", "--disk", str(place))
+    Joined(agent, 8).finish()
+    assert "without a disk tier" not in agent.errors()
+    shutil.rmtree(place.parent)
+    one = Joined(agent, 8)
+    assert agent.session_of(one.pid)["limits"]["memory_bytes"] == 300 * MIB
+    assert f"going without a disk tier: cannot use {place}" in agent.errors()
+    other = Joined(agent, 8, UFFDSWAP_DISK=f"{place}/too", UFFDSWAP_MEMORY="200M")
+    assert agent.session_of(other.pid)["limits"]["memory_bytes"] == 200 * MIB
+    assert f"going without a disk tier: cannot use {place}/too" in agent.errors()
+    one.finish()
+    other.finish()
+
+
 def test_children_are_of_the_same_session_and_are_parked_with_it(start: Any) -> None:
     agent = start()
     one = Joined(agent, SIZE_MIB)
