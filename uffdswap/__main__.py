@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Make `python -m uffdswap` the same as the `uffdswap` command."""
 
-import sys
-
-from .cli import main
+from .entry import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -213,6 +213,46 @@ def test_modules_in_the_current_folder_are_not_taken_for_ours(tmp_path: Path) ->
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+@pytest.mark.parametrize("variables", [{}, {"PYTHONINSPECT": "1"}, {"PYTHONWARNINGS": "error"}])
+def test_python_variables_are_the_program_s(tmp_path: Path, variables: dict[str, str]) -> None:
+    for name in (
+        "resource",
+        "selectors",
+        "select",
+        "json",
+        "socket",
+        "typer",
+        "cffi",
+        "_cffi_backend",
+    ):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('taken')\n")
+    given = {**os.environ, **variables, "PYTHONPATH": f"/nonexistent:{tmp_path}"}
+    found = environment_inside(env=given)
+    assert found["PYTHONPATH"] == given["PYTHONPATH"]
+    for command, status in (("true", 0), ("false", 1)):
+        done = run(command, env=given)
+        assert (done.returncode, done.stderr) == (status, b"")
+    done = uffdswap("status", env=given)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_package_that_only_pythonpath_finds_works(tmp_path: Path) -> None:
+    """Without the search of installed packages, as where all there is comes from PYTHONPATH."""
+    folders = [folder for folder in sys.path if folder.endswith("-packages")]
+    import uffdswap as package  # noqa: PLC0415 # to find it
+
+    for folder in (*map(Path, package.__path__), shim_path().parent):
+        for file in folder.iterdir():
+            link = tmp_path / "uffdswap" / file.name
+            link.parent.mkdir(exist_ok=True)
+            if not link.exists():
+                link.symlink_to(file)
+    environment = {**os.environ, "PYTHONPATH": ":".join([str(tmp_path), *folders])}
+    command = [sys.executable, "-S", "-P", "-m", "uffdswap", "run", *LIMIT, "--", "true"]
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_python_of_the_agent_is_the_launcher_s(tmp_path: Path) -> None:
     (tmp_path / "python3").write_text("#!/bin/sh\nexit 9\n")
     (tmp_path / "python3").chmod(0o755)
