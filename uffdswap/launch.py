@@ -127,6 +127,7 @@ class Launcher:
         self._agent_ended: os.waitid_result | None = None
         self._session_fds: list[int] = []
         self._targets: dict[int, list[int]] = {}
+        self._program_targets: set[int] = set()  # one, and for a moment two when it executes
         self._pid = 0
         self._ended: os.waitid_result | None = None
         self._started_at = self._ended_at = 0.0
@@ -366,12 +367,15 @@ class Launcher:
         self._on_message(message)
 
     def _on_target(self, message: protocol.Target) -> None:
-        self._handed_in |= message.pid == self._pid
+        if message.pid == self._pid:
+            self._handed_in = True
+            self._program_targets.add(message.id)
         self._tell(INFO, f"process {message.pid} is target {message.id}")
 
     def _on_message(self, message: protocol.Message) -> None:
         if isinstance(message, protocol.Gone):
             protocol.close_all(self._targets.pop(message.id, []))
+            self._program_targets.discard(message.id)
         elif isinstance(message, protocol.Statistics):
             self._statistics = message
         elif isinstance(message, protocol.Warn):
@@ -394,11 +398,18 @@ class Launcher:
     def _on_refused(self, message: protocol.Refused) -> None:
         if message.pid == 0:
             raise SessionFailed("cannot start a session", cause=message.text)
-        if message.pid == self._pid:
+        is_program = message.pid == self._pid
+        if is_program and self._program_targets and not message.has_given_up:
+            self._warn_of_refusal(f"the program's connection was refused: {message.text}")
+            return  # it is managed, and stays so
+        if is_program:
             raise SessionFailed(f'cannot manage "{self._command[0]}"', cause=message.text)
-        level = INFO if self._warned_of_refusal else WARNING
+        self._warn_of_refusal(f"process {message.pid} is not managed: {message.text}")
+
+    def _warn_of_refusal(self, text: str) -> None:
+        """Warn once: a program can be refused as often as it likes."""
+        self._tell(INFO if self._warned_of_refusal else WARNING, text)
         self._warned_of_refusal = True
-        self._tell(level, f"process {message.pid} is not managed: {message.text}")
 
     def _agent_lost(self) -> SessionFailed:
         """Say how the agent ended, which nobody asked it to."""

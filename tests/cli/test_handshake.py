@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from integration.harness import wait_until
 
-from .launching import LIMIT, Launch, is_running, python
+from .launching import LIMIT, Launch, error_lines, is_running, python, uffdswap
 from .test_session import count_fds
 
 NOBODY = 65534
@@ -120,6 +120,29 @@ def test_garbage_is_refused(victim: Victim, hello: bytes) -> None:
         connection.send(hello)
         assert is_closed(connection)
     victim.require_no_harm(refused_at_least=1)
+
+
+@pytest.mark.parametrize("who", ["program", "child"])
+def test_garbage_of_the_program_itself_costs_it_nothing(tmp_path: Path, who: str) -> None:
+    code = """
+import os, socket, sys
+if sys.argv[1] == "child" and (pid := os.fork()):
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+for hello in (b"garbage", b"", b"x" * 4096):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as s:
+        s.connect(os.environ["_UFFDSWAP_SOCKET"])
+        s.send(hello)
+        try:
+            while s.recv(4096): pass
+        except ConnectionResetError: pass
+sys.exit(7)
+"""
+    stats = tmp_path / "stats.json"
+    done = uffdswap("run", *LIMIT, "--stats", str(stats), "--", *python(code, who))
+    (line,) = error_lines(done.stderr)
+    assert done.returncode == 7, line
+    assert "something that is no hello" in line
+    assert json.loads(stats.read_text())["handshakes"]["refused"] >= 2
 
 
 @pytest.mark.parametrize("count", [1, 4, 5, 6, 9, 200])
