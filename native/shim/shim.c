@@ -36,6 +36,7 @@
 
 #include "hands.h"
 #include "public/uffdswap.h"
+#include "rehearse.h"
 
 #ifndef MFD_CLOEXEC
 #define MFD_CLOEXEC 0x0001U
@@ -268,9 +269,12 @@ static bool listener_is_trusted(int connection)
 static int agent_connect(void)
 {
 	struct timeval timeout = {.tv_sec = AGENT_TIMEOUT_S};
-	long fd = usw_raw(SYS_socket, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 	long result;
+	long fd;
 
+	if (!usw_rehearse_connecting())
+		return -EPERM;
+	fd = usw_raw(SYS_socket, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 	if (fd < 0)
 		return (int)fd;
 	/* Bounds connect(), which waits where the agent's queue is full, and sendmsg(). */
@@ -470,6 +474,8 @@ static int intro_prepare(struct introduction *intro, uint32_t kind)
 	intro->connection = agent_connect();
 	if (intro->connection < 0)
 		return intro->connection;
+	if (!usw_rehearse_joining())
+		return -EPERM;
 	intro->fds[USW_FD_MAPS] = proc_open("/proc/self/maps");
 	intro->fds[USW_FD_PAGEMAP] = proc_open("/proc/self/pagemap");
 	intro->fds[USW_FD_SMAPS] = proc_open("/proc/self/smaps");

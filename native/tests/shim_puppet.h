@@ -13,13 +13,17 @@
 #define USW_SHIM_PUPPET_H
 
 #include <errno.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -42,6 +46,7 @@ enum puppet_op {
 	PUPPET_UNMAP,    /* address, pages: on a thread that is not waited for */
 	PUPPET_JOIN,     /* wait for that thread */
 	PUPPET_LOCK_NOW, /* mlockall(MCL_CURRENT) */
+	PUPPET_FORBID,   /* socket(2), on pain of death: for itself and its descendants */
 	PUPPET_FORK,     /* the child answers on the next socket; returns its pid */
 	PUPPET_REAP,     /* wait for any child; returns its status */
 	PUPPET_EXIT,
@@ -203,6 +208,22 @@ static void *puppet_unmap(void *argument)
 	return NULL;
 }
 
+/** Returns 0, or -1: so it may run before exec as well. */
+static int puppet_forbid(int system_call)
+{
+	struct sock_filter filter[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (unsigned int)system_call, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog program = {sizeof(filter) / sizeof(filter[0]), filter};
+
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+		return -1;
+	return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program);
+}
+
 static int64_t puppet_wait_any(void)
 {
 	int status = -1;
@@ -253,6 +274,9 @@ static int puppet_main(void)
 			break;
 		case PUPPET_LOCK_NOW:
 			reply.value = mlockall(MCL_CURRENT) ? -errno : 0;
+			break;
+		case PUPPET_FORBID:
+			reply.value = puppet_forbid(SYS_socket);
 			break;
 		case PUPPET_FORK:
 			child = fork();

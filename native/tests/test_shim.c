@@ -1112,6 +1112,36 @@ static void check_gives_up(struct puppet *p, int error)
 	check_runs_natively(p);
 }
 
+/** What the program has forbidden itself, the shim may not do either: not in it, not in a child. */
+static void test_what_is_forbidden_on_pain_of_death_is_not_done(void)
+{
+	check_start_is_native(&(struct puppet_options){.socket_path = rig_path,
+						       .before_exec = puppet_forbid,
+						       .before_exec_argument = SYS_socket});
+	/* It can talk to the agent, but hands could not live. */
+	struct puppet p =
+		puppet_start(&(struct puppet_options){.socket_path = rig_path,
+						      .before_exec = puppet_forbid,
+						      .before_exec_argument = SYS_setsid});
+	check_gives_up(&p, EPERM);
+
+	p = start_managed();
+	struct target *t = target_accept();
+	uint64_t address = map_pages(&p, 0, 16, 22);
+
+	target_arm(t);
+	target_register(t, address, 16);
+	check(rig_evict(t, address, 16, 0) == 0);
+	check(puppet_do(&p, 0, (struct puppet_request){.op = PUPPET_FORBID}).value == 0);
+	check(puppet_do(&p, 0, (struct puppet_request){.op = PUPPET_FORK}).value > 0);
+	check(count_wrong(&p, 1, address, 16, 22) == 0);
+	puppet_send(&p, 1, (struct puppet_request){.op = PUPPET_EXIT});
+	check(puppet_do(&p, 0, (struct puppet_request){.op = PUPPET_REAP}).value == 0);
+	check(!rig_readable(rig_listener, 0));
+	target_destroy(t->child);
+	rig_end(&p, t);
+}
+
 static void test_a_file_size_limit_is_respected_and_kept(void)
 {
 	struct puppet p = puppet_start(&(struct puppet_options){
@@ -1326,6 +1356,7 @@ int main(int argc, char **argv)
 	run(test_garbage_in_the_ring_harms_nobody_else);
 	run(test_a_bad_welcome_leaves_the_program_alone);
 	run(test_without_an_agent_nothing_happens);
+	run(test_what_is_forbidden_on_pain_of_death_is_not_done);
 	run(test_a_file_size_limit_is_respected_and_kept);
 	if (geteuid() == 0)
 		run(test_only_its_own_user_and_root_are_told_anything);
