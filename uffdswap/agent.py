@@ -104,6 +104,9 @@ class Agent:
                     self._desk.tick()
                 self._flush()
         except Exception as error:
+            if isinstance(error, OSError) and _limits_behind(error.errno):
+                self._fail(_in_words(error))  # nothing that a stack would explain
+                return
             self._fail(f"{type(error).__name__}: {error}")
             raise
         finally:
@@ -226,7 +229,7 @@ class Agent:
         try:
             session = self._open_session(**_limits(message))
         except OSError as error:
-            self._send(protocol.Refused(pid=0, text=error.strerror or str(error)))
+            self._send(protocol.Refused(pid=0, text=_in_words(error)))
             return
         self._session = session
         if not self._add_disks(session, message):
@@ -578,7 +581,7 @@ def _given_up(hello: bytes) -> int:
 def _why_given_up(error: int) -> str:
     """Say why a shim could not prepare its process, and what would help."""
     text = f"its shim could not set up what it needs: {os.strerror(error)}"
-    limit = {errno.EMFILE: "ulimit -n", errno.ENOMEM: "ulimit -v", errno.EFBIG: "ulimit -f"}
+    limit = {errno.EMFILE: "ulimit -n", errno.ENOMEM: "ulimit -v, -d", errno.EFBIG: "ulimit -f"}
     return f"{text}; raise the limit ({limit[error]})" if error in limit else text
 
 
@@ -612,9 +615,37 @@ def _leave_terminal() -> None:
     os.close(null)
 
 
-def _raise_fd_limit() -> None:
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+def _lift_limits() -> None:
+    """Lift what a user has limited for the program, as far as that goes without rights."""
+    for name in ("NOFILE", "AS", "DATA", "FSIZE", "CPU"):
+        kind = getattr(resource, f"RLIMIT_{name}")
+        _soft, hard = resource.getrlimit(kind)
+        resource.setrlimit(kind, (hard, hard))
+
+
+def _limits_behind(error: int | None) -> list[str]:
+    """Return the options of ulimit whose limits may be the cause of an error."""
+    known = {
+        errno.EMFILE: {"NOFILE": "-n"},
+        errno.ENOMEM: {"AS": "-v", "DATA": "-d"},
+        errno.EFBIG: {"FSIZE": "-f"},
+        errno.EAGAIN: {"NPROC": "-u"},
+    }
+    return [
+        option
+        for name, option in known.get(error or 0, {}).items()
+        if resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[1] != resource.RLIM_INFINITY
+    ]
+
+
+def _in_words(error: OSError) -> str:
+    """Say what went wrong, and which limit to raise if one is behind it."""
+    text = error.strerror or str(error)
+    limits = _limits_behind(error.errno)
+    if not limits:
+        return text
+    options = " or ".join(f"ulimit -H{option[1:]}" for option in limits)
+    return f"{text}; raise the hard limit ({options})"
 
 
 def _prepare() -> socket.socket:
@@ -622,7 +653,7 @@ def _prepare() -> socket.socket:
     for name in _IGNORED:
         signal.signal(getattr(signal, f"SIG{name}"), signal.SIG_IGN)
     os.closerange(protocol.CONTROL_FD + 1, 2**31 - 1)
-    _raise_fd_limit()
+    _lift_limits()
     os.set_inheritable(protocol.CONTROL_FD, False)
     os.chdir("/")
     return socket.socket(fileno=protocol.CONTROL_FD)

@@ -169,6 +169,31 @@ def test_program_is_refused_before_it_starts_where_descriptors_are_few(witness: 
     witness.require_refusal(done, "Too many open files", "raise the limit (ulimit -n)")
 
 
+@pytest.mark.parametrize("limit", ["v 300000", "f 10", "d 60000"])
+def test_soft_limits_of_the_program_are_not_the_agent_s(limit: str) -> None:
+    program = ("sh", "-c", f"ulimit -S{limit[0]}")
+    words = (*UFFDSWAP, "run", *LIMIT, "--", *program)
+    command = ("sh", "-c", f'ulimit -S{limit}; exec "$@"', "sh", *words)
+    done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode() == f"{limit[2:]}\n"
+
+
+def test_soft_limit_that_leaves_the_shim_no_memory_is_named(witness: Witness) -> None:
+    words = (*UFFDSWAP, "run", *LIMIT, "--", *witness.command)
+    command = ("sh", "-c", 'ulimit -Sd 20000; exec "$@"', "sh", *words)
+    done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    witness.require_refusal(done, "Cannot allocate memory; raise the limit (ulimit -v, -d)")
+
+
+@pytest.mark.parametrize("limit", ["v 300000", "f 10", "d 20000", "n 16"])
+def test_hard_limit_that_leaves_no_room_is_named(witness: Witness, limit: str) -> None:
+    words = (*UFFDSWAP, "run", "-q", "--no-disk", *LIMIT, "--", *witness.command)
+    command = ("sh", "-c", f'ulimit -{limit}; exec "$@"', "sh", *words)
+    done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    witness.require_refusal(done, f"raise the hard limit (ulimit -H{limit[0]}")
+
+
 def test_child_without_descriptors_runs_and_is_told_of(witness: Witness) -> None:
     command = " ".join(("ulimit -Sn 10;", *witness.command, "; echo over"))
     done = run("sh", "-c", command)
