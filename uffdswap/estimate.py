@@ -154,6 +154,9 @@ def _why_denied(pid: int) -> tuple[str, str]:
         owner = psutil.Process(pid).uids().effective
     if owner != os.geteuid():
         return f"it belongs to user {owner}, and you are user {os.geteuid()}", "try as root"
+    if owner == 0:
+        cause = "root has no CAP_SYS_PTRACE here, or a security module forbids it"
+        return cause, "try outside the container, or start that with --cap-add SYS_PTRACE"
     return "the system lets only its parents look at it (ptrace rules)", "try as root"
 
 

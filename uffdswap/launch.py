@@ -227,6 +227,9 @@ class Launcher:
         preloaded = variables.get("LD_PRELOAD")
         variables["LD_PRELOAD"] = f"{preloaded}:{link}" if preloaded else link
         variables[SOCKET_VARIABLE] = self._folder.socket_path
+        if self._config.has_forgotten_limit:
+            to_set = f"uffdswap set {os.getpid()} --memory SIZE"
+            self._tell(WARNING, f"no limit to keep so far; to set one: {to_set}")
         self._started_at = time.monotonic()
         try:
             self._pid = os.posix_spawn(

@@ -152,6 +152,8 @@ class StatsFile:
         try:
             fd = os.open(temporary, flags | os.O_CREAT | os.O_EXCL, mode)
         except PermissionError:
+            if not os.path.exists(self._path):
+                raise  # that it is not there is not the reason
             return os.open(self._path, flags)
         self._temporary = temporary
         return fd

@@ -208,3 +208,11 @@ def test_wrong_usage_is_one_line_with_what_to_do(arguments: list[str], line: str
     assert done.stderr.decode() == f"uffdswap: {line}\n"
     assert done.returncode == 2
     assert done.stdout == b""
+
+
+def test_output_that_cannot_be_written_is_named() -> None:
+    with Path("/dev/full").open("wb") as full:
+        command = [*UFFDSWAP, "version"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr == b"uffdswap: cannot write the output: No space left on device\n"

@@ -140,6 +140,24 @@ def test_shim_that_is_not_disabled() -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+@pytest.mark.parametrize("options", [["--stats", "x"], ["--disk", "."]])
+def test_current_folder_that_is_gone(witness: Witness, options: list[str], tmp_path: Path) -> None:
+    command = (*UFFDSWAP, "run", *LIMIT, *options, "--", *witness.command)
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    script = ("sh", "-c", 'rmdir "$PWD"; exec "$@"', "sh", *command)
+    done = subprocess.run(script, cwd=gone, capture_output=True, timeout=60, check=False)
+    words = ("the current folder cannot be found: No such file", "give absolute paths")
+    witness.require_refusal(done, *words)
+
+
+def test_program_that_is_not_there_is_all_that_is_told() -> None:
+    done = uffdswap("run", "no-such-program")
+    (line,) = error_lines(done.stderr)
+    assert done.returncode == 127
+    assert "no-such-program" in line
+
+
 # --- Programs ------------------------------------------------------------------------------------
 
 

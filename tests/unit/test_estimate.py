@@ -16,6 +16,7 @@ import pytest
 
 from uffdswap.errors import UffdswapError, UsageError
 from uffdswap.estimate import Estimate, Sample, document, estimate, text
+from uffdswap.estimate import _why_denied as why_denied
 
 PAGE = 4096
 MIB = 1 << 20
@@ -140,3 +141,10 @@ def test_process_with_nothing_there_is_no_division_by_zero() -> None:
     found = Estimate(pid=1, command="x", anonymous_bytes=0, managed_bytes=0, sample=Sample())
     assert found.saved_bytes == 0
     assert "nothing of it is there now" in text(found)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, which lacks a right")
+def test_root_is_not_told_to_try_as_root() -> None:
+    cause, remedy = why_denied(os.getpid())
+    assert "CAP_SYS_PTRACE" in cause
+    assert "as root" not in remedy

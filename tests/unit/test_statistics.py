@@ -222,3 +222,14 @@ def test_full_disk_leaves_the_old_file() -> None:
     file = StatsFile("/dev/full")
     with pytest.raises(OSError, match="No space left"):
         file.write(report())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
+def test_new_file_in_a_closed_folder_is_a_matter_of_permission() -> None:
+    path = "/etc/uffdswap-test-there-is-no-such-file"
+    os.seteuid(65534)
+    try:
+        with pytest.raises(SetupFailed, match=f"to {path}: Permission denied; give --stats"):
+            StatsFile(path)
+    finally:
+        os.seteuid(0)

@@ -8,6 +8,8 @@ errors included, is typer's.
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 
 from ..errors import UffdswapError
@@ -37,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return die_of(2)
     except OSError as error:
-        print_line(str(error))
+        print_line(_in_words(error))
         return UffdswapError.run_status if is_run else UffdswapError.exit_status
     except Exception:
         if not is_run:
@@ -45,6 +47,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.excepthook(*sys.exc_info())
         return UffdswapError.run_status
     return status
+
+
+def _in_words(error: OSError) -> str:
+    """Say what an error of the system is about, where nobody has said it yet."""
+    why = error.strerror or str(error)
+    if error.filename is not None:
+        name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "a file"
+        return f"cannot use {name}: {why}"
+    try:
+        os.getcwd()  # noqa: PTH109 # pathlib is not imported before the program starts
+    except OSError as gone:
+        what = "the current folder cannot be found"
+        remedy = "change to one that is there, or give absolute paths"
+        return str(UffdswapError(what, cause=gone.strerror or "", remedy=remedy))
+    if error.errno in (errno.ENOSPC, errno.EPIPE, errno.EIO):
+        return f"cannot write the output: {why}"
+    return why
 
 
 def _dispatch(arguments: list[str]) -> int:

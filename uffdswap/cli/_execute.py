@@ -28,7 +28,7 @@ def execute(options: Mapping[str, str], command: tuple[str, ...]) -> int:
         from ..config import resolve  # noqa: PLC0415
 
         config = resolve(options, os.environ)
-        from ..launch import WARNING, Launcher  # noqa: PLC0415
+        from ..launch import Launcher  # noqa: PLC0415
     except BaseException:
         agent.abandon()
         raise
@@ -37,9 +37,6 @@ def execute(options: Mapping[str, str], command: tuple[str, ...]) -> int:
         if level < 0 or level <= config.verbosity:
             print_line(text)
 
-    if config.has_forgotten_limit:
-        to_set = f"uffdswap set {os.getpid()} --memory SIZE"
-        tell(WARNING, f"no limit to keep so far; to set one: {to_set}")
     outcome = Launcher(config, command, agent, tell).run(os.environ)
     if outcome.report is not None and _wants_summary(config.verbosity):
         from ..statistics import summary  # noqa: PLC0415
