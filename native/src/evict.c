@@ -265,9 +265,11 @@ static bool register_span(struct usw_target *target, struct usw_range span)
 
 void usw_evict_register_all(struct usw_target *target)
 {
-	if (!is_evictable(target))
-		return;
 	pthread_mutex_lock(&target->map_lock);
+	if (!is_evictable(target)) {
+		pthread_mutex_unlock(&target->map_lock);
+		return;
+	}
 	// Before the look: what changes behind it must count as a change the next time. Only here,
 	// where all of it is registered; the sweep reads the mappings for itself.
 	uint64_t data_pages = atomic_load(&target->data_pages);
@@ -498,9 +500,10 @@ static int run_command(struct usw_target *target, struct usw_batch *batch, enum 
 	usw_ring_post(target, op, epoch, batch->runs, batch->run_count, prepare);
 	int ret = usw_ring_wait(target, answer);
 	if (ret) {
-		// Hands leaves when its program ends, which is no loss; anything else is.
+		// Hands leaves when its program ends or has executed another, which is no loss;
+		// anything else is.
 		atomic_store(&target->broken, true);
-		if (usw_target_is_running(target))
+		if (atomic_load(&target->state) == USW_TARGET_LIVE && usw_target_is_running(target))
 			usw_target_kill(
 				target,
 				"its helper task is gone, and pages on their way out with it");
@@ -579,7 +582,8 @@ static int evict_shared(struct usw_target *target, struct usw_batch *batch, uint
 	pthread_mutex_unlock(&target->map_lock);
 	int ret = run_command(target, batch, USW_OP_UNSHARE, epoch, false, answer);
 	pthread_mutex_lock(&target->map_lock);
-	if (ret || atomic_load(&target->events_pending) || atomic_load(&target->epoch) != epoch)
+	if (ret || !is_evictable(target) || atomic_load(&target->events_pending) ||
+	    atomic_load(&target->epoch) != epoch)
 		return ret;
 
 	// The fault thread may have answered faults meanwhile: look at every page again.
@@ -605,12 +609,11 @@ enum usw_evict_result usw_evict_some(struct usw_target *target, uint32_t wanted,
 	struct usw_answer answer;
 	bool wrapped = false;
 
-	if (!is_evictable(target))
-		return USW_EVICT_NOTHING;
 	pthread_mutex_lock(&target->map_lock);
 	uint32_t epoch = atomic_load(&target->epoch);
-	if (atomic_load(&target->events_pending) || usw_target_arm(target) ||
-	    (target->eligible_stale && rescan(target))) {
+	// With the lock: who retires a target takes it, and hands does no command after that.
+	if (!is_evictable(target) || atomic_load(&target->events_pending) ||
+	    usw_target_arm(target) || (target->eligible_stale && rescan(target))) {
 		pthread_mutex_unlock(&target->map_lock);
 		return USW_EVICT_NOTHING;
 	}

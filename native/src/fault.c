@@ -248,8 +248,8 @@ static void retire(struct usw_fault_thread *thread, struct usw_target *target)
 	epoll_ctl(thread->epoll_fd, EPOLL_CTL_DEL, target->uffd, NULL);
 	if (target->pidfd >= 0)
 		epoll_ctl(thread->epoll_fd, EPOLL_CTL_DEL, target->pidfd, NULL);
+	atomic_store(&target->state, USW_TARGET_RETIRED); // first: see run_command() in evict.c
 	usw_ring_quit(target);
-	atomic_store(&target->state, USW_TARGET_RETIRED);
 	pthread_mutex_unlock(&target->map_lock); // the reclaim thread may free it from here on
 	usw_reclaim_kick(thread->session);
 }

@@ -153,6 +153,7 @@ class Process:
 
     pid: int
     parent: int
+    started: int
     name: str
     command: str
 
@@ -172,23 +173,25 @@ def _read_process(pid: int) -> Process | None:
     except OSError:
         return None
     name, _parenthesis, rest = stat.partition(b"(")[2].rpartition(b")")
+    fields = rest.split()
     return Process(
         pid=pid,
-        parent=int(rest.split()[1]),
+        parent=int(fields[1]),
+        started=int(fields[19]),
         name=name.decode(errors="replace"),
         command=command.replace(b"\0", b" ").decode(errors="replace"),
     )
 
 
 def processes_below(root: int) -> list[Process]:
-    """Return all descendants of a process, parents before their children."""
+    """Return all descendants of a process, parents before their children, in order of age."""
     found = [_read_process(int(entry.name)) for entry in Path("/proc").glob("[0-9]*")]
     every = [process for process in found if process]
     below: list[Process] = []
     parents = {root}
     while parents:
         generation = [process for process in every if process.parent in parents]
-        below += generation
+        below += sorted(generation, key=lambda process: (process.started, process.pid))
         parents = {process.pid for process in generation}
     return below
 
@@ -346,7 +349,10 @@ class Session:
         return next(process for process in processes_below(self.pid) if process.is_agent)
 
     def targets(self) -> list[Process]:
-        """Return the session's targets, the program itself first."""
+        """Return the session's targets, the program itself first.
+
+        There may be one too many: hands that has not run yet has the name of its program.
+        """
         below = processes_below(self.pid)
         return [process for process in below if not process.is_agent and not process.is_hands]
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from .fixtures import StartFunction
+from .fixtures import RunFunction, StartFunction
 from .harness import MIB, Programs, Session, processes_below, wait_until
 
 STEADY_SECONDS = 0.5
@@ -106,6 +107,16 @@ def start_busy(programs: Programs, start_session: StartFunction) -> Session:
     return session
 
 
+def wait_for_child(session: Session) -> int:
+    """Return the child that the program has told of, once that runs.
+
+    By its number, since its hands has its name until it has run for the first time.
+    """
+    session.wait_for_output("running")
+    session.wait_for_output("child")
+    return int(re.findall(r"child (\d+)", session.output())[0])
+
+
 def test_killed_target_leaves_nothing_behind(
     programs: Programs, start_session: StartFunction
 ) -> None:
@@ -123,15 +134,10 @@ def test_killed_target_leaves_nothing_behind(
 def test_killed_child_leaves_its_parent_alone(
     programs: Programs, start_session: StartFunction
 ) -> None:
-    script = f"{programs('race_write')} 0 & child=$!; wait $child; test $? = 137 && echo survived"
+    program = programs("race_write")
+    script = f"{program} 0 & echo child $!; wait $!; test $? = 137 && echo survived"
     with start_session(["sh", "-c", script], resident="10M", stress=20_000) as session:
-        session.wait_for_output("running")
-        # The list is read process by process, while hands is handed on: it may lack one.
-        wait_until(
-            lambda: any(target.name == "race_write" for target in session.targets()),
-            "the child is listed",
-        )
-        child = next(target for target in session.targets() if target.name == "race_write").pid
+        child = wait_for_child(session)
         wait_until(lambda: cpu_seconds(child) > CPU_SECONDS, "the child gets going")
         agent = session.agent().pid
         os.kill(child, signal.SIGKILL)
@@ -154,14 +160,29 @@ def test_death_of_the_agent_ends_the_program_and_never_zeroes_it(
     assert not outcome.left_over, outcome.describe()
 
 
+def test_a_program_that_executes_another_is_not_taken_for_one_without_hands(
+    uffdswap_run: RunFunction,
+) -> None:
+    # Each child is evicted from while it executes; the busy ones delay the agent in between.
+    script = """
+    (while :; do :; done) & busy=$!
+    (while :; do :; done) & busy="$busy $!"
+    for round in $(seq 300); do sh -c 'true; exec /bin/true' & wait $! || echo lost; done
+    kill $busy
+    """
+    outcome = uffdswap_run(["sh", "-c", script], resident="10M", stress=200_000)
+    assert outcome.returncode == 0, outcome.describe()
+    assert "lost" not in outcome.stdout, outcome.describe()
+    assert outcome.stats["evictions"]["pages"] > 0
+
+
 def test_stopped_target_is_not_in_the_way_of_others(
     programs: Programs, start_session: StartFunction
 ) -> None:
     busy, other = programs("race_write"), programs("rewrite")
-    script = f"{busy} 0 & {other} 24M 10000 && kill -KILL $!"
+    script = f"{busy} 0 & echo child $!; {other} 24M 10000 && kill -KILL $!"
     with start_session(["sh", "-c", script], resident="16M") as session:
-        session.wait_for_output("running")
-        child = next(target for target in session.targets() if target.name == "race_write").pid
+        child = wait_for_child(session)
         os.kill(child, signal.SIGSTOP)
         session.wait_for_output("MiB right", seconds=80)
         outcome = session.finish()
