@@ -12,14 +12,13 @@
  * everything is dropped, and what is left must be nothing.
  *
  *   target                        a new target: ok <target>
- *   evict T ADDRESS COUNT  pages  ok <letter a page>: z(ero) s(ame) m(emory) c(lean) e(qual) n(o
- * room)
+ *   evict T ADDRESS COUNT  pages  ok <letter a page>: z(ero) s(ame) m(emory) c(lean) e(qual)
+ *                                 n(o room)
  *   fault T ADDRESS KEEP          ok, then the page; or: ok poisoned
  *   drop T ADDRESS                give up a kept copy
  *   corrupt T ADDRESS             damage what is stored of a page: ok <whether there was anything>
  *   forge T ADDRESS        page   what is stored of a page claims the hash of this one, and is
- * noted:
- *                                 ok <whether there was anything>
+ *                                 noted: ok <whether there was anything>
  *   fork T                        ok <target>
  *   unmap T START END
  *   remap T FROM TO BYTES
@@ -33,12 +32,10 @@
  *   demote COUNT                  so many of the coldest segments at most: ok <segments on disks>
  *   recall                        all that are on disks come back: ok <segments on disks>
  *   trouble KIND                  moves meet 0 nothing, 1 writes that fail, 2 reads that fail, 3
- * short
- *                                 transfers: ok
+ *                                 short transfers: ok
  *   dump                          ok <words> <IDs>, then T ADDRESS STATE ID of every word, then for
- * each
- *                                 ID: ID COUNT BACKEND, and the page unless the line ends in
- * "corrupt"
+ *                                 each ID: ID COUNT BACKEND, and the page unless the line ends in
+ *                                 "corrupt"
  *   check                         ok KEY=VALUE...: the invariants that only the inside can see
  *
  * A new request is one function and one line in the table at the end.

@@ -30,8 +30,7 @@
 static int failures;
 static const char *rig_test = "start"; /* what is running, for the messages */
 
-/** Run one test function. */
-/* Run a test, by its name; its value, if it has one, says whether it could be run. */
+/** Run a test, by its name; its value, if it has one, says whether it could be run. */
 #define run(test) (rig_test = #test, test())
 
 #define check(x) \

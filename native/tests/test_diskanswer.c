@@ -4,8 +4,9 @@
  * @file
  * Goal: whatever the disk has answered is looked at while something is left to look at, and no
  * longer: a fault thread neither sleeps on a page that somebody waits for nor spins when there is
- * none. Method: the settling alone, with reads in any stage and everything around it made of straw;
- * a message that comes in its middle calls a page from reserve that was passed already.
+ * none.
+ * Method: the settling alone, with reads in any stage and everything around it made of straw; a
+ * message that comes in its middle calls a page from reserve that was passed already.
  */
 
 #include "answer.h"

@@ -3,9 +3,9 @@
 /**
  * @file
  * Goal: an object that fills a vacancy disturbs none beside it and goes only where it may, and
- * random replacement leaves little to be moved. Method: known objects of many sizes in closed
- * segments; vacancies that stop being any after they were found; a long churn against a table of
- * what must be there.
+ * random replacement leaves little to be moved.
+ * Method: known objects of many sizes in closed segments; vacancies that stop being any after they
+ * were found; a long churn against a table of what must be there.
  */
 
 #include "check.h"
