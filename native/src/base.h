@@ -84,6 +84,16 @@ static inline uint64_t usw_now_ns(void)
 	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
+/** True if a condition has held at each call for so long. `since_ns` is 0 to begin with. */
+static inline bool usw_lasts(uint64_t *since_ns, bool holds, uint64_t for_ns)
+{
+	if (!holds)
+		*since_ns = 0;
+	else if (!*since_ns)
+		*since_ns = usw_now_ns();
+	return holds && usw_now_ns() - *since_ns > for_ns;
+}
+
 static inline void usw_cpu_relax(void)
 {
 #if defined(__x86_64__)

@@ -32,11 +32,9 @@ static bool is_tight(const struct usw_session *session, uint64_t ram_bytes)
 /** There was room when its removal began. If that is gone for good, the tier stays. */
 static void keep_leaving_if_tight(struct usw_session *session, bool tight)
 {
-	if (!tight || usw_tiers_have_room(&session->tiers))
-		session->tight_since_ns = 0;
-	else if (!session->tight_since_ns)
-		session->tight_since_ns = usw_now_ns();
-	else if (usw_now_ns() - session->tight_since_ns > USW_TIGHT_NS)
+	bool is_hopeless = tight && !usw_tiers_have_room(&session->tiers);
+
+	if (usw_lasts(&session->tight_since_ns, is_hopeless, USW_TIGHT_NS))
 		usw_tiers_keep_leaving(&session->tiers);
 }
 

@@ -144,6 +144,11 @@ static void set_limit(struct usw_session *session, uint64_t ram_bytes)
 		     memory == UINT64_MAX || ram_bytes + resident < memory - memory / 8);
 }
 
+static unsigned long long mib(uint64_t bytes)
+{
+	return (unsigned long long)bytes >> 20;
+}
+
 /**
  * At the floor, which is there so that nothing comes to a standstill, a program crawls and nobody
  * knows why: it is said once, when it has lasted.
@@ -153,14 +158,12 @@ static void warn_at_floor(struct usw_session *session, uint64_t now_ns)
 	struct usw_reclaim *reclaim = &session->reclaim;
 	uint64_t memory = atomic_load(&session->memory_limit_bytes);
 
-	if (memory == UINT64_MAX || atomic_load(&session->limit_pages) > USW_FLOOR_PAGES ||
-	    atomic_load(&session->waits_for_room) || now_ns - reclaim->faulted_ns > USW_FLOOR_NS) {
-		reclaim->floor_since_ns = 0;
-		return;
-	}
-	if (!reclaim->floor_since_ns)
-		reclaim->floor_since_ns = now_ns;
-	if (reclaim->warned_floor || now_ns - reclaim->floor_since_ns < USW_FLOOR_NS)
+	bool at_floor = memory != UINT64_MAX &&
+			atomic_load(&session->limit_pages) <= USW_FLOOR_PAGES &&
+			!atomic_load(&session->waits_for_room) &&
+			now_ns - reclaim->faulted_ns <= USW_FLOOR_NS;
+
+	if (!usw_lasts(&reclaim->floor_since_ns, at_floor, USW_FLOOR_NS) || reclaim->warned_floor)
 		return;
 	reclaim->warned_floor = true;
 	usw_session_report(
@@ -168,8 +171,7 @@ static void warn_at_floor(struct usw_session *session, uint64_t now_ns)
 		"the budget of %llu MiB leaves next to nothing for pages in memory, and the "
 		"program crawls: what has left and uffdswap itself take %llu MiB; give "
 		"--memory more",
-		(unsigned long long)memory >> 20,
-		(unsigned long long)atomic_load(&session->ram_bytes) >> 20);
+		mib(memory), mib(atomic_load(&session->ram_bytes)));
 }
 
 /** Bring the accounts up to date, if that is due. True: it was. */
@@ -448,11 +450,6 @@ static unsigned long long resident_mib(const struct usw_session *session)
 	return (unsigned long long)usw_max(0, (uint64_t)atomic_load(&session->resident_base)) >> 8;
 }
 
-static unsigned long long mib(uint64_t bytes)
-{
-	return (unsigned long long)bytes >> 20;
-}
-
 /** True if the program would fit if all that has left were on a disk. */
 static bool would_tier_help(const struct usw_session *session)
 {
@@ -523,16 +520,6 @@ static bool is_cramped(struct usw_session *session)
 	       !usw_tiers_have_room(&session->tiers);
 }
 
-/** True if a condition has held at each call for as long as it takes to be believed. */
-static bool lasts(uint64_t *since_ns, bool holds)
-{
-	if (!holds)
-		*since_ns = 0;
-	else if (!*since_ns)
-		*since_ns = usw_now_ns();
-	return holds && usw_now_ns() - *since_ns > USW_STUCK_NS;
-}
-
 /**
  * A new limit or tier has as long as the last one had to prove too little: what a look finds that
  * began before it is not said of what there is now.
@@ -599,7 +586,8 @@ static void make_room(struct usw_session *session)
 {
 	struct usw_reclaim *reclaim = &session->reclaim;
 
-	if (!lasts(&reclaim->stuck_since_ns, !squeeze(session)) || atomic_load(&session->room_made))
+	if (!usw_lasts(&reclaim->stuck_since_ns, !squeeze(session), USW_STUCK_NS) ||
+	    atomic_load(&session->room_made))
 		return;
 	if (!shall_wait(session)) {
 		out_of_memory(session);
@@ -640,16 +628,12 @@ static void nothing_to_give(struct usw_session *session, bool gave)
 	// A sweep may give nothing for a moment: an event is being applied, a child's hands is not
 	// there yet. A limit below what cannot leave at all (stacks, locked and pinned memory)
 	// slows the program down; it does not stop it for ever.
-	if (!barren)
-		reclaim->barren_since_ns = 0;
-	else if (!reclaim->barren_since_ns)
-		reclaim->barren_since_ns = usw_now_ns();
-	bool stuck = barren && usw_now_ns() - reclaim->barren_since_ns > USW_BARREN_NS;
+	bool stuck = usw_lasts(&reclaim->barren_since_ns, barren, USW_BARREN_NS);
 	atomic_store(&session->let_pass, stuck && !over);
 
 	bool cramped = is_cramped(session);
 	bool shall = cramped && shall_wait(session);
-	bool full = lasts(&reclaim->cramped_since_ns, cramped) && shall &&
+	bool full = usw_lasts(&reclaim->cramped_since_ns, cramped, USW_STUCK_NS) && shall &&
 		    !atomic_load(&session->room_made);
 	if (full)
 		tell_full(session);
