@@ -38,8 +38,7 @@ static void ask(struct usw_tiers *tiers, struct usw_move *move, uint32_t segment
 	move->to = to;
 	move->is_write = usw_where_tier(to) != USW_TIER_RAM;
 	move->length_bytes = usw_slot_length(h);
-	move->damaged = 0;
-	memset(move->damaged_bits, 0, sizeof(move->damaged_bits));
+	memset(move->damaged, 0, sizeof(move->damaged));
 	h->is_moving = true;
 	atomic_store_explicit(&move->stage, USW_MOVE_ASKED, memory_order_release);
 	usw_mover_wake(tiers);
@@ -175,17 +174,25 @@ static void settle_demotion(struct usw_tiers *tiers, struct usw_move *move, stru
 	atomic_fetch_add(&tiers->demoted_segments, 1);
 }
 
-/** Who has a right page of what is damaged is not to take it for a copy of it. */
-static void note_damaged(struct usw_tiers *tiers, const struct usw_move *move)
+/**
+ * Who has a right page of what is damaged is not to take it for a copy of it. Returns how many
+ * objects are.
+ */
+static uint32_t note_damaged(struct usw_tiers *tiers, const struct usw_move *move)
 {
-	for (uint32_t i = 0; i < USW_SEGMENT_OBJECTS; i++) {
-		uint32_t id = move->damaged_bits[i / 64] >> (i % 64) & 1
-				      ? usw_segments_owner(tiers->segments, move->segment, i)
-				      : 0;
+	uint32_t count = 0;
 
-		if (id)
-			tiers->hooks.damaged(tiers->hooks.context, id);
+	for (uint32_t word = 0; word < USW_SEGMENT_OBJECTS / 64; word++) {
+		for (uint64_t bits = move->damaged[word]; bits; bits &= bits - 1) {
+			uint32_t index = word * 64 + (uint32_t)__builtin_ctzll(bits);
+			uint32_t id = usw_segments_owner(tiers->segments, move->segment, index);
+
+			if (id)
+				tiers->hooks.damaged(tiers->hooks.context, id);
+			count++;
+		}
 	}
+	return count;
 }
 
 static void settle_promotion(struct usw_tiers *tiers, struct usw_move *move, struct usw_segment *h)
@@ -201,14 +208,14 @@ static void settle_promotion(struct usw_tiers *tiers, struct usw_move *move, str
 		return;
 	}
 	tier->read_failed = false;
-	if (move->damaged) {
-		note_damaged(tiers, move);
-		atomic_fetch_add(&tiers->damaged_objects, move->damaged);
+	uint32_t damaged = note_damaged(tiers, move);
+	if (damaged) {
+		atomic_fetch_add(&tiers->damaged_objects, damaged);
 		snprintf(
 			text, sizeof(text),
 			"disk tier %s: %u pages were damaged on the disk; a program that touches one "
 			"gets SIGBUS",
-			tier->name, move->damaged);
+			tier->name, damaged);
 		tiers->hooks.report(tiers->hooks.context, USW_EVENT_WARNING, tier->id, text);
 	}
 	usw_segments_publish(tiers->segments, move->segment, move->to);

@@ -239,8 +239,7 @@ static int land(struct usw_tiers *tiers, struct usw_move *move, struct landing *
 		memcpy(out, in, object->length_bytes);
 	} else if (usw_unseal(&tiers->sealer, &bond, in, out)) {
 		memset(out, 0, object->length_bytes);
-		move->damaged++;
-		move->damaged_bits[index / 64] |= (uint64_t)1 << (index % 64);
+		move->damaged[index / 64] |= (uint64_t)1 << (index % 64);
 	}
 	landing->filled_bytes += object->length_bytes;
 	return 0;

@@ -79,8 +79,7 @@ struct usw_move {
 	uint32_t length_bytes;
 	uint32_t asked_bytes; /* of it, read or written or being so; the mover's */
 	bool is_through;      /* all of it, or it has failed; the mover's */
-	uint32_t damaged;     /* objects that could not be opened ... */
-	uint64_t damaged_bits[USW_SEGMENT_OBJECTS / 64]; /* ... and which */
+	uint64_t damaged[USW_SEGMENT_OBJECTS / 64]; /* a bit for each object that was not opened */
 	struct usw_aio_request request;
 	char *buffer; /* USW_SLOT_BYTES; the mover's */
 };
