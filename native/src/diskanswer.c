@@ -268,25 +268,35 @@ static uint32_t settle_at(struct usw_fault_thread *thread, uint32_t index)
 	return settle_read(thread, read) != USW_DEFER;
 }
 
-/** How far it is from `first` to a read that is not idle, going round, from `far` on. */
-static uint32_t next_around(const struct usw_disk_faults *disk, uint32_t first, uint32_t far)
+/** Settle reads from number `from` on, `left` of them at most. True: one must be looked at again. */
+static bool settle_between(struct usw_fault_thread *thread, uint32_t from, uint32_t end,
+			   uint32_t *left)
 {
-	uint32_t index = USW_DISK_READS_MAX;
+	struct usw_disk_faults *disk = thread->disk;
+	bool waiting = false;
+	uint32_t settled;
 
-	if (first + far < USW_DISK_READS_MAX)
-		index = usw_diskfault_next(disk, first + far);
-	if (index < USW_DISK_READS_MAX)
-		return index - first;
-	far = (uint32_t)usw_max(far, USW_DISK_READS_MAX - first);
-	index = usw_diskfault_next(disk, first + far - USW_DISK_READS_MAX);
-	return index < first ? USW_DISK_READS_MAX - first + index : USW_DISK_READS_MAX;
+	for (uint32_t i = usw_diskfault_next(disk, from); i < end && !disk->is_ripe;
+	     i = usw_diskfault_next(disk, i + settled)) {
+		settled = 1;
+		if (!usw_diskfault_is_there(&disk->at[i]))
+			continue;
+		settled = settle_at(thread, i);
+		if (!settled) {
+			usw_reclaim_kick(thread->session);
+			waiting = true;
+			settled = 1;
+			continue;
+		}
+		disk->looked = (i + settled) % USW_DISK_READS_MAX;
+		disk->is_ripe |= --*left == 0; // or one was called meanwhile
+	}
+	return waiting;
 }
 
 bool usw_diskanswer_settle(struct usw_fault_thread *thread)
 {
 	struct usw_disk_faults *disk = thread->disk;
-	bool waiting = false;
-	uint32_t count = 0;
 
 	if (!disk)
 		return false;
@@ -295,22 +305,8 @@ bool usw_diskanswer_settle(struct usw_fault_thread *thread)
 		return false;
 	usw_diskfault_collect(disk);
 	uint32_t first = disk->looked;
-	uint32_t most = disk->busy < USW_SETTLE_DEPTH ? 1 : USW_SETTLE_MAX;
-	for (uint32_t far = next_around(disk, first, 0); far < USW_DISK_READS_MAX && !disk->is_ripe;
-	     far = next_around(disk, first, far + 1)) {
-		uint32_t index = (first + far) % USW_DISK_READS_MAX;
+	uint32_t left = disk->busy < USW_SETTLE_DEPTH ? 1 : USW_SETTLE_MAX;
+	bool waiting = settle_between(thread, first, USW_DISK_READS_MAX, &left);
 
-		if (!usw_diskfault_is_there(&disk->at[index]))
-			continue;
-		uint32_t settled = settle_at(thread, index);
-		if (!settled) {
-			usw_reclaim_kick(thread->session);
-			waiting = true;
-			continue;
-		}
-		far += settled - 1;
-		disk->looked = (index + settled) % USW_DISK_READS_MAX;
-		disk->is_ripe |= ++count == most; // or one was called meanwhile
-	}
-	return waiting;
+	return settle_between(thread, 0, first, &left) || waiting;
 }

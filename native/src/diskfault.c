@@ -64,8 +64,7 @@ void usw_diskfault_destroy(struct usw_disk_faults *faults)
 struct usw_disk_read *usw_diskfault_find(struct usw_disk_faults *faults,
 					 const struct usw_target *target, uint64_t page)
 {
-	for_each_busy(faults, i)
-	{
+	for_each_busy(faults, i) {
 		struct usw_disk_read *read = &faults->at[i];
 
 		if (read->target == target && read->fault.page == page)
@@ -77,8 +76,9 @@ struct usw_disk_read *usw_diskfault_find(struct usw_disk_faults *faults,
 bool usw_diskfault_reads_ahead(const struct usw_disk_faults *faults,
 			       const struct usw_target *target)
 {
-	for_each_busy(faults,
-		      i) if (faults->at[i].target == target && faults->at[i].is_ahead) return true;
+	for_each_busy(faults, i)
+		if (faults->at[i].target == target && faults->at[i].is_ahead)
+			return true;
 	return false;
 }
 
@@ -199,8 +199,7 @@ static void leave_span(struct usw_disk_faults *faults, struct usw_disk_read *rea
 /** Drop what nobody has come for: of a time before `since_ns`. */
 static void drop_reserve(struct usw_disk_faults *faults, uint64_t since_ns)
 {
-	for_each_busy(faults, i)
-	{
+	for_each_busy(faults, i) {
 		struct usw_disk_read *read = &faults->at[i];
 
 		if (read->stage == USW_READ_DONE && read->is_reserve &&
@@ -344,5 +343,7 @@ void usw_diskfault_done(struct usw_disk_faults *faults, struct usw_disk_read *re
 
 void usw_diskfault_forget(struct usw_disk_faults *faults, const struct usw_target *target)
 {
-	for_each_busy(faults, i) if (faults->at[i].target == target) faults->at[i].target = NULL;
+	for_each_busy(faults, i)
+		if (faults->at[i].target == target)
+			faults->at[i].target = NULL;
 }
