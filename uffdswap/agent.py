@@ -28,6 +28,7 @@ import time
 from . import protocol
 from .errors import ProtocolError
 from .runtime import listen_for_control, remove_session
+from .wire import HELLO, HELLO_GIVE_UP, MAGIC, WIRE_VERSION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,9 +51,6 @@ _SETTLE_SECONDS = 0.5
 _MOVES_SECONDS = 0.005
 _NO_LIMIT = 2**64 - 1
 _SO_PEERPIDFD = 77  # since Linux 6.5
-# The part of native/shim/wire.h that is understood here; the data plane reads all other hellos.
-_GIVE_UP = struct.Struct("=IIIIQQQ")
-_WIRE_MAGIC, _WIRE_VERSION, _HELLO_GIVE_UP = 0x75737731, 2, 5
 _IGNORED = ("HUP", "INT", "QUIT", "TERM", "USR1", "USR2", "PIPE", "TSTP", "TTIN", "TTOU")
 
 _WHY_LAUNCHER_GONE = "its launcher is gone, and nobody could tell what happens to it"
@@ -569,11 +567,14 @@ def _peer(connection: socket.socket) -> tuple[int, int]:
 
 
 def _given_up(hello: bytes) -> int:
-    """Return the errno for which a shim has given up; 0 if it says something else."""
-    if len(hello) != _GIVE_UP.size:
+    """Return the errno for which a shim has given up; 0 if it says something else.
+
+    The data plane reads all other hellos.
+    """
+    if len(hello) != HELLO.size:
         return 0
-    magic, version, kind, _reserved, error, *_rest = _GIVE_UP.unpack(hello)
-    if (magic, version, kind) != (_WIRE_MAGIC, _WIRE_VERSION, _HELLO_GIVE_UP):
+    magic, version, kind, _reserved, error, *_rest = HELLO.unpack(hello)
+    if (magic, version, kind) != (MAGIC, WIRE_VERSION, HELLO_GIVE_UP):
         return 0
     return error if 0 < error < 4096 else errno.EPROTO
 

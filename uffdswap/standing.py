@@ -27,6 +27,15 @@ from .errors import ProtocolError, SetupFailed, UffdswapError
 from .launch import children_of
 from .runtime import SessionFolder, standing_socket
 from .spawn import start_agent
+from .wire import (
+    HELLO,
+    HELLO_JOIN,
+    MAGIC,
+    WELCOME,
+    WELCOME_REFUSED,
+    WELCOME_SESSION,
+    WIRE_VERSION,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,15 +45,6 @@ if TYPE_CHECKING:
     from .spawn import AgentProcess
 
 __all__ = ("StandingAgent",)
-
-# The part of native/shim/wire.h that is spoken here.
-HELLO = struct.Struct("=IIIIQQQ")
-WELCOME = struct.Struct("=IIII108s")
-MAGIC = 0x75737731
-WIRE_VERSION = 2
-HELLO_JOIN = 4
-WELCOME_REFUSED = 1
-WELCOME_SESSION = 3
 
 _PENDING_MAX = 128
 _HELLO_SECONDS = 5.0

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from uffdswap import standing
+from uffdswap import wire
 
 from .harness import MIB, REPOSITORY, wait_until
 
@@ -417,18 +417,18 @@ def test_second_agent_at_the_same_place_is_refused_and_a_dead_ones_place_is_take
 
 def test_garbage_and_silence_harm_nobody(start: Any) -> None:
     agent = start()
-    hello = (standing.MAGIC, standing.WIRE_VERSION, standing.HELLO_JOIN, 0, 0, 0, 0)
-    wrong = standing.HELLO.pack(hello[0], 99, *hello[2:])
+    hello = (wire.MAGIC, wire.WIRE_VERSION, wire.HELLO_JOIN, 0, 0, 0, 0)
+    wrong = wire.HELLO.pack(hello[0], 99, *hello[2:])
     silent = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     silent.connect(str(agent.path))
-    for data in (b"x", b"\0" * 4000, wrong, standing.HELLO.pack(*hello[:2], 1, *hello[3:])):
+    for data in (b"x", b"\0" * 4000, wrong, wire.HELLO.pack(*hello[:2], 1, *hello[3:])):
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
             client.connect(str(agent.path))
             client.send(data)
-            assert standing.WELCOME.unpack(client.recv(200))[2] == standing.WELCOME_REFUSED
+            assert wire.WELCOME.unpack(client.recv(200))[2] == wire.WELCOME_REFUSED
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
         client.connect(str(agent.path))
-        client.send(standing.HELLO.pack(*hello))  # asks for a session, and is gone
+        client.send(wire.HELLO.pack(*hello))  # asks for a session, and is gone
     one = Joined(agent, 8)
     one.check()
     one.finish()
@@ -442,9 +442,10 @@ def test_wire_is_spoken_as_the_shim_speaks_it() -> None:
         (text,) = re.findall(rf"\b{name}(?: =)? (\w+?)u?,?(?: |\n)", header)
         return int(text, 0)
 
-    assert value("USW_WIRE_MAGIC") == standing.MAGIC
-    assert value("USW_WIRE_VERSION") == standing.WIRE_VERSION
-    assert value("USW_HELLO_JOIN") == standing.HELLO_JOIN
-    assert value("USW_WELCOME_REFUSED") == standing.WELCOME_REFUSED
-    assert value("USW_WELCOME_SESSION") == standing.WELCOME_SESSION
-    assert standing.WELCOME.size == 16 + value("USW_SOCKET_PATH_BYTES")
+    assert value("USW_WIRE_MAGIC") == wire.MAGIC
+    assert value("USW_WIRE_VERSION") == wire.WIRE_VERSION
+    assert value("USW_HELLO_JOIN") == wire.HELLO_JOIN
+    assert value("USW_HELLO_GIVE_UP") == wire.HELLO_GIVE_UP
+    assert value("USW_WELCOME_REFUSED") == wire.WELCOME_REFUSED
+    assert value("USW_WELCOME_SESSION") == wire.WELCOME_SESSION
+    assert wire.WELCOME.size == 16 + value("USW_SOCKET_PATH_BYTES")
