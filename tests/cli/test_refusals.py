@@ -171,44 +171,42 @@ def test_script_of_a_static_program(witness: Witness, compiled: Path, tmp_path: 
     witness.require_refusal(run(path, str(witness.path)), "linked statically")
 
 
+def limited(limit: str, *command: str) -> tuple[str, ...]:
+    """Return a command that runs another with a limit, as ulimit has it: `Sn 10`."""
+    return ("sh", "-c", f'ulimit -{limit}; exec "$@"', "sh", *command)
+
+
+def run_limited(limit: str, *words: str) -> subprocess.CompletedProcess[bytes]:
+    """Run uffdswap itself with a limit."""
+    command = limited(limit, *UFFDSWAP, "run", *LIMIT, *words)
+    return subprocess.run(command, capture_output=True, timeout=60, check=False)
+
+
 def test_limit_that_leaves_the_shim_no_descriptors(witness: Witness) -> None:
-    done = run(*limited_to(10, *witness.command))
+    done = run(*limited("Sn 10", *witness.command))
     witness.require_refusal(done, "Too many open files", "raise the limit (ulimit -n)")
 
 
-def limited_to(descriptors: int, *command: str) -> tuple[str, ...]:
-    """Return a command that runs another with a soft limit on its descriptors."""
-    return ("sh", "-c", f'ulimit -Sn {descriptors}; exec "$@"', "sh", *command)
-
-
 def test_program_is_refused_before_it_starts_where_descriptors_are_few(witness: Witness) -> None:
-    command = limited_to(10, *UFFDSWAP, "run", *LIMIT, "--", *witness.command)
-    done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    done = run_limited("Sn 10", "--", *witness.command)
     witness.require_refusal(done, "Too many open files", "raise the limit (ulimit -n)")
 
 
 @pytest.mark.parametrize("limit", ["v 300000", "f 10", "d 60000"])
 def test_soft_limits_of_the_program_are_not_the_agent_s(limit: str) -> None:
-    program = ("sh", "-c", f"ulimit -S{limit[0]}")
-    words = (*UFFDSWAP, "run", *LIMIT, "--", *program)
-    command = ("sh", "-c", f'ulimit -S{limit}; exec "$@"', "sh", *words)
-    done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    done = run_limited(f"S{limit}", "--", "sh", "-c", f"ulimit -S{limit[0]}")
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.decode() == f"{limit[2:]}\n"
 
 
 def test_soft_limit_that_leaves_the_shim_no_memory_is_named(witness: Witness) -> None:
-    words = (*UFFDSWAP, "run", *LIMIT, "--", *witness.command)
-    command = ("sh", "-c", 'ulimit -Sd 20000; exec "$@"', "sh", *words)
-    done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    done = run_limited("Sd 20000", "--", *witness.command)
     witness.require_refusal(done, "Cannot allocate memory; raise the limit (ulimit -v, -d)")
 
 
 @pytest.mark.parametrize("limit", ["v 300000", "f 10", "d 20000", "n 16"])
 def test_hard_limit_that_leaves_no_room_is_named(witness: Witness, limit: str) -> None:
-    words = (*UFFDSWAP, "run", "-q", "--no-disk", *LIMIT, "--", *witness.command)
-    command = ("sh", "-c", f'ulimit -{limit}; exec "$@"', "sh", *words)
-    done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    done = run_limited(limit, "-q", "--no-disk", "--", *witness.command)
     witness.require_refusal(done, f"raise the hard limit (ulimit -H{limit[0]}")
 
 

@@ -17,13 +17,7 @@ from pathlib import Path
 
 import pytest
 
-__all__ = (
-    "LoopDevice",
-    "fill_up",
-    "huge_memfds",
-    "loop_device",
-    "small_file_system",
-)
+__all__ = ("LoopDevice", "fill_up", "huge_memfds", "loop_device", "small_file_system")
 
 _SECONDS = 30.0
 _THROTTLE = Path("/sys/fs/cgroup/blkio")
