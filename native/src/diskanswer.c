@@ -23,6 +23,8 @@
 #define USW_SETTLE_MAX 4
 /* Fewer reads than this are not enough to keep a disk at work: each is followed by the next at once. */
 #define USW_SETTLE_DEPTH 8
+/* Reads that are left to faults that wait. */
+#define USW_RESERVE_READS_MAX (USW_DISK_READS_MAX - 64u)
 
 // --- Asking -------------------------------------------------------------------------------------
 
@@ -54,25 +56,38 @@ bool usw_diskanswer_read_ahead(struct usw_fault_thread *thread, struct usw_targe
 						    place));
 }
 
-void usw_diskanswer_read_reserve(struct usw_fault_thread *thread, struct usw_target *target,
-				 uint64_t start, uint64_t step, uint32_t count)
+/** Read one page of a walk into reserve, if it is on a disk and not on its way already. */
+static void reserve(struct usw_fault_thread *thread, struct usw_target *target,
+		    const struct usw_fault *ahead)
 {
 	struct usw_disk_faults *disk = thread->disk;
-	struct usw_fault ahead = {.since_ns = usw_now_ns()};
 	struct usw_disk_place place;
 	uint64_t now;
 
-	for (uint32_t i = 0; i < count; i++) {
-		ahead.page = start + i * step;
-		if (!usw_answer_find_evicted(target, ahead.page, &now) ||
-		    !usw_content_is_on_disk(thread->session, usw_page_id(now), &place) ||
-		    usw_diskfault_find(disk, target, ahead.page))
-			continue;
-		struct usw_disk_read *read = usw_diskfault_begin(
-			disk, thread->session, target, &ahead, true, usw_page_id(now), &place);
-		if (!read)
-			return;
+	if (!usw_answer_find_evicted(target, ahead->page, &now) ||
+	    !usw_content_is_on_disk(thread->session, usw_page_id(now), &place) ||
+	    usw_diskfault_find(disk, target, ahead->page))
+		return;
+	struct usw_disk_read *read = usw_diskfault_begin(disk, thread->session, target, ahead, true,
+							 usw_page_id(now), &place);
+	if (read)
 		read->is_reserve = true;
+}
+
+void usw_diskanswer_read_reserve(struct usw_fault_thread *thread, struct usw_target *target,
+				 uint64_t page, uint64_t step, uint32_t count)
+{
+	struct usw_fault ahead = {.since_ns = usw_now_ns()};
+	bool down = (int64_t)step < 0;
+	uint32_t asked = count;
+
+	// The first of them were asked for with the window before.
+	while (asked && !usw_diskfault_find(thread->disk, target, page + step * (asked - 1)))
+		asked--;
+	// Upwards, whichever way the walk goes: so they lie side by side.
+	for (uint32_t i = asked; i < count && thread->disk->busy < USW_RESERVE_READS_MAX; i++) {
+		ahead.page = page + step * (down ? count - 1 - (i - asked) : i);
+		reserve(thread, target, &ahead);
 	}
 }
 
@@ -140,9 +155,11 @@ static void end_read(struct usw_fault_thread *thread, struct usw_disk_read *read
 	struct usw_segment *h =
 		usw_segments_header(&thread->session->segments, read->place.segment);
 
-	if (!read->is_ahead)
+	// A walk is over before its segments could be back.
+	if (!read->is_ahead) {
 		usw_fault_finish(thread, &read->fault, verdict);
-	atomic_fetch_add_explicit(&h->refaults, 1, memory_order_relaxed);
+		atomic_fetch_add_explicit(&h->refaults, 1, memory_order_relaxed);
+	}
 	usw_diskfault_done(thread->disk, read);
 }
 

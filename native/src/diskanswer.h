@@ -26,9 +26,12 @@ enum usw_verdict usw_diskanswer_begin(struct usw_fault_thread *thread, struct us
 bool usw_diskanswer_read_ahead(struct usw_fault_thread *thread, struct usw_target *target,
 			       uint64_t page, uint32_t id, const struct usw_disk_place *place);
 
-/** Read the pages that a walk will ask for after those it is going to get now. */
+/**
+ * Read `count` pages of a walk into reserve, from `page` on: those it will ask for after what it is
+ * going to get now.
+ */
 void usw_diskanswer_read_reserve(struct usw_fault_thread *thread, struct usw_target *target,
-				 uint64_t start, uint64_t step, uint32_t count);
+				 uint64_t page, uint64_t step, uint32_t count);
 
 /**
  * Settle what was read, some of it at a time. Returns whether something must be looked at again

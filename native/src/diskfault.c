@@ -61,14 +61,39 @@ void usw_diskfault_destroy(struct usw_disk_faults *faults)
 	for (uint32_t i = usw_diskfault_next(faults, 0); i < USW_DISK_READS_MAX; \
 	     i = usw_diskfault_next(faults, i + 1))
 
+static uint16_t *list_of(struct usw_disk_faults *faults, uint64_t page)
+{
+	return &faults->lists[page / USW_PAGE_BYTES % USW_DISK_LISTS];
+}
+
+static void put_on_list(struct usw_disk_faults *faults, struct usw_disk_read *read)
+{
+	uint16_t *list = list_of(faults, read->fault.page);
+
+	read->next_listed = *list;
+	*list = (uint16_t)(read - faults->at + 1);
+}
+
+static void take_off_list(struct usw_disk_faults *faults, const struct usw_disk_read *read)
+{
+	uint16_t *link = list_of(faults, read->fault.page);
+
+	while (&faults->at[*link - 1] != read)
+		link = &faults->at[*link - 1].next_listed;
+	*link = read->next_listed;
+}
+
 struct usw_disk_read *usw_diskfault_find(struct usw_disk_faults *faults,
 					 const struct usw_target *target, uint64_t page)
 {
-	for_each_busy(faults, i) {
-		struct usw_disk_read *read = &faults->at[i];
+	uint16_t number = *list_of(faults, page);
+
+	while (number) {
+		struct usw_disk_read *read = &faults->at[number - 1];
 
 		if (read->target == target && read->fault.page == page)
 			return read;
+		number = read->next_listed;
 	}
 	return NULL;
 }
@@ -248,6 +273,7 @@ struct usw_disk_read *usw_diskfault_begin(struct usw_disk_faults *faults,
 	read->hash = usw_vswap_hash(&session->vswap, id);
 	read->place = *place;
 	place_read(faults, read, tier, &extent);
+	put_on_list(faults, read);
 	faults->busy++;
 	faults->busy_bits[number / 64] |= (uint64_t)1 << number % 64;
 	if (!is_ahead)
@@ -335,6 +361,7 @@ void usw_diskfault_done(struct usw_disk_faults *faults, struct usw_disk_read *re
 	uint32_t number = (uint32_t)(read - faults->at);
 
 	leave_span(faults, read);
+	take_off_list(faults, read);
 	read->stage = USW_READ_IDLE;
 	read->target = NULL;
 	faults->busy--;

@@ -30,9 +30,11 @@
 #include "content.h"
 #include "seal.h"
 
-#define USW_DISK_READS_MAX 128u
+#define USW_DISK_READS_MAX 256u
+/** Lists of reads by page, at least twice as many as reads: most are of one or none. */
+#define USW_DISK_LISTS 512u
 /** The longest object and its tag, and what alignment adds at both ends. */
-#define USW_DISK_READ_BYTES (4 * USW_PAGE_BYTES)
+#define USW_DISK_READ_BYTES (3 * USW_PAGE_BYTES)
 /** The longest span, and what is read in vain between two of its objects. */
 #define USW_DISK_SPAN_BYTES 262144u
 #define USW_DISK_GAP_BYTES USW_PAGE_BYTES
@@ -47,6 +49,7 @@ enum usw_disk_read_stage {
 /** One page on its way in. */
 struct usw_disk_read {
 	enum usw_disk_read_stage stage;
+	uint16_t next_listed; /* in its list, one more than its number; 0: the last */
 	struct usw_aio_request request;
 	struct usw_target *target; /* NULL: gone meanwhile */
 	struct usw_fault fault;    /* what waits for it */
@@ -72,7 +75,8 @@ struct usw_disk_faults {
 	bool is_sealed;
 	uint32_t busy;                               /* reads that are not idle */
 	uint64_t busy_bits[USW_DISK_READS_MAX / 64]; /* a bit for each of them */
-	bool is_ripe; /* what is done is to be looked at once more, at once */
+	uint16_t lists[USW_DISK_LISTS]; /* the first read of each, one more than its number; 0: none */
+	bool is_ripe;                   /* what is done is to be looked at once more, at once */
 	struct usw_disk_read at[USW_DISK_READS_MAX];
 	uint32_t looked;               /* where the next look begins */
 	uint32_t next;                 /* where the next span begins, if there is room */

@@ -14,6 +14,8 @@
 
 /* How often to look where the threads run that fault: 5 us each time. */
 #define USW_FOLLOW_NS 1000000u
+/* From so many pages a fault on a program walks. */
+#define USW_WALK_PAGES 16u
 /* Numbers of fields in /proc/PID/stat, counted from 1 (proc_pid_stat(5)). */
 #define USW_STAT_PROCESSOR 39
 #define USW_STAT_POLICY 41
@@ -59,6 +61,21 @@ static void move_to(int task_id, int processor)
 	sched_setaffinity(task_id, sizeof(set), &set); // not allowed there: then not
 }
 
+/** True if a program has walked since the last look: a fault brought in a whole window, mostly. */
+static bool has_walked(struct usw_fault_thread *thread)
+{
+	uint64_t faults =
+		atomic_load_explicit(&thread->counters.faults_total, memory_order_relaxed);
+	uint64_t pages =
+		atomic_load_explicit(&thread->counters.prefetched_pages, memory_order_relaxed);
+	bool walked = pages - thread->followed_pages >
+		      USW_WALK_PAGES * (faults - thread->followed_faults);
+
+	thread->followed_faults = faults;
+	thread->followed_pages = pages;
+	return walked;
+}
+
 void usw_follow(struct usw_fault_thread *thread, struct usw_target *target, uint32_t thread_id,
 		uint64_t now_ns)
 {
@@ -70,6 +87,10 @@ void usw_follow(struct usw_fault_thread *thread, struct usw_target *target, uint
 	if (processor != thread->processor)
 		move_to(0, processor);
 	thread->processor = processor;
+	if (has_walked(thread)) {
+		usw_follow_let_go(target);
+		return;
+	}
 	int hands_pid = (int)atomic_load_explicit(&target->hands_pid, memory_order_relaxed);
 	if (hands_pid && atomic_exchange(&target->hands_processor, processor) != processor)
 		move_to(hands_pid, processor);

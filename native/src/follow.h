@@ -8,6 +8,9 @@
  * halted virtual processor takes 65 to 120 us, and left alone the scheduler does that: it looks for
  * an idle one. Hands goes along, so that what it unmaps has to be flushed from one processor only.
  *
+ * While the program walks, the fault thread is at work for as long as the program sleeps, and a wait
+ * for hands, 150 us for a batch, is a wait for the next window: then hands is let go.
+ *
  * Who follows has nowhere else to go, so there are two ways out: nobody follows a thread of a
  * real-time policy, which might keep the processor to itself; and hands, whom the reclaim thread
  * waits for, is let go when it does not run. No lock is held.

@@ -18,6 +18,12 @@
 /* With so much room the limit is far away: 64 MiB. */
 #define USW_FAR_PAGES 16384
 
+/*
+ * Windows of a walk over a disk that are read ahead of the one that is brought in: what keeps the
+ * disk at work. More gain nothing.
+ */
+#define USW_RESERVE_WINDOWS 2u
+
 /** Evicted pages in a row, their content side by side in the thread's window. */
 struct run {
 	uint64_t start;
@@ -103,7 +109,7 @@ void usw_prefetch_stream(struct usw_fault_thread *thread, struct usw_target *tar
 
 	if (room < (int64_t)window)
 		window = room > 0 ? (uint32_t)room : 0;
-	bool down = forecast->stride < 0;
+	bool down = forecast->stride < 0; // the lowest page first, so that they lie in a row
 	for (uint32_t i = 0; i < window; i++)
 		if (!gather(thread, target, &run, page + step * (down ? window - i : i + 1),
 			    forecast))
@@ -111,13 +117,9 @@ void usw_prefetch_stream(struct usw_fault_thread *thread, struct usw_target *tar
 	bring_in(thread, target, &run);
 	if (!thread->disk)
 		return;
-	// A walk over a disk: of a window that went down, the lowest page is the last.
-	if (forecast->window == USW_STREAM_WINDOW_MAX && thread->disk->busy) {
-		uint64_t start = page + step * (window + 1);
-
-		usw_diskanswer_read_reserve(thread, target, down ? start + step * window : start,
-					    down ? -step : step, window + 1);
-	}
+	if (forecast->window == USW_STREAM_WINDOW_MAX && thread->disk->busy)
+		usw_diskanswer_read_reserve(thread, target, page + step * (window + 1), step,
+					    USW_RESERVE_WINDOWS * (window + 1));
 	usw_diskfault_flush(thread->disk);
 }
 

@@ -45,8 +45,9 @@ struct usw_fault_thread {
 	_Atomic bool retire_asked; /* some target of this thread has retire_asked set */
 	_Atomic uint32_t deferred_count;
 	struct usw_target *deferred_list;
-	int processor;        /* where it has moved to; -1: nowhere */
-	uint64_t followed_ns; /* when it last looked where it should be */
+	int processor;                            /* where it has moved to; -1: nowhere */
+	uint64_t followed_ns;                     /* when it last looked where it should be */
+	uint64_t followed_faults, followed_pages; /* answered and brought in ahead until then */
 	struct usw_counters counters __attribute__((aligned(64)));
 	struct usw_histogram latency;
 	char *page;   /* content on its way in */

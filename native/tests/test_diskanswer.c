@@ -4,8 +4,8 @@
  * @file
  * Goal: whatever the disk has answered is looked at while something is left to look at, and no
  * longer: a fault thread neither sleeps on a page that somebody waits for nor spins when there is
- * none.
- * Method: the settling alone, with reads in any stage and everything around it made of straw; a
+ * none. What a walk will need is asked for once, and upwards.
+ * Method: the answers alone, with reads in any stage and everything around it made of straw; a
  * message that comes in its middle calls a page from reserve that was passed already.
  */
 
@@ -17,6 +17,7 @@
 #include "uffd.h"
 
 #define UNUSED __attribute__((unused))
+#define ASKED_MAX 128u
 
 static struct usw_session session;
 static struct usw_fault_thread thread;
@@ -26,9 +27,11 @@ static usw_page_word words[USW_DISK_READS_MAX];
 static struct usw_descriptor descriptors[USW_DISK_READS_MAX + 1];
 static struct usw_segment headers[2];
 
-static int called = -1;  /* a read that the next message calls from reserve */
-static bool has_room;    /* for what is handed in */
-static uint32_t settled; /* reads */
+static int called = -1;           /* a read that the next message calls from reserve */
+static bool has_room;             /* for what is handed in */
+static uint32_t settled;          /* reads */
+static uint64_t asked[ASKED_MAX]; /* pages, of a disk, since begin() */
+static uint32_t asked_count;
 
 // --- What is around it --------------------------------------------------------------------------
 
@@ -41,19 +44,24 @@ void usw_diskfault_destroy(UNUSED struct usw_disk_faults *faults)
 {
 }
 
-struct usw_disk_read *usw_diskfault_find(UNUSED struct usw_disk_faults *faults,
-					 UNUSED const struct usw_target *t, UNUSED uint64_t page)
+struct usw_disk_read *usw_diskfault_find(struct usw_disk_faults *faults,
+					 UNUSED const struct usw_target *t, uint64_t page)
 {
+	for (uint32_t i = 0; i < asked_count; i++)
+		if (asked[i] == page)
+			return &faults->at[0];
 	return NULL;
 }
 
-struct usw_disk_read *usw_diskfault_begin(UNUSED struct usw_disk_faults *faults,
+struct usw_disk_read *usw_diskfault_begin(struct usw_disk_faults *faults,
 					  UNUSED struct usw_session *s, UNUSED struct usw_target *t,
-					  UNUSED const struct usw_fault *fault,
-					  UNUSED bool is_ahead, UNUSED uint32_t id,
+					  const struct usw_fault *fault, bool is_ahead,
+					  UNUSED uint32_t id,
 					  UNUSED const struct usw_disk_place *place)
 {
-	return NULL;
+	CHECK(is_ahead && asked_count < ASKED_MAX);
+	asked[asked_count++] = fault->page;
+	return &faults->at[0];
 }
 
 void usw_diskfault_call(struct usw_disk_faults *faults, struct usw_disk_read *read)
@@ -95,7 +103,7 @@ usw_page_word *usw_answer_find_evicted(UNUSED const struct usw_target *t, uint64
 bool usw_content_is_on_disk(UNUSED const struct usw_session *s, UNUSED uint32_t id,
 			    UNUSED struct usw_disk_place *place)
 {
-	return false;
+	return true;
 }
 
 void usw_answer_count_touch(UNUSED struct usw_fault_thread *t, UNUSED struct usw_target *u,
@@ -185,6 +193,7 @@ static void begin(void)
 	thread.disk = &disk;
 	has_room = true;
 	settled = 0;
+	asked_count = 0;
 }
 
 /** A read of a page with no neighbour, so that each is settled alone. */
@@ -274,6 +283,40 @@ static void test_no_room_is_no_reason_to_spin(void)
 	CHECK_EQ(settled, 10);
 }
 
+/** The `count` pages asked for last are in a row, from `lowest` on. */
+static void check_asked(uint32_t count, uint64_t lowest, uint64_t step)
+{
+	CHECK_THAT(count, <=, asked_count);
+	for (uint32_t i = 0; i < count; i++)
+		CHECK_EQ(asked[asked_count - count + i], lowest + i * step);
+}
+
+static void test_a_walk_is_read_ahead_once_and_upwards(void)
+{
+	const uint64_t step = 2 * USW_PAGE_BYTES, start = 200 * USW_PAGE_BYTES;
+
+	begin();
+	usw_diskanswer_read_reserve(&thread, &target, start, step, 8);
+	check_asked(8, start, step);
+	usw_diskanswer_read_reserve(&thread, &target, start + 4 * step, step, 8);
+	CHECK_EQ(asked_count, 12);
+	check_asked(4, start + 8 * step, step);
+
+	begin();
+	usw_diskanswer_read_reserve(&thread, &target, start, -step, 8);
+	check_asked(8, start - 7 * step, step);
+	usw_diskanswer_read_reserve(&thread, &target, start - 4 * step, -step, 8);
+	CHECK_EQ(asked_count, 12);
+	check_asked(4, start - 11 * step, step);
+	usw_diskanswer_read_reserve(&thread, &target, start - 4 * step, -step, 8);
+	CHECK_EQ(asked_count, 12);
+
+	begin();
+	disk.busy = USW_DISK_READS_MAX - 32; // what is left is for those that wait
+	usw_diskanswer_read_reserve(&thread, &target, start, step, 8);
+	CHECK_EQ(asked_count, 0);
+}
+
 int main(void)
 {
 	check_start(60);
@@ -281,5 +324,6 @@ int main(void)
 	test_none_is_passed_over_for_long();
 	test_a_page_called_while_others_are_settled_is_not_forgotten();
 	test_no_room_is_no_reason_to_spin();
+	test_a_walk_is_read_ahead_once_and_upwards();
 	return 0;
 }

@@ -2,8 +2,8 @@
 
 /**
  * @file
- * Goal: whatever is asked for, in whatever order, each read brings its own page or says that it
- * cannot, and no buffer is used while it is needed.
+ * Goal: whatever is asked for, in whatever order, each read is found by its page and brings that or
+ * says that it cannot, and no buffer is used while it is needed.
  * Method: pages in a real disk tier, read alone, in spans and into reserve, with errors injected.
  */
 
@@ -271,6 +271,23 @@ static void test_reserve_waits_to_be_called_and_not_for_ever(void)
 	world_deinit();
 }
 
+/** A read is found by its page, and nothing is found where there is none. */
+static void check_found(uint32_t number)
+{
+	uint64_t page = FIRST_ADDRESS + number * USW_PAGE_BYTES;
+	const struct usw_disk_read *found = usw_diskfault_find(faults, target, page);
+	bool is_there = false;
+
+	for (uint32_t i = 0; i < USW_DISK_READS_MAX; i++) {
+		const struct usw_disk_read *read = &faults->at[i];
+
+		is_there |= read->stage != USW_READ_IDLE && read->target == target &&
+			    read->fault.page == page;
+	}
+	CHECK_EQ(found != NULL, is_there);
+	CHECK(!found || (found->target == target && found->fault.page == page));
+}
+
 /** Everything at once, by chance: alone, ahead, in reserve, left lying, forgotten. */
 static void test_any_order(void)
 {
@@ -293,6 +310,8 @@ static void test_any_order(void)
 		if (check_random(&random) % 50 == 0)
 			usw_diskfault_forget(faults, target);
 		usw_diskfault_collect(faults);
+		for (uint32_t i = 0; i < count; i++)
+			check_found((number + i + 16) % PAGES);
 		for (uint32_t i = 0; i < USW_DISK_READS_MAX; i++) {
 			struct usw_disk_read *read = &faults->at[i];
 

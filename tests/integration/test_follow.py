@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from uffdswap.bench.counters import workload_path
+
 from .fixtures import StartFunction
 from .harness import Programs, Session, processes_below, wait_until
 
@@ -85,4 +87,19 @@ def test_hands_that_does_not_run_is_let_go(
         os.kill(hands, signal.SIGSTOP)
         wait_until(lambda: len(os.sched_getaffinity(hands)) > 1, "it may run elsewhere")
         os.kill(hands, signal.SIGCONT)
+        session.finish().require_ok(paged=True)
+
+
+def test_hands_is_let_go_while_the_program_walks(start_session: StartFunction) -> None:
+    require_two_processors()
+    walk = (workload_path(), *["--pattern", "seq-read", "--size", "64M", "--seconds", "8"])
+    with start_session(walk, resident="16M") as session:
+        wait_until(lambda: bool(hands_of(session)), "the program has hands")
+        (hands,) = hands_of(session)
+
+        def is_alone() -> bool:
+            here = {len(os.sched_getaffinity(task)) for task in tasks_that_follow(session)}
+            return 1 in here and len(os.sched_getaffinity(hands)) > 1
+
+        wait_until(is_alone, "fault threads follow the program and hands does not")
         session.finish().require_ok(paged=True)
