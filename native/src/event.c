@@ -115,11 +115,13 @@ static bool share_words(struct usw_target *parent, struct usw_target *child)
 }
 
 /**
- * Ranges that the child does not have, or has as zeros, although the parent's content was evicted.
- * Only smaps tells which, so it is read only if something was evicted at all. A parent that is
- * gone by now (it may run on as soon as its event was read) leaves it to the child's handshake.
+ * Ranges that the child has as zeros, although the parent's content was evicted. Only smaps tells
+ * which, so it is read only if something was evicted at all. A parent that is gone by now (it may
+ * run on as soon as its event was read) leaves it to the child's handshake. So does what the child
+ * does not have at all: nothing of the child is asked of us there, and by now the parent may have
+ * said MADV_DONTFORK of what the child has. See usw_target_check_inherited().
  */
-static void leave_out_not_inherited(struct usw_target *parent, struct usw_target *child)
+static void leave_out_wiped(struct usw_target *parent, struct usw_target *child)
 {
 	uint64_t address = 0;
 
@@ -153,7 +155,7 @@ static void apply_fork(struct usw_target *parent, int uffd)
 	atomic_store(&child->broken, atomic_load(&parent->broken));
 	bool fits = share_words(parent, child) &&
 		    copy_ranges(&child->registered, &parent->registered);
-	leave_out_not_inherited(parent, child);
+	leave_out_wiped(parent, child);
 	uint32_t id;
 	if (usw_session_adopt(parent->session, child, &id) || !fits)
 		usw_session_kill_all(parent->session, "out of memory while following a fork");

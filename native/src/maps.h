@@ -95,10 +95,10 @@ int usw_maps_zeros(int pagemap_fd, uint64_t start, uint64_t end, struct page_reg
 		   uint32_t capacity, uint64_t *ret_walk_end);
 
 /**
- * Mappings marked "wipe on fork" or "do not copy on fork", which a child does not inherit. Reads
- * all of smaps: 3 ms a GiB resident. Returns 0 or -errno.
+ * Mappings marked "wipe on fork", which are zeros in a child. Reads all of smaps: 3 ms a GiB
+ * resident. Returns 0 or -errno.
  */
-int usw_maps_not_inherited(int smaps_fd, struct usw_ranges *ret);
+int usw_maps_wiped(int smaps_fd, struct usw_ranges *ret);
 
 /** Parse one line of maps text; false if it is not one. For kernels without PROCMAP_QUERY. */
 bool usw_maps_parse_line(const char *line, uint64_t *start, uint64_t *end,

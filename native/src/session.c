@@ -544,8 +544,10 @@ static int add_fork(struct usw_session *session, const struct usw_hello *hello, 
 	pthread_mutex_lock(&target->map_lock);
 	if (atomic_load(&target->state) == USW_TARGET_LIVE && !atomic_load(&target->has_hands)) {
 		ret = usw_target_attach(target, hello, fds, pidfd, pid, connection, error);
-		if (!ret)
+		if (!ret) {
+			usw_target_check_inherited(target);
 			prepare_target(target);
+		}
 		if (!ret && (usw_fault_watch_exit(target) ||
 			     send_welcome(connection, USW_WELCOME_OK, target->uffd)))
 			atomic_store(&target->broken, true);

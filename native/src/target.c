@@ -362,6 +362,49 @@ int usw_target_register(struct usw_target *target, uint64_t start, uint64_t end)
 	return ret ? ret : adoption.result;
 }
 
+struct inheritance {
+	struct usw_target *child;
+	uint64_t settled_end; /* up to here the list says what is so */
+};
+
+/** Nothing in [start, end) is registered. False: no memory. */
+static bool disown(struct usw_target *target, uint64_t start, uint64_t end)
+{
+	if (start >= end)
+		return true;
+	usw_target_forget(target, start, end);
+	return usw_ranges_remove(&target->registered, start, end);
+}
+
+static int visit_inherited(void *context, uint64_t start, uint64_t end, enum usw_maps_kind kind)
+{
+	struct inheritance *inheritance = context;
+	struct usw_target *child = inheritance->child;
+	uint32_t i = usw_ranges_find(&child->registered, start);
+
+	(void)kind; // what was registered once may have any protection by now
+	if (i == child->registered.count || child->registered.at[i].start >= end)
+		return 0;
+	enum usw_uffd_kind found = usw_uffd_probe(child->uffd, start);
+	if (found == USW_UFFD_UNKNOWN)
+		return -EAGAIN;
+	if (found == USW_UFFD_NONE)
+		return 0;
+	if (!disown(child, inheritance->settled_end, start))
+		return -ENOMEM;
+	inheritance->settled_end = end;
+	return 0;
+}
+
+void usw_target_check_inherited(struct usw_target *child)
+{
+	struct inheritance inheritance = {.child = child};
+
+	if (usw_maps_for_each(child->maps_fd, 0, visit_inherited, &inheritance) ||
+	    !disown(child, inheritance.settled_end, (uint64_t)1 << 47))
+		atomic_store(&child->broken, true);
+}
+
 bool usw_target_measure(struct usw_target *target)
 {
 	char text[128];
@@ -391,7 +434,7 @@ bool usw_target_is_running(const struct usw_target *target)
 int usw_target_leave_out(struct usw_target *child, int smaps_fd)
 {
 	struct usw_ranges ranges = {0};
-	int ret = usw_maps_not_inherited(smaps_fd, &ranges);
+	int ret = usw_maps_wiped(smaps_fd, &ranges);
 
 	for (uint32_t i = 0; !ret && i < ranges.count; i++)
 		usw_target_forget(child, ranges.at[i].start, ranges.at[i].end);

@@ -188,6 +188,14 @@ int usw_target_register(struct usw_target *target, uint64_t start, uint64_t end)
 /** Resident anonymous pages and data size from statm: 2 us. False: the process is gone. */
 bool usw_target_measure(struct usw_target *target);
 
+/**
+ * Take off the list of registered ranges of a forked child what it did not inherit: MADV_DONTFORK
+ * leaves its mapping out. What the program maps in its place is not registered, and what the page
+ * map says of it is the parent's. The child waits for its welcome, so that its mappings stay as
+ * they are. On failure the child is broken: nothing of it will be evicted. Caller holds map_lock.
+ */
+void usw_target_check_inherited(struct usw_target *child);
+
 /** Drop what the page map says of [start, end). Caller holds map_lock. */
 void usw_target_forget(struct usw_target *target, uint64_t start, uint64_t end);
 
@@ -198,9 +206,8 @@ bool usw_target_is_running(const struct usw_target *target);
 void usw_target_kill(struct usw_target *target, const char *why);
 
 /**
- * Drop what the page map of a forked child says of ranges that the child did not inherit, or
- * inherited as zeros. `smaps_fd` is the parent's or the child's. 0 or -errno. Caller holds
- * map_lock.
+ * Drop what the page map of a forked child says of ranges that the child inherited as zeros.
+ * `smaps_fd` is the parent's or the child's. 0 or -errno. Caller holds map_lock.
  */
 int usw_target_leave_out(struct usw_target *child, int smaps_fd);
 

@@ -104,7 +104,9 @@ enum usw_uffd_kind usw_uffd_probe(int uffd, uint64_t page)
 	case EFAULT: // nothing in the cache
 	case EEXIST:
 		return USW_UFFD_SHARED;
-	default: // ENOENT; EAGAIN: an event is unread; ESRCH
+	case ENOENT:
+		return USW_UFFD_NONE;
+	default: // EAGAIN: an event is unread; ESRCH
 		return USW_UFFD_UNKNOWN;
 	}
 }

@@ -49,7 +49,8 @@ int usw_uffd_unprotect(int uffd, uint64_t start, uint64_t length_bytes);
 
 /** What is mapped at a page, as far as userfaultfd is concerned. */
 enum usw_uffd_kind {
-	USW_UFFD_UNKNOWN,   /* nothing is mapped or registered there, or an event is unread */
+	USW_UFFD_UNKNOWN,   /* it cannot be told: an event is unread */
+	USW_UFFD_NONE,      /* nothing is mapped there, or it is not registered with us */
 	USW_UFFD_ANONYMOUS, /* a registered mapping of private anonymous memory */
 	USW_UFFD_SHARED,    /* a registered mapping of something else */
 };

@@ -49,6 +49,7 @@ CHECKS = {
         "fork_while_writing",
         "wipeonfork",
         "dontfork",
+        "dontfork_late",
         "raw_clone",
         "vfork",
         "posix_spawn",

@@ -23,6 +23,7 @@ RACES = (
     ("race_map", "mprotect"),
     ("race_replace",),
     ("race_fork",),
+    ("race_missing",),
 )
 
 

@@ -212,9 +212,33 @@ static void check_dontfork(void)
 		verify_zero(page_at(start, 256), 256, "mapped anew in the child");
 		verify(start, 256, seed, 0, "below the missing range");
 		verify(page_at(start, 512), PAGES - 512, seed, 512, "above the missing range");
+		fill(page_at(start, 256), 256, seed + 1, 0);
+		evict(start, PAGES);
+		verify(page_at(start, 256), 256, seed + 1, 0, "written and evicted in the child");
 		_exit(0);
 	}
 	expect_child_ok(child, "child without the range");
+	verify(start, PAGES, seed, 0, "parent");
+}
+
+/* What the parent does as soon as it runs on is nothing that the child inherits. */
+static void check_dontfork_late(void)
+{
+	char *start = evicted_pages(PAGES, seed);
+
+	for (int round = 0; round < 8; round++) {
+		pid_t child = fork();
+
+		CHECK_CALL(child);
+		if (!child) {
+			verify(start, PAGES, seed, 0, "child of before");
+			_exit(0);
+		}
+		CHECK_CALL(madvise(start, PAGES * PAGE_BYTES, MADV_DONTFORK));
+		expect_child_ok(child, "child of before");
+		CHECK_CALL(madvise(start, PAGES * PAGE_BYTES, MADV_DOFORK));
+		evict(start, PAGES);
+	}
 	verify(start, PAGES, seed, 0, "parent");
 }
 
@@ -509,6 +533,7 @@ static const struct check checks[] = {
 	{"fork_while_writing", check_fork_while_writing},
 	{"wipeonfork", check_wipeonfork},
 	{"dontfork", check_dontfork},
+	{"dontfork_late", check_dontfork_late},
 	{"raw_clone", check_raw_clone},
 	{"vfork", check_vfork},
 	{"posix_spawn", check_posix_spawn},
