@@ -89,14 +89,23 @@ static bool take_page(struct usw_target *target, uint64_t address)
 	return false;
 }
 
-/** A huge page goes whole if every page of it is one the sweep could take. */
-static bool is_whole(struct usw_target *target, const struct page_region *region)
+/** Huge pages side by side are one region: where the piece at `start` ends. */
+static uint64_t piece_end(const struct page_region *region, uint64_t start)
 {
-	if (!(region->categories & PAGE_IS_HUGE) || region->start % USW_HUGE_BYTES ||
-	    region->end - region->start != USW_HUGE_BYTES ||
-	    usw_leaving_has(&target->leaving, region->start, region->end))
+	if (!(region->categories & PAGE_IS_HUGE))
+		return region->end;
+	return usw_min(region->end, (start / USW_HUGE_BYTES + 1) * USW_HUGE_BYTES);
+}
+
+/** A huge page goes whole if every page of it is one the sweep could take. */
+static bool is_whole(struct usw_target *target, const struct page_region *region, uint64_t start)
+{
+	uint64_t end = piece_end(region, start);
+
+	if (!(region->categories & PAGE_IS_HUGE) || end - start != USW_HUGE_BYTES ||
+	    usw_leaving_has(&target->leaving, start, end))
 		return false;
-	for (uint64_t address = region->start; address < region->end; address += USW_PAGE_BYTES) {
+	for (uint64_t address = start; address < end; address += USW_PAGE_BYTES) {
 		usw_page_word *word = usw_pagemap_find(&target->pagemap, address);
 		uint64_t now = word ? atomic_load_explicit(word, memory_order_acquire) : 0;
 
@@ -107,33 +116,44 @@ static bool is_whole(struct usw_target *target, const struct page_region *region
 	return true;
 }
 
-/**
- * Pick from regions the kernel says are present. False: the batch is full or the rest must wait.
- */
-static bool pick_from(struct usw_target *target, struct usw_batch *batch,
-		      const struct page_region *regions, int count, uint64_t *cursor)
+/** Pick from one region the kernel says is present; as pick_from(). */
+static bool pick_from_region(struct usw_target *target, struct usw_batch *batch,
+			     const struct page_region *region, uint64_t *cursor)
 {
-	for (int i = 0; i < count; i++) {
-		uint64_t start = regions[i].start;
-		bool huge = is_whole(target, &regions[i]);
+	uint64_t end;
+
+	for (uint64_t start = region->start; start < region->end; start = end) {
+		bool huge = is_whole(target, region, start);
 
 		*cursor = start;
 		if (huge && batch->page_count)
 			return false; // a batch of its own, next time
-		for (uint64_t address = start; address < regions[i].end;
-		     address += USW_PAGE_BYTES) {
+		end = piece_end(region, start);
+		for (uint64_t address = start; address < end; address += USW_PAGE_BYTES) {
 			*cursor = address;
 			if (!huge && batch_is_full(batch))
 				return false;
 			if (huge || take_page(target, address))
 				batch_add(batch, address);
 		}
-		*cursor = regions[i].end;
+		*cursor = end;
 		if (huge) {
 			batch->op = USW_OP_EVICT_HUGE;
 			return false;
 		}
 	}
+	return true;
+}
+
+/**
+ * Pick from regions the kernel says are present. False: the batch is full or the rest must wait.
+ */
+static bool pick_from(struct usw_target *target, struct usw_batch *batch,
+		      const struct page_region *regions, int count, uint64_t *cursor)
+{
+	for (int i = 0; i < count; i++)
+		if (!pick_from_region(target, batch, &regions[i], cursor))
+			return false;
 	return true;
 }
 
