@@ -38,8 +38,12 @@ static struct usw_disk_faults *disk_faults(struct usw_fault_thread *thread)
 	struct usw_disk_faults *disk = usw_diskfault_create(thread->session);
 	if (disk && epoll_ctl(thread->epoll_fd, EPOLL_CTL_ADD, usw_aio_fd(disk->aio), &event) < 0) {
 		usw_diskfault_destroy(disk);
-		return NULL;
+		disk = NULL;
 	}
+	if (!disk && !atomic_exchange(&thread->session->disk_waits_told, true))
+		usw_session_report(thread->session, USW_EVENT_WARNING, 0, 0,
+				   "a program waits for a page on a disk, because the agent lacks "
+				   "memory or open files to read it with (`ulimit -Hn`)");
 	return thread->disk = disk;
 }
 

@@ -6,6 +6,7 @@
  */
 
 #include <errno.h>
+#include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
@@ -27,6 +28,8 @@
 #define USW_EPOLL_EVENTS 16
 /* A waiting fault is looked at again after this long even if nobody kicks. */
 #define USW_DEFERRED_POLL_MS 1
+/* Between two tries to read the event of a fork for which there was no descriptor. */
+#define USW_DESCRIPTOR_PAUSE_US 500u
 
 // --- Waiting faults -----------------------------------------------------------------------------
 
@@ -115,6 +118,21 @@ static void retry_deferred(struct usw_fault_thread *thread)
 
 // --- Messages -----------------------------------------------------------------------------------
 
+/**
+ * A fork brings a descriptor with its event. If there is none to be had the event stays unread and
+ * the program waits in fork(2), until another process ends: then the user should know why, and this
+ * thread should not ask all the time.
+ */
+static void wait_for_descriptor(struct usw_session *session, int error)
+{
+	if (!atomic_exchange(&session->fork_waits_told, true))
+		usw_session_report(session, USW_EVENT_WARNING, 0, 0,
+				   "a program waits in fork, because the agent cannot open its "
+				   "userfaultfd (%s); allow more open files (`ulimit -Hn`)",
+				   strerror(error));
+	usleep(USW_DESCRIPTOR_PAUSE_US);
+}
+
 /** Read messages inside the gate; events among them are announced before it opens again. */
 static int read_messages(struct usw_target *target, struct uffd_msg *messages, bool *ret_events)
 {
@@ -124,6 +142,7 @@ static int read_messages(struct usw_target *target, struct uffd_msg *messages, b
 	// The kernel lets pages and registrations move again while we are in read().
 	atomic_fetch_add(&target->reading, 1);
 	ssize_t got = read(target->uffd, messages, USW_MESSAGES_MAX * sizeof(*messages));
+	int error = got < 0 ? errno : 0;
 	int count = got > 0 ? (int)((size_t)got / sizeof(*messages)) : 0;
 	bool reshaped = false;
 	*ret_events = false;
@@ -143,6 +162,8 @@ static int read_messages(struct usw_target *target, struct uffd_msg *messages, b
 	}
 	atomic_fetch_add(&target->reading, 1);
 	usw_gate_leave(target);
+	if (usw_unlikely(error == EMFILE || error == ENFILE || error == ENOMEM))
+		wait_for_descriptor(target->session, error);
 	return count;
 }
 

@@ -154,8 +154,10 @@ struct usw_session {
 
 	_Atomic bool stopping;
 	_Atomic bool out_of_memory;
-	_Atomic bool waits_for_room; /* every tier is full, and that is not the end */
-	_Atomic bool room_made;      /* set by whoever makes some, taken by reclaim */
+	_Atomic bool disk_waits_told; /* as the next, for reads from disks */
+	_Atomic bool fork_waits_told; /* that there are no descriptors for the agent */
+	_Atomic bool waits_for_room;  /* every tier is full, and that is not the end */
+	_Atomic bool room_made;       /* set by whoever makes some, taken by reclaim */
 	struct usw_fault_thread threads[USW_FAULT_THREADS_MAX];
 	uint32_t thread_count;
 	uint32_t next_thread;

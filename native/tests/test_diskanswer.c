@@ -91,6 +91,12 @@ void usw_diskfault_done(struct usw_disk_faults *faults, struct usw_disk_read *re
 	settled++;
 }
 
+void usw_session_report(UNUSED struct usw_session *s, UNUSED enum usw_event_kind kind,
+			UNUSED uint32_t target_id, UNUSED int pid, UNUSED const char *format, ...)
+{
+	abort();
+}
+
 usw_page_word *usw_answer_find_evicted(UNUSED const struct usw_target *t, uint64_t page,
 				       uint64_t *ret_now)
 {

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -322,6 +323,41 @@ def test_parked_again_and_again_nothing_is_lost(start: Any) -> None:
         one.check()
         one.command("park", one.pid)
         one.command("restore", one.pid)
+    one.check()
+    one.finish()
+
+
+def test_fork_waits_for_a_descriptor_and_says_so(start: Any) -> None:
+    one = start(options=("--no-disk",))
+    one.command("park", one.pid)
+    agent = one.session.agent().pid
+    soft, hard = resource.prlimit(agent, resource.RLIMIT_NOFILE)
+    resource.prlimit(agent, resource.RLIMIT_NOFILE, (3, hard))
+    one.session.send_line("fork")
+    wait_until(lambda: "waits in fork" in one.session.errors(), "a line about the fork")
+    assert "child" not in one.session.output()
+    resource.prlimit(agent, resource.RLIMIT_NOFILE, (soft, hard))
+    wait_until(lambda: "child" in one.session.output(), "the child")
+    child = int(re.findall(r"child (\d+)", one.session.output())[0])
+    os.kill(child, signal.SIGUSR1)
+    one.tell("wait", "child right")
+    one.check()
+    one.finish()
+    assert one.session.errors().count("waits in fork") == 1
+
+
+def test_first_page_from_a_disk_waits_for_descriptors_and_says_so(
+    start: Any, tmp_path: Path
+) -> None:
+    one = start(options=("--disk", str(tmp_path)))
+    one.command("park", one.pid)
+    agent = one.session.agent().pid
+    soft, hard = resource.prlimit(agent, resource.RLIMIT_NOFILE)
+    resource.prlimit(agent, resource.RLIMIT_NOFILE, (3, hard))
+    one.session.send_line("touch")
+    wait_until(lambda: "page on a disk" in one.session.errors(), "a line about the page")
+    resource.prlimit(agent, resource.RLIMIT_NOFILE, (soft, hard))
+    wait_until(lambda: "touched" in one.session.output(), "the page")
     one.check()
     one.finish()
 
