@@ -241,6 +241,22 @@ static bool ensure_registered(struct usw_target *target, uint64_t start, uint64_
 	return false;
 }
 
+/**
+ * Whether what is present of a mapping may leave: all of it is on the list, and the kernel confirms
+ * both ends of what is to go.
+ */
+static bool may_leave(struct usw_target *target, struct usw_range mapping,
+		      const struct page_region *regions, int count)
+{
+	if (!ensure_registered(target, mapping.start, mapping.end))
+		return false;
+	if (usw_target_owns(target, regions[0].start) &&
+	    usw_target_owns(target, regions[count - 1].end - USW_PAGE_BYTES))
+		return true;
+	target->eligible_stale = true;
+	return false;
+}
+
 /** What is not on the list of registered ranges of a span, from the first to the last mapping. */
 static struct usw_range unregistered_part(const struct usw_target *target, struct usw_range span)
 {
@@ -337,7 +353,7 @@ static void pick(struct usw_target *target, struct usw_batch *batch, bool *ret_w
 			target->eligible_stale = true;
 			return;
 		}
-		if (count > 0 && !ensure_registered(target, range.start, range.end)) {
+		if (count > 0 && !may_leave(target, range, regions, count)) {
 			target->cursor = range.end;
 			continue;
 		}

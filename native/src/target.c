@@ -405,6 +405,38 @@ void usw_target_check_inherited(struct usw_target *child)
 		atomic_store(&child->broken, true);
 }
 
+struct covering {
+	uint64_t page;
+	struct usw_range range; /* the mapping with that page */
+};
+
+static int visit_covering(void *context, uint64_t start, uint64_t end, enum usw_maps_kind kind)
+{
+	struct covering *covering = context;
+
+	(void)kind;
+	if (end <= covering->page)
+		return 0;
+	if (start <= covering->page)
+		covering->range = (struct usw_range){start, end};
+	return 1;
+}
+
+bool usw_target_owns(struct usw_target *target, uint64_t page)
+{
+	struct covering covering = {.page = page};
+
+	// An event that is unread makes the kernel refuse the move as well.
+	if (usw_uffd_probe(target->uffd, page) != USW_UFFD_NONE)
+		return true;
+	// In this order: a registration in between makes the answer another one.
+	if (usw_maps_for_each(target->maps_fd, 0, visit_covering, &covering) == 1 &&
+	    usw_uffd_probe(target->uffd, page) == USW_UFFD_NONE &&
+	    !disown(target, covering.range.start, covering.range.end))
+		atomic_store(&target->broken, true);
+	return false;
+}
+
 bool usw_target_measure(struct usw_target *target)
 {
 	char text[128];

@@ -37,6 +37,7 @@ CHECKS = {
         "foreign_mappings",
         "growsdown",
         "hugepage",
+        "shm_remap",
         "executable",
         "many_mappings",
         "holes",

@@ -12,6 +12,7 @@
 
 #include <setjmp.h>
 #include <sys/resource.h>
+#include <sys/shm.h>
 
 #define PAGES 1536ul /* 6 MiB */
 
@@ -459,6 +460,29 @@ static void check_hugepage(void)
 	}
 }
 
+/* shmat() with SHM_REMAP takes the place of memory, and no event tells of it. */
+static void check_shm_remap(void)
+{
+	char *start = evicted_pages(PAGES, seed);
+	int id = shmget(IPC_PRIVATE, PAGES * PAGE_BYTES, IPC_CREAT | 0600);
+
+	if (id < 0)
+		skip("System V shared memory is not in this kernel");
+	verify(start, PAGES, seed, 0, "before it is replaced");
+	CHECK(shmat(id, start, SHM_REMAP) == start, "shmat: %s", strerror(errno));
+	CHECK_CALL(shmctl(id, IPC_RMID, NULL));
+	fill(start, PAGES, seed + 1, 0);
+	CHECK_CALL(shmdt(start));
+	CHECK(mmap(start, PAGES * PAGE_BYTES, PROT_READ | PROT_WRITE,
+		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == start,
+	      "mmap: %s", strerror(errno));
+	fill(start, PAGES, seed + 2, 0);
+	for (int round = 0; round < 4; round++) {
+		press();
+		verify(start, PAGES, seed + 2, 0, "in place of shared memory");
+	}
+}
+
 /* Machine code: executable memory is not evicted, and becoming executable must not lose it. */
 static void check_executable(void)
 {
@@ -549,6 +573,7 @@ static const struct check checks[] = {
 	{"foreign_mappings", check_foreign_mappings},
 	{"growsdown", check_growsdown},
 	{"hugepage", check_hugepage},
+	{"shm_remap", check_shm_remap},
 	{"executable", check_executable},
 	{"many_mappings", check_many_mappings},
 	{"holes", check_holes},
