@@ -378,17 +378,22 @@ static void assert_registered(const struct usw_target *target, const struct usw_
 	}
 }
 
+/** The first pages of a batch are not on their way out. */
+static void unmark(struct usw_batch *batch, uint32_t count)
+{
+	for (uint32_t i = 0; i < count; i++)
+		usw_page_transition(batch->word[i],
+				    (batch->before[i] & ~(uint64_t)7) | USW_PAGE_EVICTING,
+				    batch->before[i]);
+}
+
 /** Say in the page map that the pages are on their way out. False: no memory for a node. */
 static bool mark_evicting(struct usw_target *target, struct usw_batch *batch)
 {
 	for (uint32_t i = 0; i < batch->page_count; i++) {
 		batch->word[i] = usw_pagemap_make(&target->pagemap, batch->address[i]);
 		if (!batch->word[i]) {
-			while (i-- > 0)
-				usw_page_transition(batch->word[i],
-						    (batch->before[i] & ~(uint64_t)7) |
-							    USW_PAGE_EVICTING,
-						    batch->before[i]);
+			unmark(batch, i);
 			return false;
 		}
 		batch->before[i] = atomic_load_explicit(batch->word[i], memory_order_acquire);
@@ -529,7 +534,19 @@ static uint32_t publish(struct usw_target *target, struct usw_batch *batch,
 	return evicted;
 }
 
-/** Run one command over the batch's pages. Caller holds map_lock. -ESRCH: the target is lost. */
+/**
+ * Whether a command failed because hands could not be started at all, so that nobody has moved
+ * anything, or will: then the program goes on without it.
+ */
+static bool was_never_there(const struct usw_target *target, int error)
+{
+	return error == -ESRCH && !__atomic_load_n(&target->ring->hands_pid, __ATOMIC_ACQUIRE);
+}
+
+/**
+ * Run one command over the batch's pages. Caller holds map_lock. An error: the target is lost, or
+ * without hands.
+ */
 static int run_command(struct usw_target *target, struct usw_batch *batch, enum usw_command_op op,
 		       uint32_t epoch, bool prepare, struct usw_answer *answer)
 {
@@ -539,7 +556,16 @@ static int run_command(struct usw_target *target, struct usw_batch *batch, enum 
 		// Hands leaves when its program ends or has executed another, which is no loss;
 		// anything else is.
 		atomic_store(&target->broken, true);
-		if (atomic_load(&target->state) == USW_TARGET_LIVE && usw_target_is_running(target))
+		if (atomic_load(&target->state) != USW_TARGET_LIVE ||
+		    !usw_target_is_running(target))
+			return ret;
+		if (was_never_there(target, ret))
+			usw_session_report(target->session, USW_EVENT_WARNING, target->id,
+					   target->pid,
+					   "process %d could not start its helper task (is there a "
+					   "limit on tasks?); its memory cannot leave",
+					   target->pid);
+		else
 			usw_target_kill(
 				target,
 				"its helper task is gone, and pages on their way out with it");
@@ -549,7 +575,7 @@ static int run_command(struct usw_target *target, struct usw_batch *batch, enum 
 
 /**
  * Evict the batch's pages. The caller holds map_lock, and read the epoch before it picked.
- * Returns how many left; -ESRCH: the target is lost; -ENOSPC, -ENOMEM: no room, nothing happened.
+ * Returns how many left; -ENOSPC, -ENOMEM: no room, nothing happened; or as run_command().
  */
 static int evict_batch(struct usw_target *target, struct usw_batch *batch, uint32_t epoch,
 		       struct usw_answer *answer)
@@ -581,6 +607,8 @@ static int evict_batch(struct usw_target *target, struct usw_batch *batch, uint3
 	uint32_t behind_slot = (uint32_t)first_slot + batch->page_count;
 	bool prepare = behind_slot > target->standby.prepared;
 	int ret = run_command(target, batch, batch->op, epoch, prepare, answer);
+	if (was_never_there(target, ret))
+		unmark(batch, batch->page_count);
 	if (ret)
 		return ret;
 	// Slots before it that have no memory yet are those of a batch that failed.

@@ -123,8 +123,12 @@ int usw_ring_wait(struct usw_target *target, struct usw_answer *ret)
 		sleep_on_ring(target);
 		if (waited_ns > USW_RING_LET_GO_NS)
 			usw_follow_let_go(target);
-		if (!is_done(target) && (hands_is_gone(target) || waited_ns > USW_RING_PATIENCE_NS))
+		if (is_done(target))
+			break;
+		if (hands_is_gone(target))
 			return -ESRCH;
+		if (waited_ns > USW_RING_PATIENCE_NS)
+			return -ETIMEDOUT;
 	}
 	for (uint32_t i = 0; i < USW_BATCH_PAGES_MAX / 64; i++)
 		ret->moved[i] = __atomic_load_n(&target->ring->moved[i], __ATOMIC_RELAXED);

@@ -33,8 +33,9 @@ void usw_ring_post(struct usw_target *target, enum usw_command_op op, uint32_t e
 		   const struct usw_run *runs, uint32_t run_count, bool prepare);
 
 /**
- * Wait until hands has done what was posted: spins, then sleeps. 0, or -ESRCH if hands is gone or
- * has not answered for 10 s (the target must be killed: what was in flight is lost with it).
+ * Wait until hands has done what was posted: spins, then sleeps. 0; -ESRCH: hands is gone;
+ * -ETIMEDOUT: it has not answered for 10 s. Then the target must be killed, for what was in flight
+ * is lost with it, if hands ever ran.
  */
 int usw_ring_wait(struct usw_target *target, struct usw_answer *ret);
 

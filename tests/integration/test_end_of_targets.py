@@ -160,6 +160,15 @@ def test_death_of_the_agent_ends_the_program_and_never_zeroes_it(
     assert not outcome.left_over, outcome.describe()
 
 
+def test_a_child_whose_hands_cannot_be_started_lives_on(
+    programs: Programs, uffdswap_run: RunFunction
+) -> None:
+    outcome = uffdswap_run([programs("no_hands"), "8M"], resident="8M")
+    outcome.require_ok(paged=True)
+    assert "no_hands: ok" in outcome.stdout, outcome.describe()
+    assert outcome.stderr.count("could not start its helper task") == 1, outcome.describe()
+
+
 def test_a_program_that_executes_another_is_not_taken_for_one_without_hands(
     uffdswap_run: RunFunction,
 ) -> None:
