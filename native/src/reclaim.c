@@ -28,6 +28,8 @@
 #define USW_INTERVAL_NS 50000000u
 /* The same while all programs sleep. */
 #define USW_INTERVAL_ASLEEP_NS 500000000u
+/* The same while a target is about to be freed: hands is gone in less. */
+#define USW_INTERVAL_ENDING_NS 1000000u
 #define USW_STRESS_INTERVAL_NS 500000u
 /* While it works it brings the accounts up to date this often. */
 #define USW_ACCOUNT_NS 500000u
@@ -35,6 +37,8 @@
 #define USW_SCAN_PAUSE_NS 1000000u
 /* A limit that has stood at its floor for so long will not rise by itself. */
 #define USW_FLOOR_NS 3000000000u
+/* Who is still in an address space after this is not hands. */
+#define USW_ENDING_NS 500000000u
 /* Time without a fault after which the thread sleeps. */
 #define USW_SPIN_NS 100000u
 #define USW_BATCH_PAGES 256u
@@ -200,22 +204,40 @@ static void account_freed(struct usw_session *session)
 	set_limit(session, account_ram(session));
 }
 
-static void free_target(struct usw_session *session, struct usw_target *target)
+/**
+ * Whether nobody runs in a target's address space any more. Hands takes a moment to leave. A process
+ * that was made by clone(2) with CLONE_VM may outlive the one whose memory it shares, though, and
+ * would read zeros as soon as our descriptor is closed: it gets SIGBUS instead.
+ */
+static bool has_ended(struct usw_target *target)
 {
+	if (usw_uffd_is_dead(target->uffd))
+		return true;
+	if (!usw_lasts(&target->ends_since_ns, true, USW_ENDING_NS))
+		return false;
+	usw_target_poison_all(target);
+	return true;
+}
+
+/** False: not yet, try again later. */
+static bool free_target(struct usw_session *session, struct usw_target *target)
+{
+	if (!has_ended(target))
+		return false;
 	pthread_mutex_lock(&target->map_lock);
 	usw_target_forget(target, 0, (uint64_t)1 << 47);
 	usw_pagemap_prune(&target->pagemap, 0, (uint64_t)1 << 47);
 	pthread_mutex_unlock(&target->map_lock);
 	// Pages its forks share may still be in its standby.
 	if (target->standby.space && usw_standby_drain(target, 0, UINT32_MAX))
-		return; // no room for them now; try again later
+		return false; // no room for them now
 
 	uint32_t id = target->id;
 	int pid = target->pid;
 	pthread_mutex_lock(&session->targets_lock);
 	if (atomic_load(&target->pins)) {
 		pthread_mutex_unlock(&session->targets_lock);
-		return; // a late handshake looks at it; try again later
+		return false; // a late handshake looks at it
 	}
 	if (session->targets == target) {
 		session->targets = target->next;
@@ -233,17 +255,19 @@ static void free_target(struct usw_session *session, struct usw_target *target)
 	atomic_fetch_sub(&session->targets_now, 1);
 	account_freed(session);
 	usw_session_report(session, USW_EVENT_TARGET_GONE, id, pid, "gone");
+	return true;
 }
 
 static void free_retired(struct usw_session *session)
 {
 	struct usw_target *next;
 
+	session->reclaim.some_end = false;
 	for (struct usw_target *target = session->targets; target; target = next) {
 		next = target->next;
 		if (atomic_load(&target->state) == USW_TARGET_RETIRED &&
 		    atomic_load(&target->pins) == 0)
-			free_target(session, target);
+			session->reclaim.some_end |= !free_target(session, target);
 	}
 }
 
@@ -723,6 +747,8 @@ static uint64_t interval_ns(const struct usw_session *session)
 {
 	if (session->config.stress_pages_per_second)
 		return USW_STRESS_INTERVAL_NS;
+	if (session->reclaim.some_end)
+		return USW_INTERVAL_ENDING_NS;
 	if (atomic_load(&session->watch.asleep) && !session->reclaim.compacting &&
 	    !session->is_demoting)
 		return USW_INTERVAL_ASLEEP_NS;

@@ -69,6 +69,7 @@ struct usw_reclaim {
 	bool compacting; /* the last look emptied a segment: there may be more */
 	bool pressed;    /* the last sweep did not make room: shared pages must go, too */
 	uint64_t stress_due_ns;
+	bool some_end;             /* a target is retired and not freed yet */
 	bool some_leave;           /* pages may be about to go by the program's own wish */
 	uint64_t barren_since_ns;  /* no sweep has given anything since then; 0: the last one did */
 	uint64_t stuck_since_ns;   /* over the limit and nothing left to give since then; 0: no */

@@ -150,7 +150,8 @@ struct usw_target {
 	bool unshare_lap;   /* it takes them over: the one before has passed over them */
 	uint64_t cursor;    /* address at which the sweep goes on */
 	uint64_t scanned_data_pages;
-	uint64_t scan_due_ns; /* its mappings are not read again before */
+	uint64_t scan_due_ns;   /* its mappings are not read again before */
+	uint64_t ends_since_ns; /* retired, and somebody is there still; 0: not seen yet */
 	uint32_t posted_seq;
 	_Atomic uint32_t hands_pid; /* confirmed to share the program's memory; 0: not yet */
 };

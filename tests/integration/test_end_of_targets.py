@@ -160,6 +160,14 @@ def test_death_of_the_agent_ends_the_program_and_never_zeroes_it(
     assert not outcome.left_over, outcome.describe()
 
 
+def test_who_outlives_a_process_in_its_memory_sees_no_zeros(
+    programs: Programs, uffdswap_run: RunFunction
+) -> None:
+    outcome = uffdswap_run([programs("clone_vm")], stress=20_000)
+    outcome.require_ok(paged=True)
+    assert "clone_vm: ok" in outcome.stdout, outcome.describe()
+
+
 def test_a_child_whose_hands_cannot_be_started_lives_on(
     programs: Programs, uffdswap_run: RunFunction
 ) -> None:
