@@ -104,8 +104,10 @@ static bool share_words(struct usw_target *parent, struct usw_target *child)
 
 		if (!there)
 			return false;
-		usw_assert(usw_page_state(now) != USW_PAGE_EVICTING ||
-			   atomic_load(&parent->broken));
+		if (usw_page_state(now) == USW_PAGE_EVICTING) {
+			usw_assert(atomic_load(&parent->broken));
+			atomic_store(&child->broken, true);
+		}
 		if (usw_page_id(now))
 			usw_vswap_get(&parent->session->vswap, usw_page_id(now));
 		atomic_store_explicit(there, now, memory_order_relaxed);
@@ -152,7 +154,6 @@ static void apply_fork(struct usw_target *parent, int uffd)
 	child->uffd = uffd;
 	child->token_page = parent->token_page;
 	atomic_store(&child->armed, true);
-	atomic_store(&child->broken, atomic_load(&parent->broken));
 	bool fits = share_words(parent, child) &&
 		    copy_ranges(&child->registered, &parent->registered);
 	leave_out_wiped(parent, child);
