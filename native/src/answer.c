@@ -133,6 +133,8 @@ usw_page_word *usw_answer_find_evicted(const struct usw_target *target, uint64_t
 {
 	usw_page_word *word = usw_pagemap_find(&target->pagemap, page);
 
+	if (usw_unlikely(usw_target_may_be_wiped(target, page)))
+		return NULL;
 	*ret = word ? atomic_load_explicit(word, memory_order_acquire) : 0;
 	return usw_page_state(*ret) == USW_PAGE_EVICTED ? word : NULL;
 }
@@ -384,6 +386,11 @@ enum usw_verdict usw_answer(struct usw_fault_thread *thread, struct usw_target *
 		return answer_token(thread, target, fault->page);
 	if (usw_unlikely(fault->flags & UFFD_PAGEFAULT_FLAG_WP))
 		return let_write(thread, target, fault);
+	if (usw_unlikely(usw_target_may_be_wiped(target, fault->page))) {
+		pthread_mutex_lock(&target->map_lock);
+		usw_target_wipe(target);
+		pthread_mutex_unlock(&target->map_lock);
+	}
 
 	usw_page_word *word = usw_pagemap_find(&target->pagemap, fault->page);
 	uint64_t now = word ? atomic_load_explicit(word, memory_order_acquire) : 0;

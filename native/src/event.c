@@ -118,18 +118,30 @@ static bool share_words(struct usw_target *parent, struct usw_target *child)
 
 /**
  * Ranges that the child has as zeros, although the parent's content was evicted. Only smaps tells
- * which, so it is read only if something was evicted at all. A parent that is gone by now (it may
- * run on as soon as its event was read) leaves it to the child's handshake. So does what the child
- * does not have at all: nothing of the child is asked of us there, and by now the parent may have
- * said MADV_DONTFORK of what the child has. See usw_target_check_inherited().
+ * which, so it is read only if something was evicted at all. The parent runs on as soon as its
+ * event was read, and may say MADV_WIPEONFORK of what the child has: so the child's handshake has
+ * the last word, also if the parent is gone by now. What the child does not have at all is left to
+ * that, too: see usw_target_check_inherited().
  */
-static void leave_out_wiped(struct usw_target *parent, struct usw_target *child)
+static void note_wiped(struct usw_target *parent, struct usw_target *child)
 {
+	struct usw_ranges wiped = {0};
 	uint64_t address = 0;
+	bool fits = true;
 
 	if (!usw_pagemap_next(&child->pagemap, &address, (uint64_t)1 << 47))
 		return;
-	if (parent->smaps_fd < 0 || usw_target_leave_out(child, parent->smaps_fd))
+	if (parent->smaps_fd < 0 || usw_maps_wiped(parent->smaps_fd, &wiped))
+		child->inherited_unchecked = true;
+	for (uint32_t i = 0; i < wiped.count; i++) {
+		address = wiped.at[i].start;
+		if (usw_pagemap_next(&child->pagemap, &address, wiped.at[i].end))
+			fits &= usw_ranges_add(&child->maybe_wiped, wiped.at[i].start,
+					       wiped.at[i].end);
+	}
+	usw_ranges_free(&wiped);
+	atomic_store(&child->may_be_wiped, child->maybe_wiped.count > 0);
+	if (!fits)
 		child->inherited_unchecked = true;
 }
 
@@ -156,7 +168,7 @@ static void apply_fork(struct usw_target *parent, int uffd)
 	atomic_store(&child->armed, true);
 	bool fits = share_words(parent, child) &&
 		    copy_ranges(&child->registered, &parent->registered);
-	leave_out_wiped(parent, child);
+	note_wiped(parent, child);
 	uint32_t id;
 	if (usw_session_adopt(parent->session, child, &id) || !fits)
 		usw_session_kill_all(parent->session, "out of memory while following a fork");
@@ -167,6 +179,7 @@ void usw_event_apply(struct usw_target *target, const struct uffd_msg *messages,
 	struct usw_counters *counters = &target->thread->counters;
 
 	pthread_mutex_lock(&target->map_lock);
+	usw_target_wipe(target);
 	for (int i = 0; i < count; i++) {
 		const struct uffd_msg *message = &messages[i];
 

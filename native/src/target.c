@@ -63,6 +63,7 @@ void usw_target_destroy(struct usw_target *target)
 	if (target->ring)
 		munmap(target->ring, USW_RING_BYTES);
 	usw_ranges_free(&target->registered);
+	usw_ranges_free(&target->maybe_wiped);
 	usw_leaving_deinit(&target->leaving);
 	usw_maps_free(&target->eligible);
 	usw_ranges_free(&target->refused);
@@ -146,6 +147,12 @@ int usw_target_attach(struct usw_target *target, const struct usw_hello *hello, 
 	((struct usw_ring *)ring)->epoch = target->epoch;
 	if (target->inherited_unchecked && usw_target_leave_out(target, target->smaps_fd) == 0)
 		target->inherited_unchecked = false;
+	if (atomic_load(&target->may_be_wiped)) {
+		// Its own smaps says what was so when it was forked.
+		if (usw_target_leave_out(target, target->smaps_fd))
+			usw_target_wipe(target);
+		atomic_store(&target->may_be_wiped, false);
+	}
 	__atomic_store_n(&target->ring, ring, __ATOMIC_RELEASE);
 	atomic_store(&target->has_hands, true);
 	return 0;
@@ -472,6 +479,16 @@ int usw_target_leave_out(struct usw_target *child, int smaps_fd)
 		usw_target_forget(child, ranges.at[i].start, ranges.at[i].end);
 	usw_ranges_free(&ranges);
 	return ret;
+}
+
+void usw_target_wipe(struct usw_target *child)
+{
+	if (!atomic_load(&child->may_be_wiped))
+		return;
+	for (uint32_t i = 0; i < child->maybe_wiped.count; i++)
+		usw_target_forget(child, child->maybe_wiped.at[i].start,
+				  child->maybe_wiped.at[i].end);
+	atomic_store(&child->may_be_wiped, false);
 }
 
 void usw_target_poison_all(struct usw_target *target)

@@ -97,7 +97,14 @@ struct usw_target {
 	_Atomic bool armed;           /* the token page is registered */
 	_Atomic bool
 		inherited_unchecked; /* a fork whose parent was gone before its smaps could be read */
-	_Atomic uint32_t epoch;      /* raised by the fault thread at each event */
+	/*
+	 * Of a fork: ranges with words that the parent's smaps, read when it ran on already, says
+	 * are wiped in a child. Whether they are is known at the handshake; if anybody asks before,
+	 * they are. Under map_lock; its memory stays until the end, for who looks without it.
+	 */
+	struct usw_ranges maybe_wiped;
+	_Atomic bool may_be_wiped; /* there are some */
+	_Atomic uint32_t epoch;    /* raised by the fault thread at each event */
 	_Atomic bool events_pending;
 	_Atomic uint32_t reading; /* odd while messages are read that are not announced yet */
 	/* Raised by the fault thread when memory has been moved, or a child has a copy of it. */
@@ -219,6 +226,19 @@ void usw_target_kill(struct usw_target *target, const char *why);
  * `smaps_fd` is the parent's or the child's. 0 or -errno. Caller holds map_lock.
  */
 int usw_target_leave_out(struct usw_target *child, int smaps_fd);
+
+/** Take it that what may be wiped in a forked child is so. Caller holds map_lock. */
+void usw_target_wipe(struct usw_target *child);
+
+/** Whether a page may be wiped. Without a lock; the target's fault thread. */
+static inline bool usw_target_may_be_wiped(const struct usw_target *target, uint64_t page)
+{
+	if (!atomic_load_explicit(&target->may_be_wiped, memory_order_acquire))
+		return false;
+	uint32_t i = usw_ranges_find(&target->maybe_wiped, page);
+
+	return i < target->maybe_wiped.count && target->maybe_wiped.at[i].start <= page;
+}
 
 /**
  * Poison every evicted page: whoever is left without a pager gets SIGBUS, never zeros. For the end

@@ -51,6 +51,7 @@ CHECKS = {
         "wipeonfork",
         "dontfork",
         "dontfork_late",
+        "wipeonfork_late",
         "raw_clone",
         "vfork",
         "posix_spawn",

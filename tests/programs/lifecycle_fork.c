@@ -222,7 +222,7 @@ static void check_dontfork(void)
 }
 
 /* What the parent does as soon as it runs on is nothing that the child inherits. */
-static void check_dontfork_late(void)
+static void fork_and_advise(int advice, int opposite)
 {
 	char *start = evicted_pages(PAGES, seed);
 
@@ -234,12 +234,23 @@ static void check_dontfork_late(void)
 			verify(start, PAGES, seed, 0, "child of before");
 			_exit(0);
 		}
-		CHECK_CALL(madvise(start, PAGES * PAGE_BYTES, MADV_DONTFORK));
+		if (madvise(start, PAGES * PAGE_BYTES, advice))
+			skip("MADV_WIPEONFORK is not in this kernel (4.14)");
 		expect_child_ok(child, "child of before");
-		CHECK_CALL(madvise(start, PAGES * PAGE_BYTES, MADV_DOFORK));
+		CHECK_CALL(madvise(start, PAGES * PAGE_BYTES, opposite));
 		evict(start, PAGES);
 	}
 	verify(start, PAGES, seed, 0, "parent");
+}
+
+static void check_dontfork_late(void)
+{
+	fork_and_advise(MADV_DONTFORK, MADV_DOFORK);
+}
+
+static void check_wipeonfork_late(void)
+{
+	fork_and_advise(MADV_WIPEONFORK, MADV_KEEPONFORK);
 }
 
 /* ------------------------------------------------------------------ fork while others write */
@@ -534,6 +545,7 @@ static const struct check checks[] = {
 	{"wipeonfork", check_wipeonfork},
 	{"dontfork", check_dontfork},
 	{"dontfork_late", check_dontfork_late},
+	{"wipeonfork_late", check_wipeonfork_late},
 	{"raw_clone", check_raw_clone},
 	{"vfork", check_vfork},
 	{"posix_spawn", check_posix_spawn},
