@@ -43,6 +43,7 @@ missing_packages() {
 	pkg-config --exists liblz4 2>/dev/null || echo liblz4-dev
 	pkg-config --exists libxxhash 2>/dev/null || echo libxxhash-dev
 	pkg-config --exists libcrypto 2>/dev/null || echo libssl-dev
+	pkg-config --exists libzstd 2>/dev/null || echo libzstd-dev
 	pkg-config --exists liburing 2>/dev/null || echo liburing-dev
 	if [ -z "$1" ]; then # one that is too old is make_venv()'s to tell
 		command -v python3 >/dev/null 2>&1 || echo python3 python3-venv python3-dev
@@ -76,8 +77,8 @@ require_packages() {
 	fi
 	say "the build needs packages that are missing here. Install them, then run make again:"
 	say "  Debian, Ubuntu:  sudo apt-get install $missing"
-	say "  Fedora:          sudo dnf install gcc pkgconf-pkg-config lz4-devel xxhash-devel openssl-devel liburing-devel python3-devel"
-	say "  Arch:            sudo pacman -S gcc pkgconf lz4 xxhash openssl liburing python"
+	say "  Fedora:          sudo dnf install gcc pkgconf-pkg-config lz4-devel xxhash-devel openssl-devel libzstd-devel liburing-devel python3-devel"
+	say "  Arch:            sudo pacman -S gcc pkgconf lz4 xxhash openssl zstd liburing python"
 	exit 1
 }
 

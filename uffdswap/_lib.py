@@ -129,6 +129,7 @@ class Statistics(Record):
     ram_segments: int
 
     compacted_segments: int
+    packed_pages: int
     verified_pages: int
     poisoned_pages: int
     vanished_pages: int

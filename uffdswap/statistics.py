@@ -70,6 +70,7 @@ def document(ending: Ending, statistics: Statistics) -> dict[str, Any]:
             "demoted_segments": counters["demoted_segments"],
             "promoted_segments": counters["promoted_segments"],
             "compacted_segments": counters["compacted_segments"],
+            "packed_pages": counters["packed_pages"],
         },
         "cpu_seconds": {
             "agent_user": statistics.user_seconds,

@@ -128,6 +128,7 @@ struct usw_statistics {
 	uint64_t ram_segments;       /* g */
 
 	uint64_t compacted_segments;
+	uint64_t packed_pages; /* compressed denser once they were cold */
 	uint64_t verified_pages;
 	uint64_t poisoned_pages;
 	uint64_t vanished_pages;

@@ -11,6 +11,7 @@
 #include <lz4.h>
 
 #include "codec.h"
+#include "dense.h"
 #include "hash.h"
 
 #define USW_PAGE_WORDS (USW_PAGE_BYTES / sizeof(uint64_t))
@@ -195,8 +196,8 @@ int usw_codec_decompress(enum usw_codec codec, const void *object, uint32_t leng
 			return -EBADMSG;
 		usw_filter_undo((enum usw_filter)(codec - USW_CODEC_LZ4), filtered, page);
 		return 0;
-	case USW_CODEC_RESERVED:
-		break;
+	case USW_CODEC_DENSE:
+		return usw_dense_decompress(object, length_bytes, page);
 	}
 	return -EBADMSG;
 }

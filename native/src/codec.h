@@ -24,7 +24,7 @@ enum usw_codec {
 	USW_CODEC_LZ4_SHUFFLE4 = USW_CODEC_LZ4 + USW_FILTER_SHUFFLE4,
 	USW_CODEC_LZ4_LANES16 = USW_CODEC_LZ4 + USW_FILTER_LANES16,
 	USW_CODEC_LZ4_XOR_SHUFFLE8 = USW_CODEC_LZ4 + USW_FILTER_XOR_SHUFFLE8,
-	USW_CODEC_RESERVED = 7, /* for a denser codec of lower tiers; not readable here */
+	USW_CODEC_DENSE = 7, /* zstd, see dense.h: only made of the others, by pack.h */
 };
 
 /** What a stream of neighbouring pages took of late. All zero is how it begins. */

@@ -5,27 +5,39 @@
  * Emptying the emptiest segment. See compact.h.
  */
 
-#include <errno.h>
-
 #include "compact.h"
 
-/** Move one live object to the open segment; 0 also if it died meanwhile. */
-static int move_object(struct usw_vswap *vswap, uint32_t id, uint32_t segment, uint32_t index)
+/** A segment is as warm as the warmest of what was moved there. */
+static void inherit(struct usw_segments *segments, uint64_t place, uint32_t touched)
 {
-	struct usw_object object;
-	uint64_t new_place;
+	struct usw_segment *h = usw_segments_header(segments, usw_place_group(place));
+	uint32_t own = atomic_load_explicit(&h->touched, memory_order_relaxed);
 
-	if (!usw_segments_find(vswap->segments, segment, index, &object))
-		return 0;
-	int ret = usw_segments_append(vswap->segments, id, object.bytes, object.length_bytes,
-				      object.codec, &new_place);
+	if (usw_place_index(place) == 0 || (int32_t)(touched - own) > 0)
+		atomic_store_explicit(&h->touched, touched, memory_order_relaxed);
+}
+
+int usw_compact_move(struct usw_vswap *vswap, uint32_t segment, uint32_t index,
+		     const struct usw_object *object, bool is_dense)
+{
+	struct usw_segments *segments = vswap->segments;
+	uint32_t id = object->owner_id;
+	uint64_t new_place;
+	int ret = is_dense ? usw_segments_append_dense(segments, id, object->bytes,
+						       object->length_bytes, object->codec,
+						       &new_place)
+			   : usw_segments_append(segments, id, object->bytes, object->length_bytes,
+						 object->codec, &new_place);
 	if (ret)
 		return ret;
+	inherit(segments, new_place,
+		atomic_load_explicit(&usw_segments_header(segments, segment)->touched,
+				     memory_order_relaxed));
 	if (usw_vswap_repoint(vswap, id, USW_BACKEND_OBJECT, usw_place(segment, index),
 			      USW_BACKEND_OBJECT, new_place))
-		usw_segments_release(vswap->segments, segment, index);
+		usw_segments_release(segments, segment, index);
 	else
-		usw_segments_release(vswap->segments, usw_place_group(new_place),
+		usw_segments_release(segments, usw_place_group(new_place),
 				     usw_place_index(new_place));
 	return 0;
 }
@@ -36,12 +48,14 @@ int usw_compact_one(struct usw_vswap *vswap)
 
 	if (!segment)
 		return 0;
+	bool is_dense = usw_segments_header(vswap->segments, segment)->is_dense;
 	for (uint32_t index = 0; index < USW_SEGMENT_OBJECTS; index++) {
-		uint32_t id = usw_segments_owner(vswap->segments, segment, index);
+		struct usw_object object;
 
-		if (!id)
+		if (!usw_segments_owner(vswap->segments, segment, index) ||
+		    !usw_segments_find(vswap->segments, segment, index, &object))
 			continue;
-		int ret = move_object(vswap, id, segment, index);
+		int ret = usw_compact_move(vswap, segment, index, &object, is_dense);
 		if (ret)
 			return ret;
 	}

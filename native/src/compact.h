@@ -15,6 +15,13 @@
 #include "vswap.h"
 
 /**
+ * Move one live object, in whatever form: `object` says which bytes, of what length and codec, they
+ * are to be. It goes where its like is: `is_dense`. 0 also if it died meanwhile; -ENOSPC.
+ */
+int usw_compact_move(struct usw_vswap *vswap, uint32_t segment, uint32_t index,
+		     const struct usw_object *object, bool is_dense);
+
+/**
  * Empty one segment if there is one worth it (usw_segments.worth_share). Returns 1 if it did, 0
  * if nothing is worth it, -ENOSPC if there is no room to move to. At most one megabyte of copying.
  */

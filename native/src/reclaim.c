@@ -434,6 +434,16 @@ static void compact(struct usw_session *session, bool tight)
 	while (tight && session->reclaim.compacting && usw_now_ns() < end_ns);
 }
 
+/** What is parked goes down as it is. */
+static void pack(struct usw_session *session, bool tight)
+{
+	enum usw_pack_need need = session->reclaim.is_holding            ? USW_PACK_ALL
+				  : tight && !session->parking.target_id ? USW_PACK_COLD
+									 : USW_PACK_NOT;
+
+	session->reclaim.packing = usw_pack_step(&session->packer, need);
+}
+
 /** Look after pages that programs are giving back. True while one may be about to go. */
 static bool settle_leaving(struct usw_session *session)
 {
@@ -460,6 +470,7 @@ static void housekeep(struct usw_session *session)
 	usw_equal_fit(&session->equal);
 	session->reclaim.some_leave = settle_leaving(session);
 	compact(session, tight);
+	pack(session, tight);
 	usw_demote_step(session, false);
 	if (tight && usw_session_room(session) <= reserve_pages(session)) {
 		drain_all(session, USW_BATCH_PAGES);
@@ -590,7 +601,7 @@ static bool is_over_budget(struct usw_session *session, bool gave)
 	return !gave || atomic_load(&session->limit_pages) <= USW_FLOOR_PAGES;
 }
 
-/** All that is left in order to get under the budget. True: a disk makes room. */
+/** All that is left in order to get under the budget. True: a disk or packing makes room. */
 static bool squeeze(struct usw_session *session)
 {
 	if (!session->reclaim.is_holding) {
@@ -602,7 +613,11 @@ static bool squeeze(struct usw_session *session)
 	}
 	if (!usw_tiers_have_room(&session->tiers))
 		usw_tiers_keep_leaving(&session->tiers);
-	return usw_demote_step(session, true);
+	if (usw_demote_step(session, true))
+		return true;
+	// Only for as long as there is something to pack, and meanwhile nothing is to come.
+	session->reclaim.is_holding |= usw_pack_is_hopeful(&session->packer);
+	return usw_pack_is_hopeful(&session->packer);
 }
 
 /** The budget is not kept: make room, or wait for it, or give up. */
@@ -793,7 +808,7 @@ void *usw_reclaim_main(void *argument)
 		if (session->config.stress_pages_per_second)
 			stress(session);
 		housekeep(session);
-		if (!usw_control_evict(session))
+		if (!usw_control_evict(session) && !reclaim->packing)
 			sleep_until_needed(session, seen);
 	}
 	return NULL;

@@ -229,7 +229,7 @@ static uint32_t take_free(struct usw_segments *segments)
 	return segment;
 }
 
-static int open_segment(struct usw_segments *segments)
+static int open_segment(struct usw_segments *segments, bool is_dense, uint32_t *ret)
 {
 	uint32_t segment = take_free(segments);
 
@@ -244,24 +244,25 @@ static int open_segment(struct usw_segments *segments)
 	atomic_store_explicit(&h->touched, segments->clock, memory_order_relaxed);
 	atomic_store_explicit(&h->refaults, 0, memory_order_relaxed);
 	h->is_parked = false;
+	h->is_dense = is_dense;
 	atomic_store_explicit(&h->is_recalled, false, memory_order_relaxed);
 	atomic_store_explicit(&h->live_bytes, 0, memory_order_relaxed);
 	atomic_store_explicit(&h->live_count, 0, memory_order_relaxed);
 	atomic_store_explicit(&h->state, USW_SEGMENT_OPEN, memory_order_release);
-	segments->open = segment;
+	*ret = segment;
 	segments->used_segments++;
 	return 0;
 }
 
 /** Nothing is appended to it any more: from now on it may be reaped and emptied. */
-static void close_segment(struct usw_segments *segments)
+static void close_segment(struct usw_segments *segments, uint32_t *open)
 {
-	struct usw_segment *h = header(segments, segments->open);
+	struct usw_segment *h = header(segments, *open);
 
 	atomic_store_explicit(&h->state, USW_SEGMENT_CLOSED, memory_order_release);
 	if (atomic_load_explicit(&h->live_count, memory_order_acquire) == 0)
 		atomic_store_explicit(&segments->some_empty, true, memory_order_relaxed);
-	segments->open = 0;
+	*open = 0;
 }
 
 static void free_segment(struct usw_segments *segments, uint32_t segment)
@@ -291,17 +292,18 @@ static void free_segment(struct usw_segments *segments, uint32_t segment)
 	cool(segments);
 }
 
-/** Write the next entry of the open segment. Who sees the owner sees all of it. */
-static void append_entry(struct usw_segments *segments, struct usw_segment *h, uint32_t owner_id,
+/** Write the next entry of an open segment. Who sees the owner sees all of it. */
+static void append_entry(struct usw_segments *segments, uint32_t segment, uint32_t owner_id,
 			 uint16_t form)
 {
+	struct usw_segment *h = header(segments, segment);
 	uint32_t index = h->object_count++;
 	uint32_t at = index % USW_GROUP_ENTRIES;
 
 	if (index % USW_CHUNK_ENTRIES == 0)
 		atomic_store_explicit(&h->chunks[index / USW_CHUNK_ENTRIES], take_chunk(segments),
 				      memory_order_release);
-	struct group *group = find_group(segments, segments->open, index);
+	struct group *group = find_group(segments, segment, index);
 	if (at == 0)
 		atomic_store_explicit(&group->offset_bytes, h->append_bytes, memory_order_relaxed);
 	atomic_store_explicit(&group->forms[at], form, memory_order_relaxed);
@@ -316,27 +318,29 @@ static void count_live(struct usw_segments *segments, struct usw_segment *h, uin
 	atomic_fetch_add_explicit(&segments->live_count, 1, memory_order_relaxed);
 }
 
-int usw_segments_append(struct usw_segments *segments, uint32_t owner_id, const void *bytes,
-			uint32_t length_bytes, enum usw_codec codec, uint64_t *ret_place)
+/** Append to one of the open segments, which is closed first if it is full. */
+static int append_to(struct usw_segments *segments, uint32_t *open, uint32_t owner_id,
+		     const void *bytes, uint32_t length_bytes, enum usw_codec codec,
+		     uint64_t *ret_place)
 {
 	usw_assert(owner_id != 0 && length_bytes > 0 && length_bytes <= USW_PAGE_BYTES);
 
 	uint32_t stored = usw_stored_bytes(length_bytes);
-	if (segments->open) {
-		struct usw_segment *h = header(segments, segments->open);
+	if (*open) {
+		struct usw_segment *h = header(segments, *open);
 
 		if (h->append_bytes + stored > USW_SEGMENT_BYTES ||
 		    h->object_count == USW_SEGMENT_OBJECTS)
-			close_segment(segments);
+			close_segment(segments, open);
 	}
-	if (!segments->open) {
-		int ret = open_segment(segments);
+	if (!*open) {
+		int ret = open_segment(segments, open == &segments->open_dense, open);
 
 		if (ret)
 			return ret;
 	}
 
-	uint32_t segment = segments->open;
+	uint32_t segment = *open;
 	struct usw_segment *h = header(segments, segment);
 	uint32_t index = h->object_count;
 	uint32_t offset = h->append_bytes;
@@ -348,10 +352,29 @@ int usw_segments_append(struct usw_segments *segments, uint32_t owner_id, const 
 		h->held_bytes = held_bytes;
 	}
 	count_live(segments, h, stored);
-	append_entry(segments, h, owner_id, make_form(length_bytes, codec));
+	append_entry(segments, segment, owner_id, make_form(length_bytes, codec));
 	h->append_bytes += stored;
 	*ret_place = (uint64_t)segment << 16 | index;
 	return 0;
+}
+
+int usw_segments_append(struct usw_segments *segments, uint32_t owner_id, const void *bytes,
+			uint32_t length_bytes, enum usw_codec codec, uint64_t *ret_place)
+{
+	int ret = append_to(segments, &segments->open, owner_id, bytes, length_bytes, codec,
+			    ret_place);
+
+	if (!ret) // what was moved there before may be colder
+		atomic_store_explicit(&header(segments, segments->open)->touched, segments->clock,
+				      memory_order_relaxed);
+	return ret;
+}
+
+int usw_segments_append_dense(struct usw_segments *segments, uint32_t owner_id, const void *bytes,
+			      uint32_t length_bytes, enum usw_codec codec, uint64_t *ret_place)
+{
+	return append_to(segments, &segments->open_dense, owner_id, bytes, length_bytes, codec,
+			 ret_place);
 }
 
 /** Where the entry `at` of a group begins in its segment. */
@@ -369,7 +392,8 @@ bool usw_segments_has_vacancy(const struct usw_segments *segments, uint32_t segm
 {
 	const struct usw_segment *h = header(segments, segment);
 
-	return is_settled(h, USW_TIER_RAM) && !h->is_parked && !usw_segment_has_garbage(h) &&
+	return is_settled(h, USW_TIER_RAM) && !h->is_parked && !h->is_dense &&
+	       !usw_segment_has_garbage(h) &&
 	       atomic_load_explicit(&h->live_bytes, memory_order_relaxed) < h->append_bytes;
 }
 
@@ -529,6 +553,33 @@ uint32_t usw_segments_coldest(const struct usw_segments *segments, uint32_t tier
 	return best;
 }
 
+uint32_t usw_segments_coldest_loose(const struct usw_segments *segments, uint32_t *ret_loose,
+				    uint32_t *ret_all)
+{
+	uint32_t best = 0;
+	int32_t best_age = 0;
+
+	*ret_loose = *ret_all = 0;
+	for (uint32_t segment = 1; segment < segments->high_water; segment++) {
+		const struct usw_segment *h = header(segments, segment);
+		int32_t age = (int32_t)(segments->clock -
+					atomic_load_explicit(&h->touched, memory_order_relaxed));
+
+		if (!is_settled(h, USW_TIER_RAM) ||
+		    atomic_load_explicit(&h->live_count, memory_order_relaxed) == 0)
+			continue;
+		++*ret_all;
+		if (h->is_dense || h->is_parked || usw_segment_is_incompressible(h))
+			continue;
+		++*ret_loose;
+		if (!best || age > best_age) {
+			best = segment;
+			best_age = age;
+		}
+	}
+	return best;
+}
+
 uint32_t usw_segments_parked(const struct usw_segments *segments)
 {
 	for (uint32_t segment = 1; segment < segments->high_water; segment++) {
@@ -544,7 +595,9 @@ uint32_t usw_segments_parked(const struct usw_segments *segments)
 void usw_segments_close_open(struct usw_segments *segments)
 {
 	if (segments->open)
-		close_segment(segments);
+		close_segment(segments, &segments->open);
+	if (segments->open_dense)
+		close_segment(segments, &segments->open_dense);
 }
 
 void usw_segments_publish(struct usw_segments *segments, uint32_t segment, uint64_t where)
@@ -646,7 +699,8 @@ void usw_segments_check(const struct usw_segments *segments)
 		usw_assert(offset == h->append_bytes);
 		chunks += (h->object_count + USW_CHUNK_ENTRIES - 1) / USW_CHUNK_ENTRIES;
 		usw_assert(live_count == h->live_count && live_bytes == h->live_bytes);
-		usw_assert((h->state == USW_SEGMENT_OPEN) == (segment == segments->open));
+		usw_assert((h->state == USW_SEGMENT_OPEN) ==
+			   (segment == segments->open || segment == segments->open_dense));
 		live_total += live_bytes;
 	}
 	usw_assert(used == segments->used_segments && elsewhere == segments->disk_segments);

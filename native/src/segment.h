@@ -15,6 +15,9 @@
  * adding up to 15 lengths. An entry whose owner is 0 is dead: garbage until its segment is emptied,
  * or until an object of the same stored size takes its place (vacancy.h).
  *
+ * What is packed (pack.h) is appended to an open segment of its own: it is cold, and stays apart from
+ * what has just left.
+ *
  * Threads: one owner (the reclaim thread) appends, refills, empties and frees. Any thread releases
  * objects. Fault threads read without a lock: a segment that is emptied, freed or used again under
  * a reader, or an entry that is refilled, gives it bytes whose hash does not match (see vswap.h).
@@ -53,7 +56,8 @@ struct usw_segment {
 	_Atomic uint32_t state;      /* enum usw_segment_state; written by the owner */
 	_Atomic uint32_t touched;    /* fault clock when an object was last read; a hint */
 	_Atomic uint32_t refaults;   /* objects read one by one since it was last moved; a hint */
-	bool is_moving;              /* on its way to another tier; owner */
+	bool is_moving;              /* on its way to another tier, or being packed; owner */
+	bool is_dense;               /* of packed objects; owner */
 	bool is_parked;              /* to go down whatever the budget; owner */
 	_Atomic bool is_recalled;    /* to come back whole; raised by fault threads */
 	uint32_t append_bytes;       /* where the next object goes; owner */
@@ -127,7 +131,8 @@ struct usw_segments {
 	_Atomic bool some_empty; /* a segment may have lost its last object since the last reap */
 
 	/* Owner only. */
-	uint32_t open; /* the open segment, 0 if none */
+	uint32_t open;       /* the open segment, 0 if none */
+	uint32_t open_dense; /* that for packed objects, the same */
 	uint32_t free_head;
 	uint32_t warm_head; /* of those that are free, some keep their RAM for the next to be opened */
 	uint32_t warm_count;
@@ -172,6 +177,10 @@ void usw_segments_destroy(struct usw_segments *segments);
 int usw_segments_append(struct usw_segments *segments, uint32_t owner_id, const void *bytes,
 			uint32_t length_bytes, enum usw_codec codec, uint64_t *ret_place);
 
+/** The same, for what is packed or was. */
+int usw_segments_append_dense(struct usw_segments *segments, uint32_t owner_id, const void *bytes,
+			      uint32_t length_bytes, enum usw_codec codec, uint64_t *ret_place);
+
 /**
  * Put an object where one of the same stored size was. False: the place is not vacant, or no place
  * any more, or its segment has no vacancies (usw_segments_has_vacancy()). Owner only.
@@ -185,8 +194,8 @@ uint32_t usw_segments_dead_bytes(const struct usw_segments *segments, uint32_t s
 				 uint32_t index);
 
 /**
- * True if there are dead entries to be filled: closed, in RAM to stay, and not so many dead that it
- * is soon emptied (USW_WORTH_SHARE). Owner only.
+ * True if there are dead entries to be filled: closed, in RAM to stay, not packed, and not so many
+ * dead that it is soon emptied (USW_WORTH_SHARE). Owner only.
  */
 bool usw_segments_has_vacancy(const struct usw_segments *segments, uint32_t segment);
 
@@ -219,10 +228,17 @@ uint32_t usw_segments_emptiest(const struct usw_segments *segments);
  */
 uint32_t usw_segments_coldest(const struct usw_segments *segments, uint32_t tier);
 
+/**
+ * The coldest closed segment in RAM that is not packed and could be; 0 if there is none. Stores how
+ * many there are of them, and of both kinds. Owner only.
+ */
+uint32_t usw_segments_coldest_loose(const struct usw_segments *segments, uint32_t *ret_loose,
+				    uint32_t *ret_all);
+
 /** A settled segment in RAM that is parked; 0 if there is none. Owner only. */
 uint32_t usw_segments_parked(const struct usw_segments *segments);
 
-/** Nothing is appended to the open segment any more. Owner only. */
+/** Nothing is appended to the open segments any more. Owner only. */
 void usw_segments_close_open(struct usw_segments *segments);
 
 static inline struct usw_segment *usw_segments_header(const struct usw_segments *segments,

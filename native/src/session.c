@@ -116,6 +116,9 @@ static int create_spaces(struct usw_session *session)
 	if (!ret)
 		ret = usw_equal_create(&session->equal, &session->vswap, &session->standbys);
 	if (!ret)
+		usw_packer_init(&session->packer, &session->vswap, session->hash_seed, on_moved,
+				session);
+	if (!ret)
 		ret = usw_tiers_init(&session->tiers, &session->segments,
 				     !session->config.disk_plain, &hooks);
 	return ret;
@@ -201,9 +204,11 @@ int usw_session_create(const struct usw_config *config, struct usw_session **ret
 	for (uint32_t i = 0; i < USW_FAULT_THREADS_MAX; i++)
 		session->threads[i].epoll_fd = session->threads[i].kick_fd = -1;
 
-	int code = session->events.fd < 0 ? -errno : create_spaces(session);
+	int code = session->events.fd < 0 ? -errno : 0;
 	if (!code && getrandom(&session->hash_seed, sizeof(session->hash_seed), 0) < 0)
 		code = -errno;
+	if (!code)
+		code = create_spaces(session);
 	if (!code)
 		code = start_threads(session);
 	if (code) {
@@ -245,6 +250,7 @@ void usw_session_destroy(struct usw_session *session)
 		usw_ring_quit(target);
 		usw_target_destroy(target);
 	}
+	usw_packer_deinit(&session->packer);
 	usw_tiers_deinit(&session->tiers);
 	free(session->parking.shares); // a park may have been going on
 	usw_equal_destroy(&session->equal);
@@ -666,6 +672,7 @@ void usw_session_statistics(struct usw_session *session, struct usw_statistics *
 		.ram_stored_bytes = session->ram_stored_bytes,
 		.ram_segments = session->ram_segments,
 		.compacted_segments = session->compacted_segments,
+		.packed_pages = session->packer.packed_pages,
 		.out_of_memory = session->out_of_memory,
 		.disk_pages = disk_objects,
 		.disk_original_bytes = disk_objects * USW_PAGE_BYTES,

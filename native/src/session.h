@@ -15,6 +15,7 @@
 
 #include "alarm.h"
 #include "equal.h"
+#include "pack.h"
 #include "request.h"
 #include "stats.h"
 #include "target.h"
@@ -67,6 +68,7 @@ struct usw_reclaim {
 	uint32_t last_clock; /* the fault clock, and when it was last seen to have moved */
 	uint64_t faulted_ns;
 	bool compacting; /* the last look emptied a segment: there may be more */
+	bool packing;    /* the last look moved packed objects: there are more */
 	bool pressed;    /* the last sweep did not make room: shared pages must go, too */
 	uint64_t stress_due_ns;
 	bool some_end;             /* a target is retired and not freed yet */
@@ -136,6 +138,7 @@ struct usw_session {
 	struct usw_standby_space standbys;
 	struct usw_equal equal; /* reclaim thread */
 	struct usw_tiers tiers;
+	struct usw_packer packer; /* reclaim thread */
 
 	_Atomic uint64_t memory_limit_bytes;
 	_Atomic uint64_t resident_limit_bytes;

@@ -27,6 +27,9 @@
  *   ballast KIND COUNT SEED       so many pages of the driver's own, straight into objects
  *   unballast COUNT SEED          drop so many of them, here and there
  *   compact, collect, reap
+ *   pack                          the coldest segment is compressed again, and not moved yet: ok
+ *                                 <1, or 0 if there is none or one is on its way>
+ *   move                          some of what is packed: ok <1 if there is more>
  *   tier N                        a disk tier in the folder N: ok <1, or 0 if there is one>
  *   untier N                      ok <1 if it is gone, 0 if it leaves or there is none>
  *   demote COUNT                  so many of the coldest segments at most: ok <segments on disks>
@@ -47,6 +50,7 @@
 #include "check.h"
 #include "compact.h"
 #include "equal.h"
+#include "pack.h"
 #include "pagemap.h"
 #include "standby.h"
 #include "tier.h"
@@ -82,6 +86,7 @@ static struct usw_equal equal;
 static struct target targets[TARGETS_MAX];
 static struct ballast ballast[BALLAST_MAX];
 static struct usw_tiers tiers;
+static struct usw_packer packer;
 static struct usw_sealer sealer;
 static const char *folder; /* of the tiers' folders */
 static uint64_t trouble;
@@ -401,12 +406,20 @@ static void damage_disk(uint32_t index, const struct usw_object *object)
 	CHECK_EQ(pwrite(fd, &byte, 1, offset), 1);
 }
 
+/** What is damaged now is damaged for good: no copy of it is on its way. */
+static void finish_packing(void)
+{
+	while (packer.segment)
+		usw_pack_move_some(&packer);
+}
+
 static void do_corrupt(void)
 {
 	usw_page_word *word = usw_pagemap_find(&the_target()->map, request[1]);
 	struct usw_object object;
 
 	CHECK(word);
+	finish_packing();
 	uint64_t descriptor = usw_vswap_word(&vswap, usw_page_id(atomic_load(word)));
 	uint32_t group = usw_place_group(usw_word_place(descriptor));
 	uint32_t index = usw_place_index(usw_word_place(descriptor));
@@ -602,6 +615,27 @@ static void do_compact(void)
 		answer("no room");
 	else
 		answer("ok %d", ret);
+}
+
+static void do_pack(void)
+{
+	uint32_t loose, all;
+	uint32_t segment = packer.segment || !packer.encoder
+				   ? 0
+				   : usw_segments_coldest_loose(&segments, &loose, &all);
+
+	if (segment) {
+		usw_segments_header(&segments, segment)->is_moving = true;
+		packer.segment = segment;
+		packer.moved = 0;
+		usw_pack_segment(&packer);
+	}
+	answer("ok %d", segment != 0);
+}
+
+static void do_move(void)
+{
+	answer("ok %d", packer.segment && usw_pack_move_some(&packer));
 }
 
 static void do_collect(void)
@@ -863,7 +897,7 @@ static void do_check(void)
 }
 
 /**
- * Drop everything: nothing may be left. What stays by design is the open segment with its table,
+ * Drop everything: nothing may be left. What stays by design are the open segments with their tables,
  * the page of segment headers, and up to 64 free nodes kept warm.
  */
 static void drop_everything(void)
@@ -879,6 +913,7 @@ static void drop_everything(void)
 	for (uint32_t i = 0; i < TARGETS_MAX; i++)
 		if (targets[i].standing)
 			CHECK(drain(&targets[i], UINT64_MAX));
+	finish_packing();
 	usw_vswap_collect(&vswap);
 	usw_segments_reap(&segments);
 	usw_segments_check(&segments);
@@ -891,8 +926,8 @@ static void drop_everything(void)
 	CHECK_EQ(usw_nodes_held_bytes(&nodes), 0);
 	CHECK_EQ(segments.live_count, 0);
 	CHECK_EQ(segments.live_bytes, 0);
-	CHECK_THAT(segments.used_segments, <=, 1);
-	CHECK_THAT(segments.used_bytes, <=, USW_SEGMENT_BYTES);
+	CHECK_THAT(segments.used_segments, <=, 2);
+	CHECK_THAT(segments.used_bytes, <=, 2 * USW_SEGMENT_BYTES);
 	for (uint32_t i = 0; i < TARGETS_MAX; i++)
 		CHECK(!targets[i].standing);
 }
@@ -910,7 +945,8 @@ static const struct {
 	{"fork", do_fork},       {"reap", do_reap},           {"remap", do_remap},
 	{"target", do_target},   {"unballast", do_unballast}, {"unmap", do_unmap},
 	{"tier", do_tier},       {"untier", do_untier},       {"demote", do_demote},
-	{"recall", do_recall},   {"trouble", do_trouble},
+	{"recall", do_recall},   {"trouble", do_trouble},     {"pack", do_pack},
+	{"move", do_move},
 };
 
 static void serve(const char *line)
@@ -949,9 +985,12 @@ int main(int argc, char **argv)
 		.moved = on_moved, .damaged = on_damaged, .report = on_report};
 	CHECK_EQ(usw_tiers_init(&tiers, &segments, true, &hooks), 0);
 	tiers.injection = &injection;
+	usw_packer_init(&packer, &vswap, CHECK_SEED, NULL, NULL);
+	usw_pack_prepare(&packer); // without zstd there is no encoder, and nothing is packed
 	while (fgets(line, sizeof(line), stdin))
 		serve(line);
 	drop_everything();
+	usw_packer_deinit(&packer);
 	usw_equal_destroy(&equal);
 	usw_standby_space_destroy(&standbys);
 	usw_nodes_destroy(&nodes);

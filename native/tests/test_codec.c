@@ -151,7 +151,7 @@ static void test_wrong_lengths_are_refused(void)
 	CHECK_EQ(usw_codec_decompress(USW_CODEC_LZ4, end, 0x80000000u, page), -EBADMSG);
 	CHECK_EQ(usw_codec_decompress(USW_CODEC_LZ4, end, UINT32_MAX, page), -EBADMSG);
 	CHECK_EQ(usw_codec_decompress((enum usw_codec)6, end - 100, 100, page), -EBADMSG);
-	CHECK_EQ(usw_codec_decompress(USW_CODEC_RESERVED, end - 100, 100, page), -EBADMSG);
+	CHECK_EQ(usw_codec_decompress(USW_CODEC_DENSE, end - 100, 100, page), -EBADMSG);
 }
 
 static void test_garbage_stays_inside(void)

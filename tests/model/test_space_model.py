@@ -37,7 +37,7 @@ from hypothesis.stateful import (
 REPOSITORY = Path(__file__).resolve().parents[2]
 SOURCES = (
     *("base", "space", "codec", "filter", "hash_avx2", "vswap", "segment", "vacancy", "pagemap"),
-    *("compact", "standby", "equal", "disk", "aio", "seal"),
+    *("compact", "dense", "pack", "standby", "equal", "disk", "aio", "seal"),
     *("tier", "mover", "move", "placement", "deadslot"),
 )
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
@@ -392,6 +392,14 @@ class SpaceModel(RuleBasedStateMachine):
             assert self.room_may_be_short()
 
     @rule()
+    def pack(self) -> None:
+        self.driver.ask("pack")
+
+    @rule()
+    def move_what_is_packed(self) -> None:
+        self.driver.ask("move")
+
+    @rule()
     def collect(self) -> None:
         self.driver.ask("collect")
 
@@ -533,14 +541,21 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "model"
     for number in range(TIERS):
         (path.parent / str(number)).mkdir()
+    packages = ["liblz4", "libxxhash", "libcrypto"]
+    if (
+        subprocess.run(["pkg-config", "--exists", "libzstd"], timeout=60, check=False).returncode
+        == 0
+    ):
+        packages.append("libzstd")
     libraries = subprocess.run(
-        ["pkg-config", "--cflags", "--libs", "liblz4", "libxxhash", "libcrypto"],
+        ["pkg-config", "--cflags", "--libs", *packages],
         stdout=subprocess.PIPE,
         text=True,
         timeout=60,
         check=True,
     ).stdout.split()
     command = ["cc", "-std=gnu11", "-O1", "-g", "-DUSW_DEBUG", "-D_GNU_SOURCE=", "-pthread"]
+    command += ["-DUSW_HAS_ZSTD"] * ("libzstd" in packages)
     command += [f"-I{native / folder}" for folder in ("include", "src", "shim")]
     command += [str(native / "src" / f"{name}.c") for name in SOURCES]
     command += [str(native / "tests" / "model.c"), "-o", str(path), *libraries]
@@ -609,6 +624,31 @@ def test_compaction_moves_pages_that_are_shared(driver: Driver) -> None:
     for target in (parent, child):
         driver.ask("fault", target, PAGE, 0)
         assert driver.page() == content
+
+
+def test_packing_moves_pages_that_are_shared(driver: Driver) -> None:
+    contents = [content_of("text", number) for number in range(3)]
+    parent = int(driver.ask("target"))
+    for number, content in enumerate(contents):
+        assert driver.ask("evict", parent, (number + 1) * PAGE, 1, pages=content) == "m"
+    assert driver.ask("drain", parent, 3) == "0"
+    child = int(driver.ask("fork", parent))
+    driver.ask("ballast", TEXT, 900, 1)
+    if driver.ask("pack") == "0":
+        pytest.skip("the build has no zstd")
+    driver.ask("fault", child, 2 * PAGE, 0)  # while its segment is on its way
+    assert driver.page() == contents[1]
+    driver.ask("unmap", parent, 3 * PAGE, 4 * PAGE)
+    driver.ask("unmap", child, 3 * PAGE, 4 * PAGE)
+    while driver.ask("move") == "1":
+        driver.check()
+    driver.ask("fault", parent, PAGE, 1)
+    assert driver.page() == contents[0]
+    driver.ask("fault", child, PAGE, 0)
+    assert driver.page() == contents[0]
+    driver.ask("fault", parent, 2 * PAGE, 0)
+    assert driver.page() == contents[1]
+    driver.check()
 
 
 def test_damage_is_poison_and_never_another_page(driver: Driver) -> None:

@@ -50,6 +50,7 @@ CONTRACT: dict[str, Any] = {
             "demoted_segments",
             "promoted_segments",
             "compacted_segments",
+            "packed_pages",
         ),
         0,
     ),

@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: MIT */
+
+/**
+ * @file
+ * The denser codec: a filter, then zstd. For objects that have not been asked for in a long time.
+ *
+ * It takes two thirds of the bytes of LZ4 (docs/internals/codec.md), two to three times as long to
+ * compress, and 3 us longer to read. A decoder needs 160 KiB, so there are a few for the whole
+ * process, made before the first dense object, and a reader takes one that nobody uses: to read a
+ * page needs no memory that might not be there.
+ *
+ * Without zstd in the build there are no dense objects. Any thread; an encoder is its owner's.
+ */
+
+#ifndef USW_DENSE_H
+#define USW_DENSE_H
+
+#include "filter.h"
+
+struct usw_dense_encoder;
+
+/** Make the decoders, once; before the first object is compressed. -ENOSYS: no zstd; -ENOMEM. */
+int usw_dense_prepare(void);
+
+/** NULL: no zstd, or no memory. */
+struct usw_dense_encoder *usw_dense_encoder_create(void);
+/** NULL is fine. */
+void usw_dense_encoder_destroy(struct usw_dense_encoder *encoder);
+
+/**
+ * Compress a page through a filter into buffer, of limit_bytes. Returns the object's length; 0: it
+ * does not fit.
+ */
+uint32_t usw_dense_compress(struct usw_dense_encoder *encoder, enum usw_filter filter,
+			    const void *page, void *buffer, uint32_t limit_bytes);
+
+/** As usw_codec_decompress(). The object may change meanwhile: then the page is anything. */
+int usw_dense_decompress(const void *object, uint32_t length_bytes, void *page);
+
+#endif /* USW_DENSE_H */

@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: MIT
+
+/**
+ * @file
+ * Compressing cold segments denser. See pack.h.
+ */
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+
+#include "compact.h"
+#include "pack.h"
+
+/* Segments in RAM of which one is left as it is: the youngest, whose objects are asked for most. */
+#define USW_YOUNG_SHARE 4u
+/* After a segment the thread rests so many times as long as it has worked. */
+#define USW_PACK_REST 1u
+/* Where nothing is cold, it is looked for again after so long. */
+#define USW_PACK_LOOK_NS 10000000u
+/* A segment takes some milliseconds, if the thread runs at all. */
+#define USW_PACK_HOPE_NS 1000000000u
+/* What is not shorter by one part in so many is not worth more time to read. */
+#define USW_DENSE_WORTH_SHARE 8u
+
+// --- The thread ---------------------------------------------------------------------------------
+
+static uint64_t processor_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/** The filter that served an object best with LZ4. */
+static enum usw_filter filter_of(enum usw_codec codec)
+{
+	return codec == USW_CODEC_STORED ? USW_FILTER_NONE
+					 : (enum usw_filter)(codec - USW_CODEC_LZ4);
+}
+
+/**
+ * Compress one object again, into the buffer from `at` on. Returns its length, 0 if it is to stay
+ * as it is: also if it is not what its owner's hash says, for a reader has to find that out.
+ */
+static uint32_t pack_object(struct usw_packer *packer, const struct usw_object *object, uint32_t at)
+{
+	_Alignas(16) char page[USW_PAGE_BYTES];
+	uint32_t worth = object->length_bytes - object->length_bytes / USW_DENSE_WORTH_SHARE;
+
+	if (object->codec == USW_CODEC_DENSE || object->codec == USW_CODEC_STORED ||
+	    at + worth > USW_SEGMENT_BYTES ||
+	    usw_codec_decompress(object->codec, object->bytes, object->length_bytes, page) ||
+	    usw_codec_hash(page, packer->hash_seed) !=
+		    usw_vswap_hash(packer->vswap, object->owner_id))
+		return 0;
+	return usw_dense_compress(packer->encoder, filter_of(object->codec), page,
+				  packer->bytes + at, worth);
+}
+
+void usw_pack_segment(struct usw_packer *packer)
+{
+	struct usw_segments *segments = packer->vswap->segments;
+	uint32_t end = usw_segments_header(segments, packer->segment)->object_count;
+	uint64_t start_ns = processor_ns();
+	uint32_t at = 0;
+
+	packer->count = 0;
+	for (uint32_t index = 0; index < end && !atomic_load(&packer->stopping); index++) {
+		struct usw_object object;
+
+		if (!usw_segments_find(segments, packer->segment, index, &object))
+			continue;
+		uint32_t length = pack_object(packer, &object, at);
+
+		packer->objects[packer->count++] = (struct usw_packed){
+			.id = object.owner_id,
+			.offset_bytes = at,
+			.length_bytes = (uint16_t)length,
+			.index = (uint16_t)index,
+		};
+		at += length;
+	}
+	packer->busy_ns = processor_ns() - start_ns;
+}
+
+static void *packer_main(void *argument)
+{
+	const struct sched_param none = {.sched_priority = 0};
+	struct usw_packer *packer = argument;
+
+	pthread_setschedparam(pthread_self(), SCHED_IDLE, &none); // not allowed: then as others
+	while (!atomic_load(&packer->stopping)) {
+		uint32_t stage = atomic_load_explicit(&packer->stage, memory_order_acquire);
+
+		if (stage != USW_PACK_ASKED) {
+			syscall(SYS_futex, &packer->stage, FUTEX_WAIT_PRIVATE, stage, NULL, NULL,
+				0);
+			continue;
+		}
+		usw_pack_segment(packer);
+		atomic_store_explicit(&packer->stage, USW_PACK_DONE, memory_order_release);
+		packer->done(packer->context);
+	}
+	return NULL;
+}
+
+// --- The owner ----------------------------------------------------------------------------------
+
+void usw_packer_init(struct usw_packer *packer, struct usw_vswap *vswap, uint64_t hash_seed,
+		     void (*done)(void *context), void *context)
+{
+	*packer = (struct usw_packer){
+		.vswap = vswap, .hash_seed = hash_seed, .done = done, .context = context};
+}
+
+static void wake(struct usw_packer *packer)
+{
+	syscall(SYS_futex, &packer->stage, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+}
+
+void usw_packer_deinit(struct usw_packer *packer)
+{
+	if (packer->is_started) {
+		atomic_store(&packer->stopping, true);
+		// It looks at `stopping` and then sleeps while the stage is what it has seen.
+		atomic_store(&packer->stage, USW_PACK_ENDED);
+		wake(packer);
+		pthread_join(packer->thread, NULL);
+	}
+	if (packer->segment)
+		usw_segments_header(packer->vswap->segments, packer->segment)->is_moving = false;
+	usw_dense_encoder_destroy(packer->encoder);
+	free(packer->bytes);
+	free(packer->objects);
+	packer->encoder = NULL;
+	packer->bytes = NULL;
+	packer->objects = NULL;
+	packer->is_started = false;
+	packer->segment = 0;
+}
+
+int usw_pack_prepare(struct usw_packer *packer)
+{
+	int ret = usw_dense_prepare();
+
+	if (ret)
+		return ret;
+	packer->encoder = usw_dense_encoder_create();
+	packer->bytes = malloc(USW_SEGMENT_BYTES);
+	packer->objects = malloc(USW_SEGMENT_OBJECTS * sizeof(*packer->objects));
+	return packer->encoder && packer->bytes && packer->objects ? 0 : -ENOMEM;
+}
+
+static bool start(struct usw_packer *packer)
+{
+	if (packer->is_started || packer->is_impossible)
+		return packer->is_started;
+	packer->is_started = usw_pack_prepare(packer) == 0 &&
+			     pthread_create(&packer->thread, NULL, packer_main, packer) == 0;
+	packer->is_impossible = !packer->is_started;
+	if (packer->is_started)
+		pthread_setname_np(packer->thread, "uffdswap-packer");
+	return packer->is_started;
+}
+
+/** Move an object in its new form, or as it is. 0 also if it died meanwhile; -ENOSPC. */
+static int move_packed(struct usw_packer *packer, const struct usw_packed *packed)
+{
+	struct usw_object object;
+
+	if (!usw_segments_find(packer->vswap->segments, packer->segment, packed->index, &object) ||
+	    object.owner_id != packed->id)
+		return 0;
+	if (packed->length_bytes) {
+		object.bytes = packer->bytes + packed->offset_bytes;
+		object.length_bytes = packed->length_bytes;
+		object.codec = USW_CODEC_DENSE;
+		atomic_fetch_add_explicit(&packer->packed_pages, 1, memory_order_relaxed);
+	}
+	return usw_compact_move(packer->vswap, packer->segment, packed->index, &object, true);
+}
+
+bool usw_pack_move_some(struct usw_packer *packer)
+{
+	struct usw_segments *segments = packer->vswap->segments;
+	uint32_t end = (uint32_t)usw_min(packer->count, packer->moved + USW_PACK_STEP_OBJECTS);
+
+	while (packer->moved < end)
+		if (move_packed(packer, &packer->objects[packer->moved++]))
+			packer->moved = packer->count; // no segment is left: the rest stays
+	if (packer->moved < packer->count)
+		return true;
+	usw_segments_header(segments, packer->segment)->is_moving = false;
+	packer->segment = 0;
+	atomic_store_explicit(&segments->some_empty, true, memory_order_relaxed);
+	usw_segments_reap(segments);
+	packer->after_ns = usw_now_ns() + USW_PACK_REST * packer->busy_ns;
+	atomic_store_explicit(&packer->stage, USW_PACK_IDLE, memory_order_relaxed);
+	return false;
+}
+
+static void begin(struct usw_packer *packer, enum usw_pack_need need)
+{
+	struct usw_segments *segments = packer->vswap->segments;
+	uint32_t loose, all;
+	uint32_t segment = usw_segments_coldest_loose(segments, &loose, &all);
+
+	if (!segment || (need == USW_PACK_COLD && loose <= all / USW_YOUNG_SHARE)) {
+		packer->after_ns = usw_now_ns() + USW_PACK_LOOK_NS;
+		return;
+	}
+	if (!start(packer))
+		return;
+	usw_segments_header(segments, segment)->is_moving = true;
+	packer->segment = segment;
+	packer->moved = 0;
+	packer->begun_ns = usw_now_ns();
+	atomic_store_explicit(&packer->stage, USW_PACK_ASKED, memory_order_release);
+	wake(packer);
+}
+
+static bool is_due(const struct usw_packer *packer, enum usw_pack_need need)
+{
+	return !packer->is_impossible &&
+	       (need == USW_PACK_ALL ||
+		(need == USW_PACK_COLD && usw_now_ns() >= packer->after_ns));
+}
+
+bool usw_pack_step(struct usw_packer *packer, enum usw_pack_need need)
+{
+	uint32_t stage = atomic_load_explicit(&packer->stage, memory_order_acquire);
+
+	if (stage == USW_PACK_DONE && usw_pack_move_some(packer))
+		return true;
+	if (atomic_load_explicit(&packer->stage, memory_order_relaxed) == USW_PACK_IDLE &&
+	    is_due(packer, need))
+		begin(packer, need);
+	return false;
+}
+
+bool usw_pack_is_hopeful(const struct usw_packer *packer)
+{
+	return packer->segment && usw_now_ns() - packer->begun_ns < USW_PACK_HOPE_NS;
+}

@@ -1,0 +1,97 @@
+/* SPDX-License-Identifier: MIT */
+
+/**
+ * @file
+ * Packing: while RAM is tight, the coldest segments are compressed denser.
+ *
+ * An object that nobody has asked for in a long time is worth more work: with zstd it takes two
+ * thirds of the bytes that it takes with LZ4, and what that saves is resident memory, or pages that
+ * need not go to a disk. The work, some 15 us a page, is done by a thread that runs when no other
+ * wants the processor, and for half of the time at the most. It reads one segment, which is not
+ * moved, filled or freed meanwhile, and writes a buffer of its own; it holds no lock. The owner
+ * then moves the objects one by one as compaction does, some at a time, so that readers, releases
+ * and forks go on as if nothing were.
+ *
+ * Threads: the owner of the segments (the reclaim thread) begins and ends; `stage` says whose the
+ * packer is.
+ */
+
+#ifndef USW_PACK_H
+#define USW_PACK_H
+
+#include <pthread.h>
+
+#include "dense.h"
+#include "vswap.h"
+
+/** Objects that are moved at a time: about 50 us. */
+#define USW_PACK_STEP_OBJECTS 64u
+
+enum usw_pack_stage {
+	USW_PACK_IDLE,
+	USW_PACK_ASKED, /* the thread's */
+	USW_PACK_DONE,
+	USW_PACK_ENDED, /* nobody's: the thread is to end */
+};
+
+/** What an object has become. */
+struct usw_packed {
+	uint32_t id;
+	uint32_t offset_bytes; /* in the buffer */
+	uint16_t length_bytes; /* 0: it stays as it is */
+	uint16_t index;
+};
+
+struct usw_packer {
+	struct usw_vswap *vswap;
+	uint64_t hash_seed;
+	void (*done)(void *context);
+	void *context;
+
+	pthread_t thread;
+	bool is_started;
+	bool is_impossible; /* no zstd, no memory, no thread: not tried again; owner */
+	_Atomic bool stopping;
+	_Atomic uint32_t stage; /* enum usw_pack_stage; futex */
+	struct usw_dense_encoder *encoder;
+	char *bytes;                /* USW_SEGMENT_BYTES */
+	struct usw_packed *objects; /* USW_SEGMENT_OBJECTS */
+	uint32_t segment;           /* 0: none */
+	uint32_t count;
+	uint32_t moved;                /* of them; owner */
+	uint64_t busy_ns;              /* of processor time, for the last segment */
+	uint64_t begun_ns;             /* when the last one was; owner */
+	uint64_t after_ns;             /* the next is not begun before; owner */
+	_Atomic uint64_t packed_pages; /* so far */
+};
+
+/** `done` is called by the thread and must not wait. */
+void usw_packer_init(struct usw_packer *packer, struct usw_vswap *vswap, uint64_t hash_seed,
+		     void (*done)(void *context), void *context);
+/** Ends the thread, which may be at work on an object. */
+void usw_packer_deinit(struct usw_packer *packer);
+
+enum usw_pack_need {
+	USW_PACK_NOT,
+	USW_PACK_COLD, /* what is cold: the youngest quarter of all segments stays as it is */
+	USW_PACK_ALL,  /* nothing else makes room: all that can be, without rest */
+};
+
+/**
+ * Move some of what is packed, or begin with another segment. Owner only; never waits. True if it
+ * has more to do, now.
+ */
+bool usw_pack_step(struct usw_packer *packer, enum usw_pack_need need);
+
+/**
+ * True if a segment is being packed, and has not been for so long that the thread cannot be getting
+ * a processor. Owner only.
+ */
+bool usw_pack_is_hopeful(const struct usw_packer *packer);
+
+/** What usw_pack_step() is made of, for tests, which pack on their own thread. */
+int usw_pack_prepare(struct usw_packer *packer);
+void usw_pack_segment(struct usw_packer *packer);
+bool usw_pack_move_some(struct usw_packer *packer);
+
+#endif /* USW_PACK_H */
