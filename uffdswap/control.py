@@ -309,8 +309,9 @@ def connect(pid: int, environment: Mapping[str, str]) -> Client:
     Raises `NoSuchSession` if it belongs to none, or to one of another user.
     """
     chosen: Client | None = None
+    silent: list[UffdswapError] = []
     for client in sessions(environment):
-        if chosen is None and _has(client, pid):
+        if chosen is None and _has(client, pid, silent):
             chosen = client
             chosen.pid = pid
         else:
@@ -321,6 +322,8 @@ def connect(pid: int, environment: Mapping[str, str]) -> Client:
         cause = "it runs, but not under uffdswap, or under that of another user"
     else:
         cause = "there is no such process"
+    if silent:
+        cause += f"; but {silent[0]}"
     raise NoSuchSession(
         f"no session has the process {pid}", cause=cause, remedy="see: uffdswap status"
     )
@@ -346,9 +349,11 @@ def choose(pid: int | None, environment: Mapping[str, str]) -> Client:
     )
 
 
-def _has(client: Client, pid: int) -> bool:
+def _has(client: Client, pid: int, silent: list[UffdswapError]) -> bool:
+    """Return whether a session has a process; one that cannot be asked is noted in `silent`."""
     try:
         state, targets = client.state()
-    except UffdswapError:
-        return False  # it is ending, or stopped; another one may be meant
+    except UffdswapError as error:  # it is ending, or stopped; another one may be meant
+        silent.append(error)
+        return False
     return pid in (state.agent_pid, state.launcher_pid) or pid in [t.pid for t in targets]

@@ -18,7 +18,7 @@ import pytest
 from uffdswap import control, control_server, protocol
 from uffdswap._lib import Statistics, TargetFigures, Tier
 from uffdswap.control_server import ControlServer, Roll
-from uffdswap.errors import NoSuchSession, ProtocolError, UsageError
+from uffdswap.errors import NoSuchSession, ProtocolError, UffdswapError, UsageError
 from uffdswap.runtime import listen_for_control, session_folders
 from uffdswap.status import session_document, table, tier_table
 
@@ -551,3 +551,16 @@ def test_without_a_pid_the_only_session_is_meant(
     found.append(One())
     with pytest.raises(UsageError, match="2 sessions are running: their agents are 5, 5"):
         control.choose(None, environment)
+
+
+def test_a_session_that_cannot_be_asked_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stopped:
+        def state(self) -> None:
+            raise UffdswapError("the session of process 7 does not answer", remedy="is it stopped?")
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(control, "sessions", lambda _environment: [Stopped()])
+    with pytest.raises(NoSuchSession, match="but the session of process 7 does not answer"):
+        control.connect(os.getpid(), {})
