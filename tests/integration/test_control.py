@@ -384,8 +384,11 @@ def test_target_that_ends_while_it_is_parked_ends_the_request(start: Any) -> Non
         client._socket.send(protocol.encode(control.Park(pid=one.pid)))
         os.kill(one.pid, signal.SIGKILL)
         client._socket.settimeout(30)
-        data = client._socket.recv(protocol.MESSAGE_BYTES_MAX)
-    # Its end, or that of the agent with it.
+        try:
+            data = client._socket.recv(protocol.MESSAGE_BYTES_MAX)
+        except ConnectionResetError:
+            data = b""
+    # Its end, or that of the agent with it, which may not have read the request.
     assert not data or isinstance(
         protocol.decode(data, control.REPLIES), control.Moved | control.Failed
     )
