@@ -92,7 +92,7 @@ def test_hands_that_does_not_run_is_let_go(
 
 def test_hands_is_let_go_while_the_program_walks(start_session: StartFunction) -> None:
     require_two_processors()
-    walk = (workload_path(), *["--pattern", "seq-read", "--size", "64M", "--seconds", "8"])
+    walk = (workload_path(), *["--pattern", "seq-read", "--size", "64M", "--seconds", "3"])
     with start_session(walk, resident="16M") as session:
         wait_until(lambda: bool(hands_of(session)), "the program has hands")
         (hands,) = hands_of(session)
