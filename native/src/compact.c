@@ -7,7 +7,7 @@
 
 #include "compact.h"
 
-/** A segment is as warm as the warmest of what was moved there. */
+/** A packed segment is as warm as the warmest of what was moved there. */
 static void inherit(struct usw_segments *segments, uint64_t place, uint32_t touched)
 {
 	struct usw_segment *h = usw_segments_header(segments, usw_place_group(place));
@@ -30,9 +30,10 @@ int usw_compact_move(struct usw_vswap *vswap, uint32_t segment, uint32_t index,
 						 object->codec, &new_place);
 	if (ret)
 		return ret;
-	inherit(segments, new_place,
-		atomic_load_explicit(&usw_segments_header(segments, segment)->touched,
-				     memory_order_relaxed));
+	if (is_dense)
+		inherit(segments, new_place,
+			atomic_load_explicit(&usw_segments_header(segments, segment)->touched,
+					     memory_order_relaxed));
 	if (usw_vswap_repoint(vswap, id, USW_BACKEND_OBJECT, usw_place(segment, index),
 			      USW_BACKEND_OBJECT, new_place))
 		usw_segments_release(segments, segment, index);

@@ -60,8 +60,11 @@ bool usw_diskanswer_read_ahead(struct usw_fault_thread *thread, struct usw_targe
 						    place));
 }
 
-/** Read one page of a walk into reserve, if it is on a disk and not on its way already. */
-static void reserve(struct usw_fault_thread *thread, struct usw_target *target,
+/**
+ * Read one page of a walk into reserve, if it is on a disk and not on its way already. False: as
+ * many as may be are under way.
+ */
+static bool reserve(struct usw_fault_thread *thread, struct usw_target *target,
 		    const struct usw_fault *ahead)
 {
 	struct usw_disk_faults *disk = thread->disk;
@@ -71,11 +74,12 @@ static void reserve(struct usw_fault_thread *thread, struct usw_target *target,
 	if (!usw_answer_find_evicted(target, ahead->page, &now) ||
 	    !usw_content_is_on_disk(thread->session, usw_page_id(now), &place) ||
 	    usw_diskfault_find(disk, target, ahead->page))
-		return;
+		return true;
 	struct usw_disk_read *read = usw_diskfault_begin(disk, thread->session, target, ahead, true,
 							 usw_page_id(now), &place);
 	if (read)
 		read->is_reserve = true;
+	return read;
 }
 
 void usw_diskanswer_read_reserve(struct usw_fault_thread *thread, struct usw_target *target,
@@ -88,10 +92,14 @@ void usw_diskanswer_read_reserve(struct usw_fault_thread *thread, struct usw_tar
 	// The first of them were asked for with the window before.
 	while (asked && !usw_diskfault_find(thread->disk, target, page + step * (asked - 1)))
 		asked--;
-	// Upwards, whichever way the walk goes: so they lie side by side.
-	for (uint32_t i = asked; i < count && thread->disk->busy < USW_RESERVE_READS_MAX; i++) {
-		ahead.page = page + step * (down ? count - 1 - (i - asked) : i);
-		reserve(thread, target, &ahead);
+	// The nearest, and upwards, whichever way the walk goes: so they lie side by side.
+	uint32_t free = USW_RESERVE_READS_MAX -
+			(uint32_t)usw_min(thread->disk->busy, USW_RESERVE_READS_MAX);
+	uint32_t end = (uint32_t)usw_min(count, asked + free);
+	for (uint32_t i = asked; i < end; i++) {
+		ahead.page = page + step * (down ? end - 1 - (i - asked) : i);
+		if (!reserve(thread, target, &ahead))
+			return;
 	}
 }
 

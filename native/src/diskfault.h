@@ -16,8 +16,8 @@
  * alone: a block that the disk cannot read does no harm to its neighbours.
  *
  * A walk is as fast as the disk only if that reads on while the pages of a window are opened and
- * brought in. So the next window is read meanwhile, into reserve: its pages stay here, as the disk
- * gave them, until the walk gets there, or until nobody has come for them.
+ * brought in. So the next two windows are read meanwhile, into reserve: their pages stay here, as
+ * the disk gave them, until the walk gets there, or until nobody has come for them.
  *
  * All of this belongs to one fault thread. It is made at the thread's first disk fault, since most
  * sessions have none; nothing is allocated after that.

@@ -20,7 +20,7 @@
 #define USW_PACK_REST 1u
 /* Where nothing is cold, it is looked for again after so long. */
 #define USW_PACK_LOOK_NS 10000000u
-/* A segment takes some milliseconds, if the thread runs at all. */
+/* An object takes some microseconds, if the thread runs at all. */
 #define USW_PACK_HOPE_NS 1000000000u
 /* What is not shorter by one part in so many is not worth more time to read. */
 #define USW_DENSE_WORTH_SHARE 8u
@@ -72,6 +72,7 @@ void usw_pack_segment(struct usw_packer *packer)
 	for (uint32_t index = 0; index < end && !atomic_load(&packer->stopping); index++) {
 		struct usw_object object;
 
+		atomic_store_explicit(&packer->at, index + 1, memory_order_relaxed);
 		if (!usw_segments_find(segments, packer->segment, index, &object))
 			continue;
 		uint32_t length = pack_object(packer, &object, at);
@@ -124,11 +125,14 @@ static void wake(struct usw_packer *packer)
 
 void usw_packer_deinit(struct usw_packer *packer)
 {
+	const struct sched_param none = {.sched_priority = 0};
+
 	if (packer->is_started) {
 		atomic_store(&packer->stopping, true);
 		// It looks at `stopping` and then sleeps while the stage is what it has seen.
 		atomic_store(&packer->stage, USW_PACK_ENDED);
 		wake(packer);
+		pthread_setschedparam(packer->thread, SCHED_OTHER, &none); // soon, if allowed
 		pthread_join(packer->thread, NULL);
 	}
 	if (packer->segment)
@@ -190,8 +194,11 @@ bool usw_pack_move_some(struct usw_packer *packer)
 	uint32_t end = (uint32_t)usw_min(packer->count, packer->moved + USW_PACK_STEP_OBJECTS);
 
 	while (packer->moved < end)
-		if (move_packed(packer, &packer->objects[packer->moved++]))
-			packer->moved = packer->count; // no segment is left: the rest stays
+		if (move_packed(packer, &packer->objects[packer->moved++])) {
+			// No segment is left: the rest stays, and it would be the same again.
+			packer->moved = packer->count;
+			packer->is_impossible = true;
+		}
 	if (packer->moved < packer->count)
 		return true;
 	usw_segments_header(segments, packer->segment)->is_moving = false;
@@ -218,7 +225,9 @@ static void begin(struct usw_packer *packer, enum usw_pack_need need)
 	usw_segments_header(segments, segment)->is_moving = true;
 	packer->segment = segment;
 	packer->moved = 0;
-	packer->begun_ns = usw_now_ns();
+	atomic_store_explicit(&packer->at, 0, memory_order_relaxed);
+	packer->seen_at = 0;
+	packer->seen_ns = usw_now_ns();
 	atomic_store_explicit(&packer->stage, USW_PACK_ASKED, memory_order_release);
 	wake(packer);
 }
@@ -242,7 +251,16 @@ bool usw_pack_step(struct usw_packer *packer, enum usw_pack_need need)
 	return false;
 }
 
-bool usw_pack_is_hopeful(const struct usw_packer *packer)
+bool usw_pack_is_hopeful(struct usw_packer *packer)
 {
-	return packer->segment && usw_now_ns() - packer->begun_ns < USW_PACK_HOPE_NS;
+	uint32_t at = atomic_load_explicit(&packer->at, memory_order_relaxed);
+	uint32_t stage = atomic_load_explicit(&packer->stage, memory_order_relaxed);
+
+	if (!packer->segment || stage == USW_PACK_DONE)
+		return packer->segment;
+	if (at != packer->seen_at) {
+		packer->seen_at = at;
+		packer->seen_ns = usw_now_ns();
+	}
+	return usw_now_ns() - packer->seen_ns < USW_PACK_HOPE_NS;
 }

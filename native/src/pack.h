@@ -50,7 +50,7 @@ struct usw_packer {
 
 	pthread_t thread;
 	bool is_started;
-	bool is_impossible; /* no zstd, no memory, no thread: not tried again; owner */
+	bool is_impossible; /* no zstd, memory, thread or segment: not tried again; owner */
 	_Atomic bool stopping;
 	_Atomic uint32_t stage; /* enum usw_pack_stage; futex */
 	struct usw_dense_encoder *encoder;
@@ -58,9 +58,11 @@ struct usw_packer {
 	struct usw_packed *objects; /* USW_SEGMENT_OBJECTS */
 	uint32_t segment;           /* 0: none */
 	uint32_t count;
-	uint32_t moved;                /* of them; owner */
-	uint64_t busy_ns;              /* of processor time, for the last segment */
-	uint64_t begun_ns;             /* when the last one was; owner */
+	uint32_t moved;      /* of them; owner */
+	uint64_t busy_ns;    /* of processor time, for the last segment */
+	_Atomic uint32_t at; /* the entry that the thread has come to */
+	uint32_t seen_at;    /* as the owner last saw it, and when; owner */
+	uint64_t seen_ns;
 	uint64_t after_ns;             /* the next is not begun before; owner */
 	_Atomic uint64_t packed_pages; /* so far */
 };
@@ -84,10 +86,10 @@ enum usw_pack_need {
 bool usw_pack_step(struct usw_packer *packer, enum usw_pack_need need);
 
 /**
- * True if a segment is being packed, and has not been for so long that the thread cannot be getting
- * a processor. Owner only.
+ * True if a segment is being packed, and the thread, which may not be getting a processor, has come on
+ * within the last second. Owner only.
  */
-bool usw_pack_is_hopeful(const struct usw_packer *packer);
+bool usw_pack_is_hopeful(struct usw_packer *packer);
 
 /** What usw_pack_step() is made of, for tests, which pack on their own thread. */
 int usw_pack_prepare(struct usw_packer *packer);

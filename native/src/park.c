@@ -53,11 +53,13 @@ static void empty_one(struct usw_session *session)
 {
 	struct usw_parking *parking = &session->parking;
 
+	if (usw_pack_is_hopeful(&session->packer))
+		return; // what is being packed moves first
 	if (parking->empties_left && usw_compact_one(&session->vswap) > 0) {
 		parking->empties_left--;
 		return;
 	}
-	bool had_open = session->segments.open != 0;
+	bool had_open = session->segments.open || session->segments.open_dense;
 	usw_segments_close_open(&session->segments);
 	// The one that was open may hold garbage, too, and must not take it along.
 	if (had_open && parking->empties_left && usw_segments_emptiest(&session->segments)) {

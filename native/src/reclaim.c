@@ -62,6 +62,10 @@
 /* A page of the highest heat is passed over this often before it goes. */
 #define USW_SWEEPS_MAX (USW_HEAT_MAX + 2u)
 #define USW_OVERDRAFT_BYTES (8u << 20)
+/* With so little resident, what leaves next to make room is what was just let in. */
+#define USW_LITTLE_PAGES ((int64_t)(USW_FLOOR_PAGES + USW_OVERDRAFT_BYTES / USW_PAGE_BYTES))
+/* With less in RAM than this, packing would take more than it gives. */
+#define USW_PACK_BYTES (16u << 20)
 
 void usw_reclaim_kick(struct usw_session *session)
 {
@@ -437,9 +441,10 @@ static void compact(struct usw_session *session, bool tight)
 /** What is parked goes down as it is. */
 static void pack(struct usw_session *session, bool tight)
 {
-	enum usw_pack_need need = session->reclaim.is_holding            ? USW_PACK_ALL
-				  : tight && !session->parking.target_id ? USW_PACK_COLD
-									 : USW_PACK_NOT;
+	bool is_worth = tight && session->segments.used_bytes >= USW_PACK_BYTES;
+	enum usw_pack_need need = session->reclaim.packs_all                ? USW_PACK_ALL
+				  : is_worth && !session->parking.target_id ? USW_PACK_COLD
+									    : USW_PACK_NOT;
 
 	session->reclaim.packing = usw_pack_step(&session->packer, need);
 }
@@ -604,7 +609,9 @@ static bool is_over_budget(struct usw_session *session, bool gave)
 /** All that is left in order to get under the budget. True: a disk or packing makes room. */
 static bool squeeze(struct usw_session *session)
 {
-	if (!session->reclaim.is_holding) {
+	struct usw_reclaim *reclaim = &session->reclaim;
+
+	if (!reclaim->is_holding) {
 		drain_all(session, 0);
 		trim_all(session);
 		drop_copies(session);
@@ -615,9 +622,14 @@ static bool squeeze(struct usw_session *session)
 		usw_tiers_keep_leaving(&session->tiers);
 	if (usw_demote_step(session, true))
 		return true;
-	// Only for as long as there is something to pack, and meanwhile nothing is to come.
-	session->reclaim.is_holding |= usw_pack_is_hopeful(&session->packer);
-	return usw_pack_is_hopeful(&session->packer);
+	// What is resident leaves while it can; then nothing is to come before all is packed.
+	reclaim->packs_all = true;
+	reclaim->packing = usw_pack_step(&session->packer, USW_PACK_ALL);
+	bool hopeful = usw_pack_is_hopeful(&session->packer);
+	int64_t resident =
+		atomic_load(&session->resident_base) + atomic_load(&session->resident_delta);
+	reclaim->is_holding |= hopeful && resident <= USW_LITTLE_PAGES;
+	return hopeful;
 }
 
 /** The budget is not kept: make room, or wait for it, or give up. */
@@ -683,7 +695,7 @@ static void nothing_to_give(struct usw_session *session, bool gave)
 		return;
 	}
 	reclaim->stuck_since_ns = 0;
-	reclaim->is_holding = false;
+	reclaim->is_holding = reclaim->packs_all = false;
 	if (!shall)
 		end_wait(session);
 	if (stuck)

@@ -361,13 +361,8 @@ static int append_to(struct usw_segments *segments, uint32_t *open, uint32_t own
 int usw_segments_append(struct usw_segments *segments, uint32_t owner_id, const void *bytes,
 			uint32_t length_bytes, enum usw_codec codec, uint64_t *ret_place)
 {
-	int ret = append_to(segments, &segments->open, owner_id, bytes, length_bytes, codec,
-			    ret_place);
-
-	if (!ret) // what was moved there before may be colder
-		atomic_store_explicit(&header(segments, segments->open)->touched, segments->clock,
-				      memory_order_relaxed);
-	return ret;
+	return append_to(segments, &segments->open, owner_id, bytes, length_bytes, codec,
+			 ret_place);
 }
 
 int usw_segments_append_dense(struct usw_segments *segments, uint32_t owner_id, const void *bytes,
