@@ -62,13 +62,9 @@ static uint32_t compress_filtered(enum usw_filter filter, const void *page, void
 				  uint32_t limit_bytes)
 {
 	_Alignas(16) char filtered[USW_PAGE_BYTES];
-	const void *source = page;
 
-	if (filter != USW_FILTER_NONE) {
-		usw_filter_apply(filter, page, filtered);
-		source = filtered;
-	}
-	return (uint32_t)LZ4_compress_default(source, buffer, USW_PAGE_BYTES, (int)limit_bytes);
+	return (uint32_t)LZ4_compress_default(usw_filter_view(filter, page, filtered), buffer,
+					      USW_PAGE_BYTES, (int)limit_bytes);
 }
 
 /** True if the neighbours' filter is not to be trusted for this page. */

@@ -49,14 +49,13 @@ int usw_compact_one(struct usw_vswap *vswap)
 
 	if (!segment)
 		return 0;
-	bool is_dense = usw_segments_header(vswap->segments, segment)->is_dense;
-	for (uint32_t index = 0; index < USW_SEGMENT_OBJECTS; index++) {
+	const struct usw_segment *h = usw_segments_header(vswap->segments, segment);
+	for (uint32_t index = 0; index < h->object_count; index++) {
 		struct usw_object object;
 
-		if (!usw_segments_owner(vswap->segments, segment, index) ||
-		    !usw_segments_find(vswap->segments, segment, index, &object))
+		if (!usw_segments_find(vswap->segments, segment, index, &object))
 			continue;
-		int ret = usw_compact_move(vswap, segment, index, &object, is_dense);
+		int ret = usw_compact_move(vswap, segment, index, &object, h->is_dense);
 		if (ret)
 			return ret;
 	}

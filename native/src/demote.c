@@ -22,8 +22,7 @@ static uint64_t ram_bytes_now(const struct usw_session *session)
 
 static bool is_tight(const struct usw_session *session, uint64_t ram_bytes)
 {
-	int64_t pages =
-		atomic_load(&session->resident_base) + atomic_load(&session->resident_delta);
+	int64_t pages = usw_session_resident(session);
 	uint64_t resident = pages > 0 ? (uint64_t)pages * USW_PAGE_BYTES : 0;
 
 	return ram_bytes + resident > atomic_load(&session->memory_limit_bytes);

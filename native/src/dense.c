@@ -98,17 +98,12 @@ uint32_t usw_dense_compress(struct usw_dense_encoder *encoder, enum usw_filter f
 			    const void *page, void *buffer, uint32_t limit_bytes)
 {
 	_Alignas(16) char filtered[USW_PAGE_BYTES];
-	const void *source = page;
 
 	if (limit_bytes < 2)
 		return 0;
-	if (filter != USW_FILTER_NONE) {
-		usw_filter_apply(filter, page, filtered);
-		source = filtered;
-	}
 	*(uint8_t *)buffer = (uint8_t)filter;
 	size_t length = ZSTD_compress2(encoder->context, (char *)buffer + 1, limit_bytes - 1,
-				       source, USW_PAGE_BYTES);
+				       usw_filter_view(filter, page, filtered), USW_PAGE_BYTES);
 	return ZSTD_isError(length) ? 0 : (uint32_t)length + 1;
 }
 

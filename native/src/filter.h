@@ -30,6 +30,15 @@ enum usw_filter {
 /** Filter a page. `out` and `page` are whole pages and do not overlap. */
 void usw_filter_apply(enum usw_filter filter, const void *page, void *out);
 
+/** The page as a compressor is to see it: itself, or filtered into `space`, a whole page. */
+static inline const void *usw_filter_view(enum usw_filter filter, const void *page, void *space)
+{
+	if (filter == USW_FILTER_NONE)
+		return page;
+	usw_filter_apply(filter, page, space);
+	return space;
+}
+
 /** The inverse; `filtered` may hold anything. */
 void usw_filter_undo(enum usw_filter filter, const void *filtered, void *page);
 

@@ -35,13 +35,6 @@ static uint64_t processor_ns(void)
 	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
-/** The filter that served an object best with LZ4. */
-static enum usw_filter filter_of(enum usw_codec codec)
-{
-	return codec == USW_CODEC_STORED ? USW_FILTER_NONE
-					 : (enum usw_filter)(codec - USW_CODEC_LZ4);
-}
-
 /**
  * Compress one object again, into the buffer from `at` on. Returns its length, 0 if it is to stay
  * as it is: also if it is not what its owner's hash says, for a reader has to find that out.
@@ -57,8 +50,9 @@ static uint32_t pack_object(struct usw_packer *packer, const struct usw_object *
 	    usw_codec_hash(page, packer->hash_seed) !=
 		    usw_vswap_hash(packer->vswap, object->owner_id))
 		return 0;
-	return usw_dense_compress(packer->encoder, filter_of(object->codec), page,
-				  packer->bytes + at, worth);
+	// The filter that served it best with LZ4.
+	return usw_dense_compress(packer->encoder, (enum usw_filter)(object->codec - USW_CODEC_LZ4),
+				  page, packer->bytes + at, worth);
 }
 
 void usw_pack_segment(struct usw_packer *packer)
@@ -161,8 +155,8 @@ int usw_pack_prepare(struct usw_packer *packer)
 
 static bool start(struct usw_packer *packer)
 {
-	if (packer->is_started || packer->is_impossible)
-		return packer->is_started;
+	if (packer->is_started)
+		return true;
 	packer->is_started = usw_pack_prepare(packer) == 0 &&
 			     pthread_create(&packer->thread, NULL, packer_main, packer) == 0;
 	packer->is_impossible = !packer->is_started;
@@ -193,12 +187,13 @@ bool usw_pack_move_some(struct usw_packer *packer)
 	struct usw_segments *segments = packer->vswap->segments;
 	uint32_t end = (uint32_t)usw_min(packer->count, packer->moved + USW_PACK_STEP_OBJECTS);
 
-	while (packer->moved < end)
-		if (move_packed(packer, &packer->objects[packer->moved++])) {
-			// No segment is left: the rest stays, and it would be the same again.
-			packer->moved = packer->count;
-			packer->is_impossible = true;
-		}
+	while (packer->moved < end) {
+		if (!move_packed(packer, &packer->objects[packer->moved++]))
+			continue;
+		// No segment is left: the rest stays, and it would be the same again.
+		packer->moved = packer->count;
+		packer->is_impossible = true;
+	}
 	if (packer->moved < packer->count)
 		return true;
 	usw_segments_header(segments, packer->segment)->is_moving = false;

@@ -624,11 +624,9 @@ static bool squeeze(struct usw_session *session)
 		return true;
 	// What is resident leaves while it can; then nothing is to come before all is packed.
 	reclaim->packs_all = true;
-	reclaim->packing = usw_pack_step(&session->packer, USW_PACK_ALL);
+	usw_pack_step(&session->packer, USW_PACK_ALL);
 	bool hopeful = usw_pack_is_hopeful(&session->packer);
-	int64_t resident =
-		atomic_load(&session->resident_base) + atomic_load(&session->resident_delta);
-	reclaim->is_holding |= hopeful && resident <= USW_LITTLE_PAGES;
+	reclaim->is_holding |= hopeful && usw_session_resident(session) <= USW_LITTLE_PAGES;
 	return hopeful;
 }
 

@@ -524,6 +524,12 @@ uint32_t usw_segments_emptiest(const struct usw_segments *segments)
 	return best;
 }
 
+/** For how long nobody has read of it, in faults. Signed: a reader's clock may be ahead of ours. */
+static int32_t age_of(const struct usw_segments *segments, const struct usw_segment *h)
+{
+	return (int32_t)(segments->clock - atomic_load_explicit(&h->touched, memory_order_relaxed));
+}
+
 uint32_t usw_segments_coldest(const struct usw_segments *segments, uint32_t tier)
 {
 	uint32_t best = 0;
@@ -531,10 +537,7 @@ uint32_t usw_segments_coldest(const struct usw_segments *segments, uint32_t tier
 
 	for (uint32_t segment = 1; segment < segments->high_water; segment++) {
 		struct usw_segment *h = header(segments, segment);
-		// Signed: a reader's clock may be ahead of ours.
-		int32_t age = (int32_t)(segments->clock -
-					atomic_load_explicit(&h->touched, memory_order_relaxed));
-		int64_t rank = age;
+		int64_t rank = age_of(segments, h);
 
 		if (usw_segment_is_incompressible(h))
 			rank += (int64_t)1 << 32;
@@ -557,8 +560,7 @@ uint32_t usw_segments_coldest_loose(const struct usw_segments *segments, uint32_
 	*ret_loose = *ret_all = 0;
 	for (uint32_t segment = 1; segment < segments->high_water; segment++) {
 		const struct usw_segment *h = header(segments, segment);
-		int32_t age = (int32_t)(segments->clock -
-					atomic_load_explicit(&h->touched, memory_order_relaxed));
+		int32_t age = age_of(segments, h);
 
 		if (!is_settled(h, USW_TIER_RAM) ||
 		    atomic_load_explicit(&h->live_count, memory_order_relaxed) == 0)

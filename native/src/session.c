@@ -637,7 +637,7 @@ void usw_session_statistics(struct usw_session *session, struct usw_statistics *
 
 	memset(&latency, 0, sizeof(latency));
 	sum_counters(session, &sum, &latency);
-	int64_t resident_pages = session->resident_base + session->resident_delta;
+	int64_t resident_pages = usw_session_resident(session);
 	uint64_t live_objects = session->segments.live_count;
 	uint64_t disk_objects = 0, disk_bytes = 0, disk_segments = 0;
 

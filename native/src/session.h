@@ -185,12 +185,18 @@ struct usw_session {
 	_Atomic uint64_t compacted_segments;
 };
 
+/** Resident pages, as far as is known. */
+static inline int64_t usw_session_resident(const struct usw_session *session)
+{
+	return atomic_load_explicit(&session->resident_base, memory_order_relaxed) +
+	       atomic_load_explicit(&session->resident_delta, memory_order_relaxed);
+}
+
 /** Pages that may still become resident. Negative: over the limit. */
 static inline int64_t usw_session_room(const struct usw_session *session)
 {
 	return atomic_load_explicit(&session->limit_pages, memory_order_relaxed) -
-	       atomic_load_explicit(&session->resident_base, memory_order_relaxed) -
-	       atomic_load_explicit(&session->resident_delta, memory_order_relaxed);
+	       usw_session_resident(session);
 }
 
 static inline void usw_session_charge(struct usw_session *session, int64_t pages)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -327,16 +328,24 @@ def test_parked_again_and_again_nothing_is_lost(start: Any) -> None:
     one.finish()
 
 
+@contextlib.contextmanager
+def no_descriptors_left(pid: int) -> Iterator[None]:
+    """Keep a process from opening anything for as long as this lasts."""
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def test_fork_waits_for_a_descriptor_and_says_so(start: Any) -> None:
     one = start(options=("--no-disk",))
     one.command("park", one.pid)
-    agent = one.session.agent().pid
-    soft, hard = resource.prlimit(agent, resource.RLIMIT_NOFILE)
-    resource.prlimit(agent, resource.RLIMIT_NOFILE, (3, hard))
-    one.session.send_line("fork")
-    wait_until(lambda: "waits in fork" in one.session.errors(), "a line about the fork")
-    assert "child" not in one.session.output()
-    resource.prlimit(agent, resource.RLIMIT_NOFILE, (soft, hard))
+    with no_descriptors_left(one.session.agent().pid):
+        one.session.send_line("fork")
+        wait_until(lambda: "waits in fork" in one.session.errors(), "a line about the fork")
+        assert "child" not in one.session.output()
     wait_until(lambda: "child" in one.session.output(), "the child")
     child = int(re.findall(r"child (\d+)", one.session.output())[0])
     os.kill(child, signal.SIGUSR1)
@@ -351,12 +360,9 @@ def test_first_page_from_a_disk_waits_for_descriptors_and_says_so(
 ) -> None:
     one = start(options=("--disk", str(tmp_path)))
     one.command("park", one.pid)
-    agent = one.session.agent().pid
-    soft, hard = resource.prlimit(agent, resource.RLIMIT_NOFILE)
-    resource.prlimit(agent, resource.RLIMIT_NOFILE, (3, hard))
-    one.session.send_line("touch")
-    wait_until(lambda: "page on a disk" in one.session.errors(), "a line about the page")
-    resource.prlimit(agent, resource.RLIMIT_NOFILE, (soft, hard))
+    with no_descriptors_left(one.session.agent().pid):
+        one.session.send_line("touch")
+        wait_until(lambda: "page on a disk" in one.session.errors(), "a line about the page")
     wait_until(lambda: "touched" in one.session.output(), "the page")
     one.check()
     one.finish()
