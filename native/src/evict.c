@@ -739,7 +739,7 @@ void usw_evict_random(struct usw_target *target, uint64_t random, uint32_t wante
 static bool is_slot_of(const struct usw_session *session, uint32_t id, uint32_t number,
 		       uint32_t slot)
 {
-	uint64_t word = usw_vswap_word(&session->vswap, id);
+	uint64_t word = usw_vswap_peek(&session->vswap, id);
 
 	return usw_word_backend(word) == USW_BACKEND_MEMORY &&
 	       usw_word_place(word) == usw_place(number, slot);
