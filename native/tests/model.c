@@ -196,7 +196,7 @@ static void standby_close(struct target *target)
 static bool compress_slot(uint32_t number, uint32_t slot, uint32_t id)
 {
 	uint64_t place = usw_place(number, slot);
-	uint64_t word = usw_vswap_word(&vswap, id);
+	uint64_t word = usw_vswap_peek(&vswap, id);
 	char object[USW_PAGE_BYTES];
 	enum usw_codec codec;
 	uint64_t new_place;
@@ -764,7 +764,10 @@ static void do_trouble(void)
 	answer("ok");
 }
 
-/** Nothing lives: the slots of the dead are given back, and no disk holds anything. */
+/**
+ * Nothing lives: the slots of the dead are given back, and no disk holds anything. A tier that leaves
+ * keeps its slots until its end, which is the owner's to bring about.
+ */
 static void drop_tiers(void)
 {
 	CHECK_EQ(segments.disk_segments, 0);
@@ -776,7 +779,7 @@ static void drop_tiers(void)
 			pthread_mutex_lock(&disk->lock);
 			held = disk->held_bytes;
 			pthread_mutex_unlock(&disk->lock);
-			usleep(50);
+			move(0, 0);
 		}
 	}
 	if (sealer.context)
