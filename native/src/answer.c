@@ -48,8 +48,8 @@ enum usw_verdict usw_answer_poison(struct usw_fault_thread *thread, struct usw_t
 {
 	int ret = usw_uffd_poison(target->uffd, page, USW_PAGE_BYTES);
 
-	if (ret == -EAGAIN)
-		return USW_DEFER;
+	if (ret && ret != -EEXIST && ret != -EOPNOTSUPP)
+		return usw_answer_failed(thread, target, page, ret);
 	if (usw_page_state(now) == USW_PAGE_EVICTED) {
 		usw_page_transition(word, now, usw_page_make(USW_PAGE_POISONED, 0, 0, 0));
 		usw_vswap_note_damaged(&thread->session->vswap, usw_page_id(now));
@@ -60,8 +60,10 @@ enum usw_verdict usw_answer_poison(struct usw_fault_thread *thread, struct usw_t
 				   "the program gets SIGBUS when it touches the page",
 				   (unsigned long long)page, where, why);
 	}
-	if (ret == -EOPNOTSUPP || (ret && ret != -EEXIST))
+	if (ret == -EOPNOTSUPP)
 		usw_target_kill(target, "a damaged page cannot be poisoned on this kernel");
+	else if (ret) // something is there already: whoever waits only has to be told
+		usw_uffd_wake(target->uffd, page, USW_PAGE_BYTES);
 	return USW_ANSWERED;
 }
 
