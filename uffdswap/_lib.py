@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from typing import Any, Self
 
 __all__ = (
-    "NO_LIMIT",
     "Event",
     "EventKind",
     "NativeError",
@@ -37,8 +36,7 @@ __all__ = (
     "shim_path",
 )
 
-NO_LIMIT = 2**64 - 1
-"""A limit that is none, as the C interface spells it."""
+_NO_LIMIT = 2**64 - 1  # as the C interface spells what is None here
 
 _FDS_MAX = 64
 _TIERS_MAX = 16
@@ -148,7 +146,7 @@ class Statistics(Record):
 
 
 class Tier(Record):
-    """One tier, as it is now; sizes that have no limit are NO_LIMIT, `path` is empty for RAM.
+    """One tier, as it is now; sizes that have no limit are None, `path` is empty for RAM.
 
     The kind is `ram`, `folder`, `file` or `device`, the state `active`, `full`, `failing` (its last
     write failed) or `removing`.
@@ -161,8 +159,8 @@ class Tier(Record):
     priority: int
     state: str
     is_encrypted: bool
-    cap_bytes: int
-    free_bytes: int
+    cap_bytes: int | None
+    free_bytes: int | None
     segments: int
     pages: int
     original_bytes: int
@@ -250,6 +248,14 @@ def _path(raw: Any) -> str:
     return os.fsdecode(path)
 
 
+def _raw_limit(limit_bytes: int | None) -> int:
+    return _NO_LIMIT if limit_bytes is None else limit_bytes
+
+
+def _limit(raw: int) -> int | None:
+    return None if raw == _NO_LIMIT else raw
+
+
 def _check(result: int, error: Any) -> int:
     """Return a result that is not negative; raise the others with the text the C side filled in."""
     if result >= 0:
@@ -273,8 +279,8 @@ class NativeSession:
     def __init__(  # noqa: PLR0913 # one a field of struct usw_config
         self,
         *,
-        memory_limit_bytes: int = NO_LIMIT,
-        resident_limit_bytes: int = NO_LIMIT,
+        memory_limit_bytes: int | None = None,
+        resident_limit_bytes: int | None = None,
         stress_pages_per_second: int = 0,
         fault_threads: int = 0,
         disk_is_encrypted: bool = True,
@@ -282,8 +288,8 @@ class NativeSession:
     ) -> None:
         self._session: Any = None
         config: Any = ffi.new("struct usw_config *")
-        config.memory_limit_bytes = memory_limit_bytes
-        config.resident_limit_bytes = resident_limit_bytes
+        config.memory_limit_bytes = _raw_limit(memory_limit_bytes)
+        config.resident_limit_bytes = _raw_limit(resident_limit_bytes)
         config.stress_pages_per_second = stress_pages_per_second
         config.fault_threads = fault_threads
         config.disk_plain = not disk_is_encrypted
@@ -359,12 +365,21 @@ class NativeSession:
         count = lib.usw_target_fds(self._open(), target_id, descriptors, _FDS_MAX)
         return list(descriptors[0:count]) if count > 0 else []
 
-    def set_limits(self, *, memory_limit_bytes: int, resident_limit_bytes: int) -> None:
-        """Change the limits while the session runs; ``NO_LIMIT`` for none."""
-        lib.usw_session_set_limits(self._open(), memory_limit_bytes, resident_limit_bytes)
+    def set_limits(
+        self, *, memory_limit_bytes: int | None, resident_limit_bytes: int | None
+    ) -> None:
+        """Change the limits while the session runs; None for none."""
+        lib.usw_session_set_limits(
+            self._open(), _raw_limit(memory_limit_bytes), _raw_limit(resident_limit_bytes)
+        )
 
     def add_tier(
-        self, path: str, *, name: str | None = None, cap_bytes: int = NO_LIMIT, priority: int = 0
+        self,
+        path: str,
+        *,
+        name: str | None = None,
+        cap_bytes: int | None = None,
+        priority: int = 0,
     ) -> int:
         """Add a disk tier, a folder, a file or a block device, and return its ID.
 
@@ -374,7 +389,7 @@ class NativeSession:
         error: Any = ffi.new("struct usw_error *")
         raw_name: Any = ffi.NULL if name is None else os.fsencode(name)
         result = lib.usw_session_tier_add(
-            self._open(), os.fsencode(path), raw_name, cap_bytes, priority, error
+            self._open(), os.fsencode(path), raw_name, _raw_limit(cap_bytes), priority, error
         )
         return _check(result, error)
 
@@ -401,8 +416,8 @@ class NativeSession:
                 priority=raw[i].priority,
                 state=_TIER_STATES[raw[i].condition],
                 is_encrypted=bool(raw[i].is_encrypted),
-                cap_bytes=raw[i].cap_bytes,
-                free_bytes=raw[i].free_bytes,
+                cap_bytes=_limit(raw[i].cap_bytes),
+                free_bytes=_limit(raw[i].free_bytes),
                 segments=raw[i].segments,
                 pages=raw[i].pages,
                 original_bytes=raw[i].original_bytes,

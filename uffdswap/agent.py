@@ -16,16 +16,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import resource
 import select
 import selectors
 import signal
 import socket
-import struct
 import sys
 import time
 
-from . import protocol
+from . import limits, procfs, protocol
 from .errors import ProtocolError
 from .runtime import listen_for_control, remove_session
 from .wire import HELLO, HELLO_GIVE_UP, MAGIC, WIRE_VERSION
@@ -38,7 +36,7 @@ if TYPE_CHECKING:
     from ._lib import Event, NativeSession, Probe
     from .control_server import ControlServer
 
-__all__ = ("Agent", "main")
+__all__ = ("Agent", "main", "open_session")
 
 _HANDSHAKE_SECONDS = 5.0
 _PENDING_MAX = 128
@@ -49,7 +47,6 @@ _KILL_WAIT_SECONDS = 5.0
 # How long the last statistics wait for what is being given back; a target takes milliseconds.
 _SETTLE_SECONDS = 0.5
 _MOVES_SECONDS = 0.005
-_NO_LIMIT = 2**64 - 1
 _SO_PEERPIDFD = 77  # since Linux 6.5
 _IGNORED = ("HUP", "INT", "QUIT", "TERM", "USR1", "USR2", "PIPE", "TSTP", "TTIN", "TTOU")
 
@@ -87,7 +84,7 @@ class Agent:
         self._session: NativeSession | None = None
         self._listener: socket.socket | None = None
         self._desk: ControlServer | None = None
-        self._launcher_pid = max(_credentials(control)[0], 0)
+        self._launcher_pid = protocol.peer_of(control).pid
 
     def serve(self) -> None:
         """Run until the session is over."""
@@ -102,8 +99,8 @@ class Agent:
                     self._desk.tick()
                 self._flush()
         except Exception as error:
-            if isinstance(error, OSError) and _limits_behind(error.errno):
-                self._fail(_in_words(error))  # nothing that a stack would explain
+            if isinstance(error, OSError) and limits.behind(error.errno, here=True):
+                self._fail(limits.in_words(error))  # nothing that a stack would explain
                 return
             self._fail(f"{type(error).__name__}: {error}")
             raise
@@ -225,9 +222,9 @@ class Agent:
         self._listener.setblocking(False)
         self._folder = message.folder
         try:
-            session = self._open_session(**_limits(message))
+            session = self._open_session(**_settings(message))
         except OSError as error:
-            self._send(protocol.Refused(pid=0, text=_in_words(error)))
+            self._send(protocol.Refused(pid=0, text=limits.in_words(error)))
             return
         self._session = session
         if not self._add_disks(session, message):
@@ -242,7 +239,7 @@ class Agent:
         for disk in message.disks:
             path, cap_bytes = disk["path"], disk["cap_bytes"]
             assert isinstance(path, str)
-            cap_bytes = cap_bytes if isinstance(cap_bytes, int) else _NO_LIMIT
+            assert not isinstance(cap_bytes, str)
             try:
                 session.add_tier(path, cap_bytes=cap_bytes)
             except OSError as error:
@@ -270,8 +267,8 @@ class Agent:
             text = f"this session cannot be controlled while it runs: {error}"
             self._send(protocol.Warn(text=text, serious=False))
             return
-        limits = (message.memory_bytes, message.resident_bytes)
-        self._desk = ControlServer(listener, self._selector, session, roll, limits)
+        start = (message.memory_bytes, message.resident_bytes)
+        self._desk = ControlServer(listener, self._selector, session, roll, start)
 
     def _session_pid(self) -> int:
         """Return the process that means all of the session."""
@@ -434,7 +431,7 @@ class Agent:
         except OSError:  # no descriptor left: others may give some back
             self._pause_accepting()
             return
-        if _peer_uid(connection) != os.geteuid():
+        if not protocol.is_own(connection):
             self._refused += 1
             connection.close()
             return
@@ -445,7 +442,7 @@ class Agent:
 
     def _refuse(self, connection: socket.socket, why: str) -> None:
         """Let the user know of a process that will not be managed."""
-        self._send(protocol.Refused(pid=max(_credentials(connection)[0], 0), text=why))
+        self._send(protocol.Refused(pid=protocol.peer_of(connection).pid, text=why))
 
     def _drop(self, fd: int) -> None:
         """Close a connection that did not become a target."""
@@ -487,7 +484,7 @@ class Agent:
         without a limit. Others go on at once.
         """
         self._refused += 1
-        pid = max(_credentials(connection)[0], 0)
+        pid = protocol.peer_of(connection).pid
         text = _why_given_up(error)
         self._send(protocol.Refused(pid=pid, text=text, has_given_up=True))
         if self._is_program(pid):
@@ -498,7 +495,10 @@ class Agent:
     def _is_program(self, pid: int) -> bool:
         if self._program_pid:
             return pid == self._program_pid
-        return _parent_of(pid) == self._launcher_pid  # it came before the launcher's word of it
+        stat = procfs.stat_of(pid)
+        return (
+            stat is not None and stat.parent == self._launcher_pid
+        )  # it came before the launcher's word of it
 
     def _add_target(self, fd: int, hello: bytes, fds: list[int]) -> None:
         """Hand a hello to the data plane, which owns all descriptors from then on."""
@@ -533,31 +533,20 @@ def _way_out(pid: int) -> str:
     return f"give it some: uffdswap tier add --pid {pid} PATH, or uffdswap set {pid} --memory SIZE"
 
 
-def _limits(message: protocol.Configure) -> dict[str, Any]:
-    """Return the keyword arguments of a native session; no limit is not given at all."""
-    limits = {
+def _settings(message: protocol.Configure) -> dict[str, Any]:
+    """Return the keyword arguments of a native session."""
+    return {
         "memory_limit_bytes": message.memory_bytes,
         "resident_limit_bytes": message.resident_bytes,
         "stress_pages_per_second": message.stress_pages_per_second,
         "disk_is_encrypted": message.disk_is_encrypted,
         "on_full": message.on_full,
     }
-    return {name: value for name, value in limits.items() if value is not None}
-
-
-def _credentials(connection: socket.socket) -> tuple[int, int]:
-    data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII"))
-    pid, uid, _gid = struct.unpack("iII", data)
-    return pid, uid
-
-
-def _peer_uid(connection: socket.socket) -> int:
-    return _credentials(connection)[1]
 
 
 def _peer(connection: socket.socket) -> tuple[int, int]:
     """Return pid and pidfd of the process at the other end."""
-    pid = _credentials(connection)[0]
+    pid = protocol.peer_of(connection).pid
     if pid <= 0:
         raise ProcessLookupError("the peer is not visible from here")
     try:
@@ -582,15 +571,8 @@ def _given_up(hello: bytes) -> int:
 def _why_given_up(error: int) -> str:
     """Say why a shim could not prepare its process, and what would help."""
     text = f"its shim could not set up what it needs: {os.strerror(error)}"
-    limit = {errno.EMFILE: "ulimit -n", errno.ENOMEM: "ulimit -v, -d", errno.EFBIG: "ulimit -f"}
-    return f"{text}; raise the limit ({limit[error]})" if error in limit else text
-
-
-def _parent_of(pid: int) -> int:
-    """Return a process's parent, 0 if it is gone."""
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
-        return int(file.read().rpartition(b") ")[2].split()[1])
-    return 0
+    options = ", ".join(limits.behind(error))
+    return f"{text}; raise the limit (ulimit {options})" if options else text
 
 
 def _is_alive(pid: int) -> bool:
@@ -616,51 +598,18 @@ def _leave_terminal() -> None:
     os.close(null)
 
 
-def _lift_limits() -> None:
-    """Lift what a user has limited for the program, as far as that goes without rights."""
-    for name in ("NOFILE", "AS", "DATA", "FSIZE", "CPU"):
-        kind = getattr(resource, f"RLIMIT_{name}")
-        _soft, hard = resource.getrlimit(kind)
-        resource.setrlimit(kind, (hard, hard))
-
-
-def _limits_behind(error: int | None) -> list[str]:
-    """Return the options of ulimit whose limits may be the cause of an error."""
-    known = {
-        errno.EMFILE: {"NOFILE": "-n"},
-        errno.ENOMEM: {"AS": "-v", "DATA": "-d"},
-        errno.EFBIG: {"FSIZE": "-f"},
-        errno.EAGAIN: {"NPROC": "-u"},
-    }
-    return [
-        option
-        for name, option in known.get(error or 0, {}).items()
-        if resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[1] != resource.RLIM_INFINITY
-    ]
-
-
-def _in_words(error: OSError) -> str:
-    """Say what went wrong, and which limit to raise if one is behind it."""
-    text = error.strerror or str(error)
-    limits = _limits_behind(error.errno)
-    if not limits:
-        return text
-    options = " or ".join(f"ulimit -H{option[1:]}" for option in limits)
-    return f"{text}; raise the hard limit ({options})"
-
-
 def _prepare() -> socket.socket:
     """Shake off what was inherited, and return the control channel."""
     for name in _IGNORED:
         signal.signal(getattr(signal, f"SIG{name}"), signal.SIG_IGN)
     os.closerange(protocol.CONTROL_FD + 1, 2**31 - 1)
-    _lift_limits()
+    limits.lift()
     os.set_inheritable(protocol.CONTROL_FD, False)
     os.chdir("/")
     return socket.socket(fileno=protocol.CONTROL_FD)
 
 
-def _open_session(**limits: Any) -> NativeSession:
+def open_session(**settings: Any) -> NativeSession:
     """Create the data plane's session. Raises `OSError` with a sentence for the user."""
     from . import _lib  # noqa: PLC0415 # after the channel is there, over which a failure is told
 
@@ -670,7 +619,7 @@ def _open_session(**limits: Any) -> NativeSession:
 
         for finding in required_failures(probe):
             raise OSError(errno.EPERM, str(finding))
-    return _lib.NativeSession(**limits)
+    return _lib.NativeSession(**settings)
 
 
 def _is_surely_fine(probe: Probe) -> bool:
@@ -686,7 +635,7 @@ def main() -> int:
     except OSError:
         _complain("the agent is started by `uffdswap run`, not by hand")
         return 2
-    Agent(control, _open_session).serve()
+    Agent(control, open_session).serve()
     return 0
 
 

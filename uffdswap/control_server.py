@@ -14,7 +14,6 @@ import errno
 import os
 import selectors
 import socket
-import struct
 import time
 
 from . import protocol
@@ -54,7 +53,6 @@ _IDLE_SECONDS = 10.0
 _FOLLOW_SECONDS = 0.5
 _TARGETS_PER_MESSAGE = 100  # of less than 600 bytes each
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-_NO_LIMIT = 2**64 - 1
 # A program needs some pages at once to make progress: what the data plane's floor is.
 _FLOOR_BYTES = 256 * _PAGE_BYTES
 
@@ -162,7 +160,7 @@ class ControlServer:
         except OSError:  # no descriptor left: others may give some back
             self._pause()
             return
-        if _peer_uid(connection) != os.geteuid():
+        if not protocol.is_own(connection):
             connection.close()
             return
         connection.setblocking(False)
@@ -277,10 +275,7 @@ class ControlServer:
             )
             return Failed(kind="usage", text=text)
         self._memory_bytes, self._resident_bytes = memory, resident
-        self._session.set_limits(
-            memory_limit_bytes=_NO_LIMIT if memory is None else memory,
-            resident_limit_bytes=_NO_LIMIT if resident is None else resident,
-        )
+        self._session.set_limits(memory_limit_bytes=memory, resident_limit_bytes=resident)
         return Changed(memory_bytes=memory, resident_bytes=resident)
 
     # --- Reclaim, park, restore ------------------------------------------------------------------
@@ -334,9 +329,3 @@ class ControlServer:
         if client is not None:
             client.moved_pages += pages
         return False
-
-
-def _peer_uid(connection: socket.socket) -> int:
-    data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII"))
-    _pid, uid, _gid = struct.unpack("iII", data)
-    return int(uid)

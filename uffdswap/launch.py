@@ -22,6 +22,7 @@ import time
 
 from . import _libc, elf, protocol
 from .errors import ProtocolError, SessionFailed, SetupFailed, UsageError
+from .procfs import children_of, stat_of
 from .record import Record
 from .runtime import SessionFolder, shim_path
 from .statistics import Ending, StatsFile, document
@@ -43,7 +44,6 @@ __all__ = (
     "Launcher",
     "Outcome",
     "Patience",
-    "children_of",
 )
 
 ERROR, WARNING, INFO = -1, 0, 1
@@ -243,7 +243,7 @@ class Launcher:
             raise elf.refusal(program.path, error) from error
         self._tell(INFO, f"agent {self._agent.pid}, program {self._pid}")
         self._send(protocol.Started(pid=self._pid))
-        _raise_fd_limit()
+        _allow_descriptors()
 
     # --- The loop --------------------------------------------------------------------------------
 
@@ -547,12 +547,11 @@ def _stop_by(number: int) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, [number])
 
 
-def _raise_fd_limit() -> None:
+def _allow_descriptors() -> None:
     """Allow as many descriptors as there may be: several for every target."""
-    import resource  # noqa: PLC0415 # after the program has started
+    from . import limits  # noqa: PLC0415 # after the program has started
 
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    limits.lift("NOFILE")
 
 
 def _has_mapped(pid: int, path: str) -> bool:
@@ -566,24 +565,10 @@ def _orphans(known: set[int]) -> list[int]:
     """Return the living children that are the program's doing, as many as one message holds."""
     orphans = []
     for pid in children_of(os.getpid()) - known:
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
-            name, _end, rest = file.read().partition(b"(")[2].rpartition(b") ")
-            if name != _HANDS_NAME and not rest.startswith(b"Z"):
-                orphans.append(pid)
+        stat = stat_of(pid)
+        if stat is not None and stat.name != _HANDS_NAME and stat.state != "Z":
+            orphans.append(pid)
     return sorted(orphans)[:_ORPHANS_MAX]
-
-
-def children_of(parent: int) -> set[int]:
-    """Return the children of a process, those that have ended included."""
-    with contextlib.suppress(OSError), open(f"/proc/{parent}/task/{parent}/children") as file:
-        return set(map(int, file.read().split()))
-    children = set()  # a kernel without CONFIG_PROC_CHILDREN
-    for name in os.listdir("/proc"):
-        if name.isdecimal():
-            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
-                if int(file.read().rpartition(b") ")[2].split()[1]) == parent:
-                    children.add(int(name))
-    return children
 
 
 def _describe(ended: os.waitid_result) -> str:

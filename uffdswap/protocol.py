@@ -13,6 +13,7 @@ import array
 import json
 import os
 import socket
+import struct
 from collections.abc import Mapping, Sequence
 
 from .errors import ProtocolError
@@ -34,15 +35,20 @@ __all__ = (
     "Gone",
     "Killed",
     "Message",
+    "Peer",
     "Ready",
     "Refused",
     "Started",
     "Statistics",
     "Target",
     "Warn",
+    "close_all",
     "decode",
     "encode",
+    "is_own",
+    "peer_of",
     "receive",
+    "receive_packet",
     "send",
 )
 
@@ -302,6 +308,26 @@ def receive_packet(
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             fds.frombytes(value[: len(value) - len(value) % fds.itemsize])
     return data, fds.tolist(), flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC)
+
+
+class Peer(Record):
+    """Who is at the other end of a socket, by the kernel's word. A pid of 0 is not visible here."""
+
+    pid: int
+    uid: int
+
+
+def peer_of(connection: socket.socket) -> Peer:
+    """Ask the kernel who is at the other end."""
+    size = struct.calcsize("iII")
+    data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    pid, uid, _gid = struct.unpack("iII", data)
+    return Peer(pid=max(pid, 0), uid=uid)
+
+
+def is_own(connection: socket.socket) -> bool:
+    """Tell whether a process of this user is at the other end: nobody else is listened to."""
+    return peer_of(connection).uid == os.geteuid()
 
 
 def close_all(fds: Sequence[int]) -> None:

@@ -16,6 +16,7 @@ import stat
 import time
 
 from .errors import SetupFailed
+from .procfs import stat_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ _SHIM_LINK = "shim.so"
 _BACKLOG = 128
 _TMP = "/tmp"
 _SETTLED_SECONDS = 60.0
-_START_TIME_FIELD = 19  # of /proc/PID/stat, counted from the one after the command's name
 
 
 class SessionFolder:
@@ -252,11 +252,8 @@ def _listen(path: str) -> socket.socket:
 
 def _start_time(pid: int) -> int:
     """Return a process's start time in clock ticks, or 0 if there is no such process."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b") ")[2].split()[_START_TIME_FIELD])
-    except (OSError, IndexError):
-        return 0
+    stat = stat_of(pid)
+    return stat.start_time if stat is not None else 0
 
 
 def _remove_stale(base: str) -> None:

@@ -18,13 +18,12 @@ import os
 import selectors
 import signal
 import socket
-import struct
 import time
 
 from . import _libc, protocol
 from .config import resolve
 from .errors import ProtocolError, SetupFailed, UffdswapError
-from .launch import children_of
+from .procfs import children_of
 from .runtime import SessionFolder, standing_socket
 from .spawn import start_agent
 from .wire import (
@@ -141,7 +140,7 @@ class StandingAgent:
             connection, _address = self._listener.accept()
         except OSError:
             return
-        if _peer(connection)[1] != os.geteuid() or len(self._pending) >= _PENDING_MAX:
+        if not protocol.is_own(connection) or len(self._pending) >= _PENDING_MAX:
             connection.close()
             return
         connection.setblocking(False)
@@ -162,7 +161,7 @@ class StandingAgent:
             connection.close()
             return
         protocol.close_all(fds)
-        pid = _peer(connection)[0]
+        pid = protocol.peer_of(connection).pid
         try:
             if truncated or len(hello) != HELLO.size:
                 raise ProtocolError("it sent something that is no hello")
@@ -322,13 +321,12 @@ def _require_places(config: RunConfig) -> None:
     """Demand that the disk tiers that every session would get can be used, by using them once."""
     if "disk" not in config.sources:
         return
-    from ._lib import NO_LIMIT, NativeSession  # noqa: PLC0415 # what every agent has anyway
+    from ._lib import NativeSession  # noqa: PLC0415 # what every agent has anyway
 
     try:
         with NativeSession(disk_is_encrypted=config.disk_is_encrypted) as session:
             for disk in config.disks:
-                cap_bytes = NO_LIMIT if disk.cap_bytes is None else disk.cap_bytes
-                session.add_tier(disk.path, cap_bytes=cap_bytes)
+                session.add_tier(disk.path, cap_bytes=disk.cap_bytes)
     except OSError as error:
         raise SetupFailed(error.strerror or str(error)) from error
 
@@ -337,12 +335,6 @@ def _answer(connection: socket.socket, status: int, path: str = "") -> None:
     welcome = WELCOME.pack(MAGIC, WIRE_VERSION, status, 0, os.fsencode(path))
     with contextlib.suppress(OSError):  # it is gone
         connection.send(welcome, socket.MSG_NOSIGNAL)
-
-
-def _peer(connection: socket.socket) -> tuple[int, int]:
-    data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII"))
-    pid, uid, _gid = struct.unpack("iII", data)
-    return pid, uid
 
 
 def _settings_of(pid: int) -> dict[str, str]:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ("SLOT_BYTES", "TierDesk")
 
-_NO_LIMIT = 2**64 - 1
 SLOT_BYTES = (1 << 20) + 2048 * 16
 """From one slot of a tier to the next: a segment, and the tags of the most objects it has."""
 _REMOVALS_MAX = 32  # tiers have eight places, so that no removal under way is ever forgotten
@@ -57,17 +56,21 @@ class TierDesk:
         comes from tiers that leave has to find a place, too.
         """
         ram, *disks = self._session.tiers()
-        slots = sum(tier.free_bytes // SLOT_BYTES for tier in disks if tier.state == "active")
+        slots = sum(
+            (tier.free_bytes or 0) // SLOT_BYTES for tier in disks if tier.state == "active"
+        )
         slots -= sum(tier.segments for tier in disks if tier.state == "removing")
         movable = max(min(slots, ram.segments - 1), 0)
         return ram.stored_bytes * movable // max(ram.segments, 1)
 
     def add(self, request: TierAdd) -> protocol.Message:
         """Add a tier; the reply has it alone."""
-        cap_bytes = _NO_LIMIT if request.cap_bytes is None else request.cap_bytes
         try:
             number = self._session.add_tier(
-                request.path, name=request.name, cap_bytes=cap_bytes, priority=request.priority
+                request.path,
+                name=request.name,
+                cap_bytes=request.cap_bytes,
+                priority=request.priority,
             )
         except OSError as error:
             return Failed(kind="tier", text=error.strerror or str(error))
@@ -124,8 +127,8 @@ def _row(tier: Tier) -> dict[str, str | int | None]:
         "segments": tier.segments,
         "original_bytes": tier.original_bytes,
         "stored_bytes": tier.stored_bytes,
-        "cap_bytes": None if tier.cap_bytes == _NO_LIMIT else tier.cap_bytes,
-        "free_bytes": None if tier.free_bytes == _NO_LIMIT else tier.free_bytes,
+        "cap_bytes": tier.cap_bytes,
+        "free_bytes": tier.free_bytes,
     }
 
 

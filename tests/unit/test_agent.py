@@ -40,7 +40,7 @@ class FakeSession:
         self.targets = 0
         self.alive: set[int] = set()
         self.unnamed = 0
-        self.tiers: list[tuple[str, int]] = []
+        self.tiers: list[tuple[str, int | None]] = []
         self._readable, self._writable = os.pipe()
 
     def tell(self, kind: EventKind, target_id: int = 0, pid: int = 0, text: str = "") -> None:
@@ -51,7 +51,7 @@ class FakeSession:
         self.events.append(Event(kind=kind, target_id=target_id, pid=pid, text=text))
         os.write(self._writable, b"!")
 
-    def add_tier(self, path: str, cap_bytes: int) -> None:
+    def add_tier(self, path: str, cap_bytes: int | None) -> None:
         if path.startswith("/nonexistent"):
             raise OSError(2, f"cannot use {path}")
         self.tiers.append((path, cap_bytes))
@@ -199,12 +199,14 @@ def sleeper() -> Iterator[int]:
 # --- Starting ------------------------------------------------------------------------------------
 
 
-def test_limits_reach_the_data_plane_and_no_limit_is_left_out(harness: Harness) -> None:
+def test_limits_reach_the_data_plane(harness: Harness) -> None:
     session = harness.start()
     assert session.limits == {
         "memory_limit_bytes": 1 << 30,
+        "resident_limit_bytes": None,
         "stress_pages_per_second": 0,
         "disk_is_encrypted": True,
+        "on_full": None,
     }
     assert session.tiers == []
 
@@ -214,7 +216,7 @@ def test_disk_tiers_are_there_from_the_start(harness: Harness) -> None:
     harness.configure(disks=disks, disk_is_encrypted=False, on_full="kill")
     assert harness.receive() == protocol.Ready()
     assert harness.session is not None
-    assert harness.session.tiers == [("/var/tmp", 1 << 30), ("/srv", 2**64 - 1)]
+    assert harness.session.tiers == [("/var/tmp", 1 << 30), ("/srv", None)]
     assert harness.session.limits["disk_is_encrypted"] is False
     assert harness.session.limits["on_full"] == "kill"
 

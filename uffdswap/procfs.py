@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: MIT
+"""What /proc says of processes, for those who have to know who belongs to whom.
+
+Small, because launcher and agent import it before the program starts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from .record import Record
+
+__all__ = ("Stat", "children_of", "stat_of")
+
+
+class Stat(Record):
+    """What matters of /proc/PID/stat. The start time is in clock ticks."""
+
+    name: bytes
+    state: str
+    parent: int
+    start_time: int
+
+
+def stat_of(pid: int) -> Stat | None:
+    """Return what a process is, one that has ended but not been reaped included; else None."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            name, _end, rest = file.read().partition(b"(")[2].rpartition(b") ")
+    except OSError:
+        return None
+    fields = rest.split()
+    if len(fields) < 20:
+        return None  # it ended while it was read
+    return Stat(
+        name=name, state=fields[0].decode(), parent=int(fields[1]), start_time=int(fields[19])
+    )
+
+
+def children_of(parent: int) -> set[int]:
+    """Return the children of a process, those that have ended included."""
+    with contextlib.suppress(OSError), open(f"/proc/{parent}/task/{parent}/children") as file:
+        return set(map(int, file.read().split()))
+    children = set()  # a kernel without CONFIG_PROC_CHILDREN
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            stat = stat_of(int(name))
+            if stat is not None and stat.parent == parent:
+                children.add(int(name))
+    return children
