@@ -69,7 +69,9 @@ def start_agent() -> AgentProcess:
             sys.executable, arguments, _environment(), file_actions=actions, setsid=True
         )
     except OSError as error:
-        raise SetupFailed("cannot start the agent", cause=f"{sys.executable}: {error}") from error
+        raise SetupFailed(
+            "cannot start the agent", cause=f"{sys.executable}: {error.strerror}"
+        ) from error
     finally:
         theirs.close()
     return AgentProcess(pid, ours.detach())

@@ -20,7 +20,7 @@ import signal
 import socket
 import time
 
-from . import _libc, protocol
+from . import _libc, limits, protocol
 from .config import resolve
 from .errors import ProtocolError, SetupFailed, UffdswapError
 from .procfs import children_of
@@ -93,7 +93,10 @@ class StandingAgent:
         self._ended = False
         self._signals = -1
         self._path = path
-        _require_places(resolve({}, self._defaults))
+        limits.lift()  # several descriptors for every target; the agents do the same
+        _require_session(resolve({}, self._defaults))
+        self._accept_again: float | None = None
+        self._has_told_of_wait = False
         self._listener = standing_socket(path)
         self._listener.setblocking(False)
 
@@ -102,7 +105,7 @@ class StandingAgent:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
         self._signals = _libc.signalfd(_ENDING)
         self._selector.register(self._signals, selectors.EVENT_READ, self._on_signal)
-        self._selector.register(self._listener, selectors.EVENT_READ, self._on_listener)
+        self._accept()
         self._tell(f"programs may join at {self._path}")
         try:
             while not self._ended:
@@ -114,7 +117,11 @@ class StandingAgent:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _turn(self) -> None:
-        waits = self._pending or any(not one.has_had_targets for one in self._sessions.values())
+        waits = (
+            self._pending
+            or self._accept_again is not None
+            or any(not one.has_had_targets for one in self._sessions.values())
+        )
         for key, _events in self._selector.select(_PAUSE_SECONDS if waits else None):
             key.data()
         self._expire()
@@ -132,14 +139,28 @@ class StandingAgent:
             if not session.has_had_targets and not session.finishing and session.deadline <= now:
                 self._tell(f"process {session.pid} asked for a session and did not hand itself in")
                 self._finish(session)
+        if self._accept_again is not None and self._accept_again <= now:
+            self._accept()
 
     # --- Joining ---------------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        self._selector.register(self._listener, selectors.EVENT_READ, self._on_listener)
+        self._accept_again = None
 
     def _on_listener(self) -> None:
         try:
             connection, _address = self._listener.accept()
-        except OSError:
+        except (BlockingIOError, ConnectionError):
             return
+        except OSError as error:  # no descriptor left: others may give some back
+            if not self._has_told_of_wait:
+                self._tell(f"a program has to wait to join: {limits.in_words(error)}")
+            self._has_told_of_wait = True
+            self._selector.unregister(self._listener)
+            self._accept_again = time.monotonic() + _PAUSE_SECONDS
+            return
+        self._has_told_of_wait = False
         if not protocol.is_own(connection) or len(self._pending) >= _PENDING_MAX:
             connection.close()
             return
@@ -172,7 +193,8 @@ class StandingAgent:
                 raise ProtocolError("its shim is of another version")
             self._open(connection, pid)
         except (UffdswapError, OSError) as error:
-            self._tell(f"process {pid} is not managed: {error}")
+            why = limits.in_words(error) if isinstance(error, OSError) else error
+            self._tell(f"process {pid} is not managed: {why}")
             _answer(connection, WELCOME_REFUSED)
             connection.close()
 
@@ -243,6 +265,8 @@ class StandingAgent:
         elif isinstance(message, protocol.Refused):
             who = message.pid or session.pid
             self._tell(f"process {who} is not managed: {message.text}")
+            if not message.pid:  # there is no session: the program must not wait for it
+                self._drop(session)
         elif isinstance(message, protocol.Warn | protocol.Fatal):
             self._tell(f"session {session.agent.pid}: {message.text}")
 
@@ -289,7 +313,8 @@ class StandingAgent:
 
     def _leave(self) -> None:
         """Let every agent go on alone, and wait until each has understood that."""
-        self._selector.unregister(self._listener)
+        if self._accept_again is None:
+            self._selector.unregister(self._listener)
         for session in self._sessions.values():
             self._finish(session)
         deadline = time.monotonic() + _STOP_SECONDS
@@ -317,18 +342,19 @@ class StandingAgent:
         self._selector.close()
 
 
-def _require_places(config: RunConfig) -> None:
-    """Demand that the disk tiers that every session would get can be used, by using them once."""
-    if "disk" not in config.sources:
-        return
-    from ._lib import NativeSession  # noqa: PLC0415 # what every agent has anyway
+def _require_session(config: RunConfig) -> None:
+    """Demand what every session needs, by opening one: else each program would be refused.
+
+    Of the disk tiers, those that somebody asked for.
+    """
+    from .agent import open_session  # noqa: PLC0415 # what every agent has anyway
 
     try:
-        with NativeSession(disk_is_encrypted=config.disk_is_encrypted) as session:
-            for disk in config.disks:
+        with open_session(disk_is_encrypted=config.disk_is_encrypted) as session:
+            for disk in config.disks if "disk" in config.sources else ():
                 session.add_tier(disk.path, cap_bytes=disk.cap_bytes)
     except OSError as error:
-        raise SetupFailed(error.strerror or str(error)) from error
+        raise SetupFailed(limits.in_words(error)) from error
 
 
 def _answer(connection: socket.socket, status: int, path: str = "") -> None:
@@ -338,14 +364,14 @@ def _answer(connection: socket.socket, status: int, path: str = "") -> None:
 
 
 def _settings_of(pid: int) -> dict[str, str]:
-    """Return what a program's environment says to uffdswap."""
+    """Return what a program's environment says to uffdswap; an empty variable says nothing."""
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             variables = file.read().split(b"\0")
     except OSError as error:
         raise SetupFailed("its environment cannot be read", cause=str(error.strerror)) from error
     pairs = (os.fsdecode(one).partition("=") for one in variables)
-    return {name: value for name, _equals, value in pairs if name.startswith("UFFDSWAP_")}
+    return {name: value for name, _equals, value in pairs if value and name.startswith("UFFDSWAP_")}
 
 
 def _kill_trees(session: _Session) -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -169,6 +171,59 @@ def test_default_budget_is_the_agents(start: Any) -> None:
     assert agent.session_of(other.pid)["limits"]["memory_bytes"] == 200 * MIB
     one.finish()
     other.finish()
+
+
+def test_empty_variable_of_a_program_counts_as_not_set(start: Any) -> None:
+    agent = start("--memory", "300M")
+    one = Joined(agent, 8, UFFDSWAP_MEMORY="", UFFDSWAP_DISK="")
+    assert agent.session_of(one.pid)["limits"]["memory_bytes"] == 300 * MIB
+    one.finish()
+
+
+@pytest.mark.parametrize("option", ["--memory", "--resident", "--disk", "--on-full"])
+def test_empty_option_is_no_silent_lack_of_a_limit(option: str) -> None:
+    done = subprocess.run(
+        [*UFFDSWAP, "agent", option, ""], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(f'uffdswap: {option}: "" is ')
+
+
+def test_machine_that_cannot_do_it_is_an_error_at_the_start(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["setpriv", "--bounding-set=-sys_ptrace", *UFFDSWAP, "agent"],
+        env=os.environ | {"XDG_RUNTIME_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert line.startswith("uffdswap: the agent may not follow forks (no CAP_SYS_PTRACE): ")
+
+
+def test_as_many_programs_may_join_as_the_hard_limit_on_descriptors_allows(start: Any) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+    try:
+        agent = start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert resource.prlimit(agent.process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+
+
+def test_program_does_not_wait_for_a_session_that_cannot_be_started(start: Any) -> None:
+    agent = start()
+    resource.prlimit(agent.process.pid, resource.RLIMIT_NOFILE, (13, 13))
+    began = time.monotonic()
+    one = Joined(agent, 8)
+    assert time.monotonic() - began < 5
+    (line,) = agent.errors().splitlines()[1:]
+    assert line.startswith(f"uffdswap: process {one.pid} is not managed: cannot create ")
+    assert line.endswith("; raise the hard limit (ulimit -Hn)")
+    one.finish()
+    agent.stop()
 
 
 def test_place_that_cannot_be_used_is_an_error_at_the_start(tmp_path: Path) -> None:

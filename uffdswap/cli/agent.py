@@ -55,10 +55,10 @@ def agent(
     options = {
         "memory": memory,
         "resident": resident,
-        "disk": "\n".join(disk or ()),
+        "disk": "\n".join(disk) if disk else None,
         "on_full": on_full,
     }
-    given = {name: text for name, text in options.items() if text}
+    given = {name: text for name, text in options.items() if text is not None}
     given.setdefault("memory", "max")
     resolve(given, {})  # to refuse at once what every program would be refused for
     defaults = {f"UFFDSWAP_{name.upper()}": text for name, text in given.items()}
