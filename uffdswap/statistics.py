@@ -121,7 +121,8 @@ class StatsFile:
     """A file that is known to be writable before the program starts, and written at the end.
 
     The document replaces the file as a whole where its folder allows that; a file in a closed
-    folder, a pipe or a device is written to directly. Raises `SetupFailed` if neither will do.
+    folder, a pipe or a device is written to directly. What is stdout or stderr already, as
+    /dev/stdout is, gets the document after what is there. Raises `SetupFailed` if nothing will do.
     """
 
     def __init__(self, path: str) -> None:
@@ -131,6 +132,7 @@ class StatsFile:
         self._path = os.path.realpath(path)
         self._name = path
         self._temporary: str | None = None
+        self._is_stream = False
         try:
             self._fd = self._open()
         except OSError as error:
@@ -141,9 +143,12 @@ class StatsFile:
         flags = os.O_WRONLY | os.O_CLOEXEC
         mode = 0o666
         with contextlib.suppress(FileNotFoundError):
-            status = os.stat(self._path)
+            status = os.stat(self._name)  # a pipe in /proc/self/fd has no path of its own
             mode = stat.S_IMODE(status.st_mode)
-            existing = os.open(self._path, flags | os.O_NONBLOCK)
+            if (stream := _stream_of(status)) is not None:
+                self._is_stream = True
+                return stream
+            existing = os.open(self._name, flags | os.O_NONBLOCK)
             if not stat.S_ISREG(status.st_mode):
                 os.set_blocking(existing, True)
                 return existing
@@ -163,7 +168,8 @@ class StatsFile:
         """Write the document, and close. Raises `OSError`."""
         data = (json.dumps(report, indent=2) + "\n").encode()
         try:
-            if self._temporary is None and stat.S_ISREG(os.fstat(self._fd).st_mode):
+            is_file = stat.S_ISREG(os.fstat(self._fd).st_mode)
+            if is_file and self._temporary is None and not self._is_stream:
                 os.ftruncate(self._fd, 0)
             while data:
                 data = data[os.write(self._fd, data) :]
@@ -182,6 +188,15 @@ class StatsFile:
             with contextlib.suppress(OSError):
                 os.unlink(self._temporary)
             self._temporary = None
+
+
+def _stream_of(status: os.stat_result) -> int | None:
+    """Return a duplicate of stdout or stderr if that is where a file leads to."""
+    for fd in (1, 2):
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(fd), status):
+                return os.dup(fd)
+    return None
 
 
 def summary(report: Mapping[str, Any]) -> str:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +205,27 @@ def test_pipe_is_written_to(tmp_path: Path) -> None:
     StatsFile(str(path)).write({"a": 1})
     assert json.loads(os.read(reader, 4096)) == {"a": 1}
     os.close(reader)
+
+
+def test_pipe_without_a_name_is_written_to() -> None:
+    reader, writer = os.pipe()
+    StatsFile(f"/dev/fd/{writer}").write({"a": 1})
+    assert json.loads(os.read(reader, 4096)) == {"a": 1}
+    os.close(reader)
+    os.close(writer)
+
+
+@pytest.mark.parametrize("name", ["stats.json", "/dev/stdout"])
+def test_what_the_program_wrote_to_the_same_file_stays(tmp_path: Path, name: str) -> None:
+    code = (
+        "import os, sys; from uffdswap.statistics import StatsFile; file = StatsFile(sys.argv[1]);"
+        "os.write(1, b'the program\\n'); file.write({})"
+    )
+    path = tmp_path / "stats.json"
+    with path.open("w") as output:
+        command = [sys.executable, "-c", code, name]
+        subprocess.run(command, stdout=output, cwd=tmp_path, check=True, timeout=60)
+    assert path.read_text() == "the program\n{}\n"
 
 
 @pytest.mark.parametrize("name", ["missing/stats.json", ".", "file/stats.json", "x" * 300])
