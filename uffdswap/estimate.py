@@ -22,7 +22,7 @@ import psutil
 
 from .errors import UffdswapError, UsageError
 from .smaps import managed_mappings
-from .units import format_size
+from .units import format_size, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def estimate(pid: int, sample_pages: int = SAMPLE_PAGES) -> Estimate:
         command = process.name()
         return _look(pid, command, sample_pages)
     except (psutil.NoSuchProcess, ProcessLookupError, FileNotFoundError) as error:
-        if psutil.pid_exists(pid):
+        if Path(f"/proc/{pid}").exists():
             raise _without_memory(pid) from error
         raise UffdswapError(f"there is no process {pid}", remedy="see: ps") from error
     except (psutil.AccessDenied, PermissionError) as error:
@@ -276,7 +276,7 @@ def text(found: Estimate, *, exact: bool = False) -> str:
         return f"{size_bytes} B" if exact else format_size(size_bytes)
 
     lines = [
-        f"process {found.pid} ({found.command})",
+        f"process {found.pid} ({printable(found.command)})",
         _row("anonymous memory resident", size(found.anonymous_bytes)),
         _row("of which could leave", size(found.managed_bytes)),
     ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .smaps import UNMANAGED_KINDS, unmanaged_bytes
-from .units import format_duration, format_size
+from .units import format_duration, format_size, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ def _target_row(target: dict[str, Any], exact: bool) -> tuple[str, ...]:
     stored_bytes = sum(stored.values())
     return (
         str(target["pid"] or "?"),
-        f"  {target['command'] or '?'}",
+        f"  {printable(target['command'] or '?')}",
         "",
         _size(target["resident_bytes"], exact),
         _size(target["evicted_bytes"], exact),
@@ -246,11 +246,10 @@ def _target_row(target: dict[str, Any], exact: bool) -> tuple[str, ...]:
 
 
 def _tier_row(tier: dict[str, Any], exact: bool) -> tuple[str, ...]:
-    place = str(tier["path"] or _NOTHING)
     return (
         tier["name"],
         tier["kind"],
-        place.encode(errors="surrogateescape").decode(errors="replace"),
+        printable(tier["path"] or _NOTHING),
         _NOTHING if tier["priority"] is None else str(tier["priority"]),
         tier["state"],
         _size(tier["original_bytes"], exact),

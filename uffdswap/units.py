@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sizes and durations, as people write and read them.
+"""Sizes and durations, as people write and read them, and text that is shown to them.
 
 Pure functions, apart from everything else so that they can be tested by their properties. `K`, `M`,
 `G`... and `KiB`... are powers of 1024, `KB`... powers of 1000, in any case. Numbers are read in
@@ -14,7 +14,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ("SIZE_MAX_BYTES", "format_duration", "format_size", "parse_size", "parse_size_of")
+__all__ = (
+    "SIZE_MAX_BYTES",
+    "format_duration",
+    "format_size",
+    "parse_size",
+    "parse_size_of",
+    "printable",
+)
 
 SIZE_MAX_BYTES = 2**63 - 1
 """The largest size there is: what fits a signed file offset."""
@@ -144,3 +151,20 @@ def _three_digits(value: float) -> str:
     if value < 9.995:
         return f"{value:.2f}"
     return f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
+
+
+def printable(text: str) -> str:
+    r"""Return a text of somebody else's as one line that any terminal takes.
+
+    >>> printable("a \x1b[31m name\n\udcff")
+    'a \\x1b[31m name\\n\\xff'
+    """
+    return text if text.isprintable() else "".join(map(_shown, text))
+
+
+def _shown(character: str) -> str:
+    if character.isprintable():
+        return character
+    if "\udc80" <= character <= "\udcff":  # a byte that is no text
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()

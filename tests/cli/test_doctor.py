@@ -77,7 +77,7 @@ def test_one_feature_is_one_line_and_one_status(expected: tuple[Finding, ...]) -
 def test_an_unknown_feature_is_a_usage_error_that_lists_the_known() -> None:
     done = run_doctor("--feature", "nonsense")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "'nonsense'" in done.stderr
+    assert '"nonsense"' in done.stderr
     assert "agent-permission" in done.stderr
 
 

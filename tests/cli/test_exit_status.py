@@ -216,3 +216,35 @@ def test_output_that_cannot_be_written_is_named() -> None:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=60, check=False)
     assert done.returncode == 1
     assert done.stderr == b"uffdswap: cannot write the output: No space left on device\n"
+
+
+@pytest.mark.parametrize("arguments", [["estimate", "9" * 20], ["tier", "remove", ""]])
+def test_what_cannot_be_is_one_line_of_words(arguments: list[str]) -> None:
+    done = uffdswap(*arguments)
+    assert done.returncode in (1, 2)
+    assert len(error_lines(done.stderr)) == 1
+
+
+def test_doctor_does_without_stdout() -> None:
+    command = [*UFFDSWAP, "doctor", "--feature", "kernel"]
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *command], stderr=subprocess.PIPE, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_name_with_control_characters_stays_one_line() -> None:
+    done = run("no\nsuch\x1b[31m")
+    assert done.returncode == 127
+    (line,) = error_lines(done.stderr)
+    assert line.startswith('cannot run "no\\nsuch\\x1b[31m": ')
+
+
+def test_name_that_the_encoding_of_stdout_lacks_is_printed(tmp_path: Path) -> None:
+    program = tmp_path / "t\N{LATIN SMALL LETTER E WITH ACUTE}\x1b"
+    program.symlink_to("/bin/sleep")
+    with subprocess.Popen([program, "100"]) as process:
+        done = uffdswap("estimate", str(process.pid), env={"PYTHONIOENCODING": "ascii"})
+        process.kill()
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"(t\\xe9\\x1b)" in done.stdout

@@ -525,7 +525,7 @@ def test_tier_table_has_a_row_a_tier(rig: Rig) -> None:
     _header, ram, first, second = tier_table(reply.tiers, exact=True).splitlines()
     assert ram.split()[:5] == ["ram", "ram", "-", "-", "active"]
     assert first.split() == [
-        *("disk1", "folder", "/s\ufffd", "0", "full"),
+        *("disk1", "folder", "/s\\xff", "0", "full"),
         *("4096", "1000", "5000", str(1 << 30)),
     ]
     assert second.split()[-2] == "none"

@@ -9,6 +9,7 @@ errors included, is typer's.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 
@@ -77,6 +78,8 @@ def _dispatch(arguments: list[str]) -> int:
 def _dispatch_by_typer(arguments: list[str]) -> int:
     import typer  # noqa: PLC0415 # takes longer than a short program
 
+    if isinstance(sys.stdout, io.TextIOWrapper):  # or there is none
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name of a program can be anything
     try:
         status = app()(arguments, prog_name="uffdswap", standalone_mode=False)
     except typer.TyperException as error:

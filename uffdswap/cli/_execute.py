@@ -50,8 +50,10 @@ def execute(options: Mapping[str, str], command: tuple[str, ...]) -> int:
 
 def print_line(text: str) -> None:
     """Print one line of ours on stderr. Whatever is wrong with that, the program goes on."""
+    from ..units import printable  # noqa: PLC0415 # the agent has been started by now
+
     try:  # noqa: SIM105 # contextlib is not imported before the agent has been started
-        os.write(2, f"uffdswap: {text}\n".encode(errors="surrogateescape"))
+        os.write(2, f"uffdswap: {printable(text)}\n".encode())
     except OSError:
         pass
 

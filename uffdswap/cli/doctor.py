@@ -26,20 +26,21 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Let warnings fail, too.")] = False,
     feature: Annotated[
-        str, typer.Option(metavar="NAME", help="Ask for one check only, by its name in --json.")
-    ] = "",
+        str | None,
+        typer.Option(metavar="NAME", help="Ask for one check only, by its name in --json."),
+    ] = None,
 ) -> None:
-    """Check whether this machine can run programs under a limit, and say what would help."""
+    """Check what this machine lacks, and say what would help."""
     kernel = probe()
     host = checks.Host.read(shim_error=checks.load_shim(shim_path()))
     findings = checks.examine(kernel, host)
-    if feature:
+    if feature is not None:
         findings = _only(findings, feature)
     if as_json:
         print(json.dumps(checks.as_json(kernel, findings), indent=2))
     else:
         _print_groups(findings)
-        if not feature:
+        if feature is None:
             print(f"\n{_summary(findings)}")
     if not checks.is_ready(findings, strict=strict):
         raise typer.Exit(1)
@@ -50,7 +51,7 @@ def _only(findings: tuple[Finding, ...], name: str) -> tuple[Finding, ...]:
     names = [check.name for check in checks.CHECKS]
     if name not in names:
         raise UsageError(
-            f"there is no check named {name!r}", remedy=f"take one of {', '.join(names)}"
+            f'there is no check named "{name}"', remedy=f"take one of {', '.join(names)}"
         )
     chosen = tuple(finding for finding in findings if finding.name == name)
     if chosen:
@@ -103,6 +104,6 @@ def _coloured(text: str, verdict: Verdict) -> str:
     """Colour a word where colour is wanted: a terminal, and nobody said no."""
     forced = os.environ.get("CLICOLOR_FORCE", "0") not in ("", "0")
     refused = "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
-    if refused or not (forced or sys.stdout.isatty()):
+    if refused or not (forced or (sys.stdout is not None and sys.stdout.isatty())):
         return text
     return f"\x1b[{_COLOURS[verdict]}m{text}\x1b[0m"

@@ -14,7 +14,7 @@ from .. import control
 from ..config import parse_disk
 from ..errors import UsageError
 from ..status import tier_table
-from ..units import format_duration, format_size
+from ..units import format_duration, format_size, printable
 from ._execute import print_line
 
 TYPE_CHECKING = False
@@ -83,7 +83,10 @@ def add(
     ] = 0,
     as_json: _Json = False,
 ) -> None:
-    """Add a disk tier to a running session. A program that waits for room goes on."""
+    """Add a disk tier to a running session.
+
+    A program that waits for room goes on.
+    """
     disk = parse_disk(place, "PATH[:SIZE]")
     if name is not None and not _NAME.fullmatch(name):
         raise UsageError(
@@ -99,7 +102,7 @@ def add(
         _print_json("tier-add", {"tier": tier})
     else:
         room = format_size(tier["free_bytes"])
-        print(f"{tier['name']} added: {tier['kind']} {_printable(disk.path)}, {room} free")
+        print(f"{tier['name']} added: {tier['kind']} {printable(disk.path)}, {room} free")
 
 
 def remove(
@@ -114,11 +117,14 @@ def remove(
     ] = 0,
     as_json: _Json = False,
 ) -> None:
-    """Remove a disk tier, and wait until it is gone. The program goes on meanwhile.
+    """Remove a disk tier, and wait until it is gone.
 
-    What it holds comes back to RAM, or goes on to other tiers. It is refused before anything
-    moves if those have no room for it. Ctrl-C ends the wait, not the removal.
+    The program goes on meanwhile. What the tier holds comes back to RAM, or goes on to other tiers.
+    It is refused before anything moves if those have no room for it. Ctrl-C ends the wait, not the
+    removal.
     """
+    if not name:
+        raise UsageError("NAME is empty", remedy="see: uffdswap tier list")
     wanted = parse_disk(name, "NAME").path if "/" in name else name
     with control.choose(pid, os.environ) as client:
         removed = client.remove_tier(wanted, _teller() if verbose else lambda _leaving: None)
@@ -157,8 +163,3 @@ def _removal_line(removed: control.Removed) -> str:
 
 def _print_json(kind: str, body: dict[str, Any]) -> None:
     print(json.dumps({"schema": f"uffdswap.{kind}/1", **body}, indent=2))
-
-
-def _printable(path: str) -> str:
-    """Return a path that any terminal takes."""
-    return path.encode(errors="surrogateescape").decode(errors="replace")
