@@ -227,8 +227,8 @@ def load_shim(shim: Path) -> str:
     """Preload the shim into a shell that does nothing; return the complaint, or nothing."""
     if not shim.is_file():
         return f"{shim} is missing"
-    environment = {**os.environ, "LD_PRELOAD": str(shim)}
-    environment.pop("_UFFDSWAP_SOCKET", None)
+    # Disabled, it does not join a standing agent whose socket is in the environment.
+    environment = {**os.environ, "LD_PRELOAD": str(shim), "UFFDSWAP_DISABLE": "1"}
     try:
         done = subprocess.run(
             ["/bin/sh", "-c", ":"],
