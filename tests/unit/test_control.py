@@ -17,6 +17,7 @@ import pytest
 
 from uffdswap import control, control_server, protocol
 from uffdswap._lib import Statistics, TargetFigures, Tier
+from uffdswap.cli import main
 from uffdswap.control_server import ControlServer, Roll
 from uffdswap.errors import NoSuchSession, ProtocolError, UffdswapError, UsageError
 from uffdswap.runtime import listen_for_control, session_folders
@@ -564,3 +565,27 @@ def test_a_session_that_cannot_be_asked_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(control, "sessions", lambda _environment: [Stopped()])
     with pytest.raises(NoSuchSession, match="but the session of process 7 does not answer"):
         control.connect(os.getpid(), {})
+
+
+def test_session_that_does_not_answer_is_told_and_is_not_no_session(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(_client: control.Client) -> None:
+        raise UffdswapError("the session of process 7 does not answer", remedy="is it stopped?")
+
+    def ended(_client: control.Client) -> None:
+        raise NoSuchSession("the session of process 8 has ended")
+
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(b"\0test_session_that_does_not_answer")
+    listener.listen()
+    name = "\0test_session_that_does_not_answer"
+    monkeypatch.setattr(control, "sessions", lambda _variables: [control.Client(name, 7)])
+    monkeypatch.setattr(control.Client, "state", stopped)
+    assert main(["status"]) == 1
+    told = "uffdswap: the session of process 7 does not answer; is it stopped?\n"
+    assert capfd.readouterr() == ("", told)
+    monkeypatch.setattr(control.Client, "state", ended)
+    assert main(["status"]) == 0
+    assert capfd.readouterr() == ("no session is running\n", "")
+    listener.close()

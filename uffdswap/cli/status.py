@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 
 from .. import control
-from ..errors import UffdswapError
+from ..errors import NoSuchSession, UffdswapError
 from ..status import document, session_document, table
+from ._execute import print_line
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def status(
         bool, typer.Option("--bytes", help="Print sizes as whole numbers of bytes.")
     ] = False,
 ) -> None:
-    """Show the running sessions: a row a session, and below it a row a process.
+    """Show the running sessions, and below each its processes.
 
     RESIDENT is in memory, COLD has left (in the size it had), STORED is what that costs now,
     UNMANAGED is there and can never leave (files, shared memory, stacks), SWAP is the share in use
@@ -40,17 +41,23 @@ def status(
     """
     clients = control.sessions(os.environ) if pid is None else [control.connect(pid, os.environ)]
     found: list[dict[str, Any]] = []
+    silent = 0
     for client in clients:
         with client:
             try:
                 state, targets = client.state()
                 found.append(session_document(state, targets, client.tiers()))
-            except UffdswapError:
+            except UffdswapError as error:
                 if pid is not None:
-                    raise  # of all sessions, one may just be ending
+                    raise
+                if not isinstance(error, NoSuchSession):  # it is not just ending
+                    print_line(str(error))
+                    silent += 1
     if as_json:
         print(json.dumps(document(found), indent=2))
     elif found:
         print(table(found, exact=exact))
-    else:
+    elif not silent:
         print("no session is running")
+    if silent:
+        raise typer.Exit(1)
