@@ -18,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ("ON_FULL", "POLICIES", "Disk", "RunConfig", "parse_disk", "resolve")
+__all__ = ("ON_FULL", "POLICIES", "Disk", "RunConfig", "parse_disk", "parse_limit", "resolve")
 
 POLICIES = ("clock",)
 """Replacement policies there are, the default first."""
@@ -123,12 +123,15 @@ def _available_memory_bytes() -> int:
 
 
 def _limit(setting: Setting | None, whole_bytes: Callable[[], int]) -> int | None:
-    if setting is None:
-        return None
-    limit_bytes = parse_size_of(setting.source, setting.text, whole_bytes)
+    return None if setting is None else parse_limit(setting.text, setting.source, whole_bytes)
+
+
+def parse_limit(text: str, source: str, whole_bytes: Callable[[], int]) -> int | None:
+    """Read a limit, None for `max`. `source` is where it was written, for the `UsageError`."""
+    limit_bytes = parse_size_of(source, text, whole_bytes)
     if limit_bytes is not None and limit_bytes < _PAGE_BYTES:
         raise UsageError(
-            f'{setting.source}: "{setting.text}" is too small a limit',
+            f'{source}: "{text}" is too small a limit',
             cause=f"one page is {_PAGE_BYTES} bytes",
             remedy="give a size, or max for no limit",
         )

@@ -137,6 +137,27 @@ def test_help_of_run_names_every_option() -> None:
         assert promise in text
 
 
+@pytest.mark.parametrize(
+    ("command", "promise"),
+    [
+        ("run", "[default: /var/tmp, no cap]"),
+        ("run", "[default: wait if there is a disk tier]"),
+        ("run", "Usage: uffdswap run [OPTIONS] [--] {PROGRAM [ARGS]}..."),
+        ("tier add", "[default: disk1, ...]"),
+    ],
+)
+def test_help_tells_defaults_and_types_of_nothing_that_has_none(command: str, promise: str) -> None:
+    text = uffdswap(*command.split(), "--help", env={"COLUMNS": "80"}).stdout.decode()
+    assert promise in " ".join(text.split())
+    assert "<int>" not in text
+    assert "<bool>" not in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_list_of_commands_cuts_nothing_short() -> None:
+    assert b"..." not in uffdswap("--help", env={"COLUMNS": "80"}).stdout.replace(b"[ARGS]...", b"")
+
+
 def test_every_option_is_in_the_reference() -> None:
     text = (Path(__file__).resolve().parents[2] / "docs/reference/cli.md").read_text()
     for name in (

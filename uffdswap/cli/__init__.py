@@ -88,7 +88,9 @@ def _dispatch_by_typer(arguments: list[str]) -> int:
             raise
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "uffdswap"
-        if message():  # none if there were no arguments: the help has been printed
+        if context is not None and message() == context.get_help():
+            print(message())  # there were no arguments
+        else:
             print_line(f"{message().rstrip('.')}; try: {command} --help")
         return UffdswapError.run_status if "run" in arguments[:1] else _USAGE_STATUS
     return status if isinstance(status, int) else 0
@@ -113,16 +115,23 @@ def app() -> typer.Typer:
         no_args_is_help=True,
         add_completion=True,
         pretty_exceptions_enable=False,
+        rich_markup_mode=None,  # it takes [default: ...] for markup, and says <int> of switches
     )
     application.callback()(uffdswap)
-    application.command("run", context_settings={"allow_interspersed_args": False})(command)
+    application.command(
+        "run",
+        context_settings={"allow_interspersed_args": False},
+        options_metavar="[OPTIONS] [--]",
+    )(command)
     application.command("status")(status)
     application.command("set")(set_limits)
     application.command("reclaim")(reclaim)
     application.command("park")(park)
     application.command("restore")(restore)
     tiers = typer.Typer(
-        help="List, add and remove tiers of a running session.", no_args_is_help=True
+        help="List, add and remove tiers of a running session.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
     )
     tiers.command("list")(show)
     tiers.command("add")(add)

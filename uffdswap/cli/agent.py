@@ -45,7 +45,9 @@ def agent(
     disk: Disk = None,
     on_full: OnFull = None,
 ) -> None:
-    """Stay in the foreground and manage the programs that join by libuffdswap.so alone.
+    """Manage the programs that join by libuffdswap.so alone.
+
+    Stays in the foreground. A program joins by
 
     LD_PRELOAD=$(uffdswap shim-path) UFFDSWAP_SOCKET=PATH UFFDSWAP_MEMORY=512M PROGRAM
 
@@ -72,7 +74,7 @@ def print_shim_path() -> None:
 
 
 def print_link_flags() -> None:
-    """Print the compiler's options to link libuffdswap.so into a program.
+    """Print the compiler's options to link libuffdswap.so.
 
     cc program.c $(uffdswap link-flags)
     """

@@ -46,7 +46,7 @@ _CONTENTS = ("text", "mixed", "random")
 
 def bench(  # noqa: PLR0913, PLR0917 # one parameter an option, for typer
     patterns: Annotated[
-        list[str] | None, typer.Argument(metavar="[PATTERN]...", show_default=False)
+        list[str] | None, typer.Argument(metavar="PATTERN", show_default=False)
     ] = None,
     against: Annotated[
         str, typer.Option(metavar="LIST", help="Of zram-lz4, zram-lzo-rle, zswap, swapfile, none.")
@@ -86,7 +86,9 @@ def bench(  # noqa: PLR0913, PLR0917 # one parameter an option, for typer
     ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
-    """Compare with the kernel's own swap, on the same work in the same run. Needs root.
+    """Compare with the kernel's own swap, on the same work.
+
+    Needs root.
 
     PATTERN is one of seq-read, seq-write, strided, uniform-read, uniform-rw, zipf-read, zipf-rw,
     zipf-scan and hot-window; all of them if none is given. The machine is put back as it was,

@@ -23,9 +23,10 @@ def estimate(
         bool, typer.Option("--bytes", help="Print sizes as whole numbers of bytes.")
     ] = False,
 ) -> None:
-    """Look at a running process and say what swapping it would save. Changes nothing.
+    """Say what swapping a running process would save.
 
-    A random sample of its pages is read and compressed; the process is neither stopped nor traced.
+    Nothing is changed: a random sample of its pages is read and compressed, and the process is
+    neither stopped nor traced.
     """
     found = estimates.estimate(pid, sample)
     if as_json:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from .. import control
+from ..config import parse_limit
 from ..errors import ProtocolError, UsageError
 from ..machine import available_memory_bytes
 from ..protocol import Message
@@ -17,8 +18,6 @@ from ..units import format_size, parse_size_of
 from ._options import Memory, Resident
 
 __all__ = ("park", "reclaim", "restore", "set_limits")
-
-_PAGE_BYTES = 4096
 
 _Pid = Annotated[
     int,
@@ -67,7 +66,7 @@ def reclaim(
     ],
     as_json: _Json = False,
 ) -> None:
-    """Evict about SIZE once, the coldest first, whatever the limits are."""
+    """Evict about SIZE once, the coldest first."""
     size_bytes = parse_size_of("SIZE", size)
     if size_bytes is None:
         raise UsageError("max is no size to reclaim", remedy="to evict everything: uffdswap park")
@@ -86,7 +85,10 @@ def park(pid: _Pid, as_json: _Json = False) -> None:
 
 
 def restore(pid: _Pid, as_json: _Json = False) -> None:
-    """Bring all of a process back, as far as its limits allow, and wait until it is there."""
+    """Bring all of a process back, as far as its limits allow.
+
+    Waits until it is there. Nothing else is evicted for it.
+    """
     _act("restore", pid, control.Restore(pid=pid), "brought back", as_json=as_json)
 
 
@@ -108,14 +110,7 @@ def _act(name: str, pid: int, request: Message, done: str, *, as_json: bool) -> 
 
 
 def _limit(option: str, text: str | None) -> int | None:
-    if text is None:
-        return None
-    limit_bytes = parse_size_of(option, text, available_memory_bytes)
-    if limit_bytes is not None and limit_bytes < _PAGE_BYTES:
-        raise UsageError(
-            f'{option}: "{text}" is too small a limit', remedy="give a size, or max for no limit"
-        )
-    return limit_bytes
+    return None if text is None else parse_limit(text, option, available_memory_bytes)
 
 
 def _shown(limit_bytes: int | None) -> str:

@@ -15,7 +15,7 @@ from ._options import Disk, Memory, OnFull, Resident
 
 __all__ = ("command",)
 
-_HELP = """Run PROGRAM under a memory limit, with swap of its own behind it.
+_HELP = """Run PROGRAM under a memory limit, with swap of its own.
 
 Sizes: 512M and 512MiB are 2^20 bytes each, 500MB is 10^6, 50% is half of what the machine or its
 cgroup allows, max is no limit. Every option can be given as an environment variable, too:
@@ -28,7 +28,7 @@ is not there.
 
 
 def command(  # noqa: PLR0913, PLR0917 # one parameter an option, for typer
-    program: Annotated[list[str], typer.Argument(metavar="PROGRAM [ARGS]...", show_default=False)],
+    program: Annotated[list[str], typer.Argument(metavar="PROGRAM [ARGS]", show_default=False)],
     memory: Memory = None,
     resident: Resident = None,
     disk: Disk = None,
