@@ -182,6 +182,17 @@ def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**64
 
 
+def _is_text(value: object) -> bool:
+    """Tell whether C takes it: no byte of 0, and surrogates for bytes that are no text alone."""
+    if not isinstance(value, str) or "\0" in value:
+        return False
+    try:
+        value.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _is_counts(value: object) -> bool:
     return isinstance(value, list) and all(map(_is_count, value))
 
@@ -194,15 +205,16 @@ def _is_cells(value: object) -> bool:
     if not isinstance(value, dict):
         return False
     return all(
-        one is None or isinstance(one, str | bool) or _is_count(one) for one in value.values()
+        one is None or isinstance(one, bool) or _is_text(one) or _is_count(one)
+        for one in value.values()
     )
 
 
 _CHECKS: dict[str, Callable[[Any], bool]] = {
     "int": _is_count,
     "int | None": lambda value: value is None or _is_count(value),
-    "str": lambda value: isinstance(value, str),
-    "str | None": lambda value: value is None or isinstance(value, str),
+    "str": _is_text,
+    "str | None": lambda value: value is None or _is_text(value),
     "bool": lambda value: isinstance(value, bool),
     "float": lambda value: type(value) in (int, float) and value >= 0,
     "dict[str, int]": _is_counters,

@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from . import protocol
     from ._lib import NativeSession, Tier
 
-__all__ = ("SLOT_BYTES", "TierDesk")
+__all__ = ("PRIORITY_MAX", "SLOT_BYTES", "TierDesk")
 
 SLOT_BYTES = (1 << 20) + 2048 * 16
 """From one slot of a tier to the next: a segment, and the tags of the most objects it has."""
+PRIORITY_MAX = 32767
+"""The highest priority of a tier, as of swapon(8)."""
 _REMOVALS_MAX = 32  # tiers have eight places, so that no removal under way is ever forgotten
 
 
@@ -65,6 +67,8 @@ class TierDesk:
 
     def add(self, request: TierAdd) -> protocol.Message:
         """Add a tier; the reply has it alone."""
+        if request.priority > PRIORITY_MAX:
+            return Failed(kind="usage", text=f"a priority is at most {PRIORITY_MAX}")
         try:
             number = self._session.add_tier(
                 request.path,

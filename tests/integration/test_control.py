@@ -424,6 +424,21 @@ def test_garbage_on_the_socket_harms_nobody(start: Any) -> None:
     one.finish()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"priority": 2**40}, {"path": "/tmp/\0"}, {"path": "/tmp/\ud800"}],
+)
+def test_value_that_no_tier_can_have_is_refused(start: Any, change: dict[str, Any]) -> None:
+    one = start(8)
+    request = {"v": 1, "type": "tieradd", "path": "/tmp", "cap_bytes": None, "name": None}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+        client.connect(one.socket_path())
+        client.send(json.dumps({**request, "priority": 0, **change}).encode())
+        assert isinstance(protocol.decode(client.recv(65536), control.REPLIES), control.Failed)
+    one.check()
+    one.finish()
+
+
 def test_client_that_does_not_read_holds_nobody_up(start: Any) -> None:
     one = start(8)
     clients = []

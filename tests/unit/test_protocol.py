@@ -19,7 +19,10 @@ from uffdswap import protocol
 from uffdswap.errors import ProtocolError
 
 COUNTS = st.integers(0, 2**64 - 1)
-TEXTS = st.text(max_size=200)
+# What C takes: no byte of 0, and no surrogates but those that stand for bytes that are no text.
+TEXTS = st.text(
+    st.characters(min_codepoint=1, exclude_categories=["Cs"]) | st.just("\udcff"), max_size=50
+)
 VALUES: dict[str, st.SearchStrategy[object]] = {
     "int": COUNTS,
     "int | None": st.none() | COUNTS,

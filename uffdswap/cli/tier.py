@@ -14,6 +14,7 @@ from .. import control
 from ..config import parse_disk
 from ..errors import UsageError
 from ..status import tier_table
+from ..tier_desk import PRIORITY_MAX
 from ..units import format_duration, format_size, printable
 from ._execute import print_line
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = ("add", "remove", "show")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,30}")
-_PRIORITY_MAX = 32767  # as of swapon(8)
 
 _Pid = Annotated[
     int | None,
@@ -77,7 +77,7 @@ def add(
         typer.Option(
             metavar="N",
             min=0,
-            max=_PRIORITY_MAX,
+            max=PRIORITY_MAX,
             help="Higher is filled first; of equal ones, the older.",
         ),
     ] = 0,
