@@ -368,10 +368,15 @@ def _settings_of(pid: int) -> dict[str, str]:
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             variables = file.read().split(b"\0")
+        folder = os.readlink(f"/proc/{pid}/cwd")
     except OSError as error:
         raise SetupFailed("its environment cannot be read", cause=str(error.strerror)) from error
     pairs = (os.fsdecode(one).partition("=") for one in variables)
-    return {name: value for name, _equals, value in pairs if value and name.startswith("UFFDSWAP_")}
+    settings = {n: value for n, _equals, value in pairs if value and n.startswith("UFFDSWAP_")}
+    if places := settings.get("UFFDSWAP_DISK"):  # the program's folder, not that of this agent
+        joined = (os.path.join(folder, place) for place in places.split("\n"))
+        settings["UFFDSWAP_DISK"] = "\n".join(joined)
+    return settings
 
 
 def _kill_trees(session: _Session) -> None:

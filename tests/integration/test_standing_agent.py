@@ -180,6 +180,18 @@ def test_empty_variable_of_a_program_counts_as_not_set(start: Any) -> None:
     one.finish()
 
 
+def test_place_of_a_program_is_seen_from_its_folder(
+    start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "place").mkdir()
+    agent = start()
+    monkeypatch.chdir(tmp_path)
+    one = Joined(agent, 8, UFFDSWAP_MEMORY="200M", UFFDSWAP_DISK="place:9M\n/var/tmp")
+    paths = [tier["path"] for tier in agent.session_of(one.pid)["tiers"]]
+    assert paths == [None, str(tmp_path / "place"), "/var/tmp"]
+    one.finish()
+
+
 @pytest.mark.parametrize("option", ["--memory", "--resident", "--disk", "--on-full"])
 def test_empty_option_is_no_silent_lack_of_a_limit(option: str) -> None:
     done = subprocess.run(
