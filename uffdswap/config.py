@@ -141,9 +141,11 @@ def parse_limit(text: str, source: str, whole_bytes: Callable[[], int]) -> int |
 def _disks(settings: Mapping[str, Setting], *, is_useful: bool) -> tuple[Disk, ...]:
     """Return the disk tiers, one a line of the setting. Only a budget sends anything to a disk."""
     setting = settings.get("disk")
-    if _flag(settings.get("no_disk")):
+    without = settings.get("no_disk")
+    if without is not None and _flag(without):
         if setting is not None and setting.source == "--disk":
-            raise UsageError("--disk and --no-disk exclude each other", remedy="give one of them")
+            what = f"--disk and {without.source} exclude each other"
+            raise UsageError(what, remedy="give one of them")
         return ()
     if setting is None:
         return (Disk(path=DISK_DEFAULT, cap_bytes=None),) if is_useful else ()

@@ -76,6 +76,11 @@ def test_disks_that_make_no_sense(options: dict[str, str], text: str) -> None:
         config({}, memory="1G", **options)
 
 
+def test_variable_that_excludes_an_option_is_named() -> None:
+    with pytest.raises(UsageError, match="--disk and UFFDSWAP_NO_DISK exclude each other"):
+        config({"UFFDSWAP_NO_DISK": "1"}, memory="1G", disk="/srv")
+
+
 @pytest.mark.parametrize(
     ("options", "verbosity"),
     [({}, 0), ({"verbose": "2"}, 2), ({"quiet": "1"}, -1), ({"quiet": "1", "verbose": "1"}, 0)],
