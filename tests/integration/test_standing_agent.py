@@ -110,9 +110,10 @@ class Standing:
         return done.stdout
 
     def sessions(self) -> list[dict[str, Any]]:
+        """Return the sessions of this agent; the user may have others on the machine."""
         found = json.loads(self.command("status", "--json"))["sessions"]
-        assert isinstance(found, list)
-        return found
+        own = {int(path.name.partition("-")[0]) for path in self.folder.glob("uffdswap/*-*")}
+        return [one for one in found if one["agent_pid"] in own]
 
     def session_of(self, pid: int) -> dict[str, Any]:
         found = json.loads(self.command("status", "--json", str(pid)))["sessions"][0]
