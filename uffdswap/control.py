@@ -21,7 +21,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import TracebackType
-    from typing import Any, Self
+    from typing import Any, Self, TypeVar
+
+    Reply = TypeVar("Reply", bound=Message)
 
 __all__ = (
     "REPLIES",
@@ -46,6 +48,7 @@ __all__ = (
     "Tiers",
     "choose",
     "connect",
+    "expect",
     "sessions",
 )
 
@@ -263,19 +266,16 @@ class Client:
         """Return how the session is, and all its targets."""
         targets: list[Target] = []
         while True:
-            reply = self.ask(Status(after_id=targets[-1].id if targets else 0))
-            if not isinstance(reply, State) or not all(map(_is_target, reply.targets)):
-                raise ProtocolError("the session answers a question that was not asked")
+            reply = expect(self.ask(Status(after_id=targets[-1].id if targets else 0)), State)
+            if not all(map(_is_target, reply.targets)):
+                raise ProtocolError("the session tells of its targets as another version does")
             targets += [Target(**figures) for figures in reply.targets]
             if not reply.more or not reply.targets:
                 return reply, targets
 
     def tiers(self, request: TierList | TierAdd | None = None) -> list[dict[str, Any]]:
         """Return the session's tiers, RAM first, or the one that is added."""
-        reply = self.ask(request or TierList())
-        if not isinstance(reply, Tiers):
-            raise ProtocolError("the session answers a question that was not asked")
-        return reply.tiers
+        return expect(self.ask(request or TierList()), Tiers).tiers
 
     def remove_tier(self, name: str, on_progress: Callable[[Leaving], None]) -> Removed:
         """Remove a disk tier and wait until it is gone; it goes on if nobody waits."""
@@ -283,9 +283,14 @@ class Client:
         while isinstance(reply, Leaving):
             on_progress(reply)
             reply = self.ask(TierFollow(id=reply.id))
-        if not isinstance(reply, Removed):
-            raise ProtocolError("the session answers a question that was not asked")
-        return reply
+        return expect(reply, Removed)
+
+
+def expect(reply: Message, kind: type[Reply]) -> Reply:
+    """Return a reply that is what was asked for. Raises `ProtocolError` if it is another."""
+    if not isinstance(reply, kind):
+        raise ProtocolError("the session answers a question that was not asked")
+    return reply
 
 
 def _is_target(figures: Mapping[str, int]) -> bool:

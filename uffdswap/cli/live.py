@@ -11,7 +11,7 @@ import typer
 
 from .. import control
 from ..config import parse_limit
-from ..errors import ProtocolError, UsageError
+from ..errors import UsageError
 from ..machine import available_memory_bytes
 from ..protocol import Message
 from ..units import format_size, parse_size_of
@@ -49,9 +49,7 @@ def set_limits(
         resident_bytes=_limit("--resident", resident),
     )
     with control.connect(pid, os.environ) as client:
-        reply = client.ask(request)
-    if not isinstance(reply, control.Changed):
-        raise ProtocolError("the session answers a question that was not asked")
+        reply = control.expect(client.ask(request), control.Changed)
     if as_json:
         limits = {"memory_bytes": reply.memory_bytes, "resident_bytes": reply.resident_bytes}
         print(json.dumps({"schema": "uffdswap.set/1", "limits": limits}, indent=2))
@@ -94,9 +92,7 @@ def restore(pid: _Pid, as_json: _Json = False) -> None:
 
 def _act(name: str, pid: int, request: Message, done: str, *, as_json: bool) -> None:
     with control.connect(pid, os.environ) as client:
-        reply = client.ask(request, seconds=None)
-    if not isinstance(reply, control.Moved):
-        raise ProtocolError("the session answers a question that was not asked")
+        reply = control.expect(client.ask(request, seconds=None), control.Moved)
     if as_json:
         report = {
             "schema": f"uffdswap.{name}/1",
