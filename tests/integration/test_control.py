@@ -136,7 +136,7 @@ def test_status_tells_what_is_not_managed(start: Any) -> None:
     assert MIB < target["file"] < target["total"] < 32 * MIB  # the heap of 64 MiB is managed
     assert target["total"] == sum(target.values()) - target["total"]
     assert one.status()["unmanaged_bytes"].keys() == target.keys()
-    header, session, row = one.command("status", "--bytes").splitlines()
+    header, session, row = one.command("status", "--bytes", one.pid).splitlines()
     column = header.split().index("UNMANAGED")
     assert int(session.split()[column]) > MIB
     assert int(row.split()[column - 1]) > MIB  # a target's row has no limit
@@ -145,7 +145,7 @@ def test_status_tells_what_is_not_managed(start: Any) -> None:
 
 def test_status_table_has_a_row_a_session_and_a_row_a_target(start: Any) -> None:
     one = start()
-    header, session, target = one.command("status").splitlines()
+    header, session, target = one.command("status", one.pid).splitlines()
     assert header.split()[:4] == ["PID", "COMMAND", "LIMIT", "RESIDENT"]
     assert session.split()[:4] == [str(one.status()["launcher_pid"]), "session", "1.00", "GiB"]
     assert target.split()[0] == str(one.pid)
