@@ -67,22 +67,18 @@ enum usw_verdict usw_answer_poison(struct usw_fault_thread *thread, struct usw_t
 	return USW_ANSWERED;
 }
 
-uint32_t usw_answer_heat(const struct usw_session *session, uint32_t stamp)
+/** A page comes back: what is known of it by how soon, counted in what came back meanwhile. */
+static uint32_t learn_heat(const struct usw_session *session, uint64_t word)
 {
-	uint32_t clock = atomic_load_explicit(&session->fault_clock, memory_order_relaxed) >> 4;
-	uint64_t distance = (uint64_t)((clock - stamp) & USW_STAMP_MASK) << 4;
-	uint64_t resident = (uint64_t)usw_max(
-		1, (uint64_t)atomic_load_explicit(&session->limit_pages, memory_order_relaxed));
+	uint32_t distance = usw_page_age(word, usw_session_stamp(session));
+	uint32_t resident = usw_session_stamps(session);
+	uint32_t heat = usw_page_heat(word);
 
-	if (distance < resident / 16)
-		return 7;
-	if (distance < resident / 8)
-		return 5;
 	if (distance < resident / 4)
-		return 3;
-	if (distance < resident / 2)
-		return 2;
-	return distance <= resident ? 1 : 0;
+		return (uint32_t)usw_min(heat + (distance < resident / 16 ? 2 : 1), USW_HEAT_MAX);
+	if (distance <= resident)
+		return heat;
+	return heat ? heat - 1 : 0;
 }
 
 static void count_source(struct usw_fault_thread *thread, enum usw_backend backend)
@@ -108,8 +104,10 @@ static void count_source(struct usw_fault_thread *thread, enum usw_backend backe
 void usw_answer_count_touch(struct usw_fault_thread *thread, struct usw_target *target,
 			    uint64_t now)
 {
+	uint32_t distance = usw_page_age(now, usw_session_stamp(thread->session));
+
 	usw_count(target, faults, 1);
-	if (usw_answer_heat(thread->session, usw_page_stamp(now)) > 0)
+	if (distance <= usw_session_stamps(thread->session))
 		usw_count(target, refaults, 1);
 }
 
@@ -142,7 +140,7 @@ usw_page_word *usw_answer_find_evicted(const struct usw_target *target, uint64_t
 }
 
 void usw_answer_settle(struct usw_fault_thread *thread, usw_page_word *word, uint64_t now,
-		       enum usw_backend backend, bool on_disk, uint32_t heat)
+		       enum usw_backend backend, bool on_disk, bool touched)
 {
 	struct usw_session *session = thread->session;
 	// A page in standby is compressed only when it grows old there: coming back it has no copy
@@ -150,9 +148,12 @@ void usw_answer_settle(struct usw_fault_thread *thread, usw_page_word *word, uin
 	bool keep = backend != USW_BACKEND_MEMORY &&
 		    (on_disk || atomic_load_explicit(&session->keep_copies, memory_order_relaxed));
 
-	usw_page_transition(word, now,
-			    usw_page_make(USW_PAGE_RESIDENT, heat,
-					  keep ? usw_page_id(now) : USW_VSWAP_NONE, 0));
+	// What nobody has touched says nothing of itself; it is there for as long as it is young.
+	uint64_t after = usw_page_make(USW_PAGE_RESIDENT,
+				       touched ? learn_heat(session, now) : usw_page_heat(now),
+				       keep ? usw_page_id(now) : USW_VSWAP_NONE,
+				       usw_session_stamp(session));
+	usw_page_transition(word, now, touched ? usw_page_with_laps(after) : after);
 	if (!keep)
 		usw_vswap_put(&session->vswap, usw_page_id(now));
 	usw_count(&thread->counters, verified_pages, 1);
@@ -171,12 +172,13 @@ int usw_answer_hand_in(struct usw_fault_thread *thread, struct usw_target *targe
 
 	atomic_fetch_add_explicit(&session->fault_clock, 1, memory_order_relaxed);
 	if (ret) { // present already: what is there is newer than what we have
-		usw_page_transition(word, now, usw_page_make(USW_PAGE_RESIDENT, 0, 0, 0));
+		usw_page_transition(word, now,
+				    usw_page_make(USW_PAGE_RESIDENT, usw_page_heat(now), 0,
+						  usw_session_stamp(session)));
 		usw_vswap_put(&session->vswap, usw_page_id(now));
 		return ret;
 	}
-	usw_answer_settle(thread, word, now, backend, on_disk,
-			  usw_answer_heat(session, usw_page_stamp(now)));
+	usw_answer_settle(thread, word, now, backend, on_disk, true);
 	usw_session_charge(session, 1);
 	return 0;
 }
@@ -255,7 +257,7 @@ int usw_answer_unasked(struct usw_fault_thread *thread, struct usw_target *targe
 	ret = usw_uffd_copy(target->uffd, page, thread->page, USW_PAGE_BYTES, &done);
 	if (ret)
 		return ret == -EAGAIN || ret == -ENOMEM ? -EAGAIN : 0;
-	usw_answer_settle(thread, word, now, backend, false, 1);
+	usw_answer_settle(thread, word, now, backend, false, false);
 	usw_session_charge(thread->session, 1);
 	return 1;
 }

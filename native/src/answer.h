@@ -69,12 +69,9 @@ enum usw_verdict usw_answer_poison(struct usw_fault_thread *thread, struct usw_t
 				   uint64_t page, usw_page_word *word, uint64_t now,
 				   const char *where, const char *why);
 
-/** The page is there: its word says so. Heat is what the sweep will count down. */
+/** The page is there: its word says so. Whether it was `touched` or came in unasked. */
 void usw_answer_settle(struct usw_fault_thread *thread, usw_page_word *word, uint64_t now,
-		       enum usw_backend backend, bool on_disk, uint32_t heat);
-
-/** How hot a page is that comes back now, by the fault clock when it left. */
-uint32_t usw_answer_heat(const struct usw_session *session, uint32_t stamp);
+		       enum usw_backend backend, bool on_disk, bool touched);
 
 /** A page has come back because it was touched, from wherever it was. */
 void usw_answer_count_touch(struct usw_fault_thread *thread, struct usw_target *target,

@@ -27,8 +27,8 @@
 #define USW_STEP_RESTORE_WORDS 4096u
 /* A segment that was asked for is looked for again after this long. */
 #define USW_RECALL_POLL_MS 1
-/* A lap takes one off every page's heat; after so many without a page there is nothing to have. */
-#define USW_BARREN_LAPS (USW_HEAT_MAX + 2u)
+/* A lap is one that each page stays less; after so many without a page there is nothing to have. */
+#define USW_BARREN_LAPS (USW_PAGE_LAPS_MAX + 2u)
 /* A program that goes on touching its memory is never empty: that is not waited for. */
 #define USW_LAPS_MAX 64u
 #define USW_IDLE_NS 1000000000u
@@ -242,6 +242,8 @@ static bool evict_batch(struct usw_request *request, struct usw_target *target)
 	uint64_t missing = request->wanted_pages - request->moved_pages;
 	uint32_t wanted = (uint32_t)usw_min(missing, USW_STEP_BATCH_PAGES);
 	uint32_t evicted = 0;
+
+	usw_age_forget(&target->age); // whoever asks for pages wants those of just now, too
 	// Shared pages last: taking them over frees nothing while the other side has them, too.
 	enum usw_evict_result result =
 		usw_evict_some(target, wanted < 16 ? 16 : wanted, request->laps > 0, &evicted);

@@ -269,7 +269,7 @@ static uint32_t settle_run(struct usw_fault_thread *thread, uint32_t from)
 	usw_session_charge(session, brought);
 	for (uint32_t i = 0; i < brought; i++) {
 		usw_answer_settle(thread, word[i], now[i], USW_BACKEND_OBJECT, true,
-				  usw_answer_heat(session, usw_page_stamp(now[i])));
+				  !first[i].is_ahead);
 		count_read(thread, &first[i], now[i]);
 		end_read(thread, &first[i], USW_ANSWERED);
 	}

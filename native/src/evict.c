@@ -64,10 +64,11 @@ static bool is_evictable(struct usw_target *target)
 
 // --- Picking ------------------------------------------------------------------------------------
 
-/** Whether the sweep takes a present page now; counts its heat down if not. */
+/** Whether the sweep takes a present page now; counts one of its laps if not. */
 static bool take_page(struct usw_target *target, uint64_t address)
 {
 	usw_page_word *word = usw_pagemap_find(&target->pagemap, address);
+	uint32_t stamp = usw_session_stamp(target->session);
 	uint64_t now = word ? atomic_load_explicit(word, memory_order_acquire) : 0;
 
 	if (usw_leaving_has(&target->leaving, address, address + USW_PAGE_BYTES))
@@ -76,10 +77,12 @@ static bool take_page(struct usw_target *target, uint64_t address)
 	case USW_PAGE_NONE:
 		return true;
 	case USW_PAGE_RESIDENT:
-		if (usw_page_heat(now) == 0)
+		if (usw_page_age(now, stamp) < target->age.threshold)
+			return false;
+		if (usw_page_laps(now) == 0)
 			return true;
 		// map_lock is held: nobody else changes a resident word.
-		usw_page_transition(word, now, now - usw_page_make(0, 1, 0, 0));
+		usw_page_transition(word, now, usw_page_pass(now, stamp));
 		return false;
 	case USW_PAGE_EVICTED: // just brought in, its word follows
 	case USW_PAGE_EVICTING:
@@ -120,6 +123,7 @@ static bool is_whole(struct usw_target *target, const struct page_region *region
 static bool pick_from_region(struct usw_target *target, struct usw_batch *batch,
 			     const struct page_region *region, uint64_t *cursor)
 {
+	uint32_t resident = usw_session_stamps(target->session);
 	uint64_t end;
 
 	for (uint64_t start = region->start; start < region->end; start = end) {
@@ -133,7 +137,10 @@ static bool pick_from_region(struct usw_target *target, struct usw_batch *batch,
 			*cursor = address;
 			if (!huge && batch_is_full(batch))
 				return false;
-			if (huge || take_page(target, address))
+			bool taken = huge || take_page(target, address);
+
+			usw_age_note(&target->age, resident, taken);
+			if (taken)
 				batch_add(batch, address);
 		}
 		*cursor = end;
@@ -503,7 +510,7 @@ static uint32_t publish(struct usw_target *target, struct usw_batch *batch,
 			const struct usw_answer *answer, uint32_t first_slot)
 {
 	struct usw_session *session = target->session;
-	uint32_t stamp = atomic_load_explicit(&session->fault_clock, memory_order_relaxed) >> 4;
+	uint32_t stamp = usw_session_stamp(session);
 	uint32_t evicted = 0;
 
 	for (uint32_t i = 0; i < batch->page_count; i++) {
@@ -523,7 +530,8 @@ static uint32_t publish(struct usw_target *target, struct usw_batch *batch,
 			continue;
 		}
 		usw_page_transition(batch->word[i], marked,
-				    usw_page_make(USW_PAGE_EVICTED, 0, id, stamp));
+				    usw_page_make(USW_PAGE_EVICTED, usw_page_heat(batch->before[i]),
+						  id, stamp));
 		if (kept_id && id != kept_id)
 			usw_vswap_put(&session->vswap, kept_id);
 		evicted++;
@@ -686,6 +694,8 @@ enum usw_evict_result usw_evict_some(struct usw_target *target, uint32_t wanted,
 	batch = (struct usw_batch){.op = USW_OP_EVICT,
 				   .wanted = (uint32_t)usw_min(wanted, USW_BATCH_PAGES_MAX)};
 	pick(target, &batch, &wrapped);
+	if (wrapped)
+		usw_age_end_lap(&target->age);
 	int evicted = batch.page_count ? evict_batch(target, &batch, epoch, &answer) : 0;
 	if (evicted >= 0) {
 		bool shared = batch.page_count && answer.error == -EBUSY;
@@ -779,9 +789,7 @@ uint32_t usw_evict_drop_copies(struct usw_target *target, uint64_t *cursor, uint
 		uint64_t now = atomic_load_explicit(word, memory_order_acquire);
 
 		if (usw_page_state(now) == USW_PAGE_RESIDENT && usw_page_id(now)) {
-			usw_page_transition(word, now,
-					    usw_page_make(USW_PAGE_RESIDENT, usw_page_heat(now), 0,
-							  0));
+			usw_page_transition(word, now, usw_page_without_id(now));
 			usw_vswap_put(&target->session->vswap, usw_page_id(now));
 			dropped++;
 		}

@@ -11,7 +11,7 @@
  *
  *    63         40 39                 8 7   6 5    3 2   0
  *   +-------------+--------------------+-----+------+-----+
- *   | stamp       | virtual swap ID    | -   | heat |state|
+ *   | stamp       | virtual swap ID    |heat | laps |state|
  *   +-------------+--------------------+-----+------+-----+
  *
  *            evict                  hands moved it
@@ -24,8 +24,9 @@
  *    +--- unmap, remove: from any state but EVICTING
  *
  * A RESIDENT word with an ID has a kept copy: if the page leaves again unchanged (same hash), the
- * ID still holds its content. `heat` is learned at fault-in and counted down by the sweep; `stamp`
- * is the fault clock at eviction.
+ * ID still holds its content. `heat` is learned each time the page comes in and goes out with it;
+ * it says how many `laps` of the sweep the page then stays, which are counted down. `stamp` is the
+ * session's fault clock when the page came in, a lap was counted or it left.
  *
  * Threads: words change by atomic stores of whoever owns the transition: EVICTED -> RESIDENT or
  * POISONED is the target's fault thread, everything from and to EVICTING is the reclaim thread.
@@ -48,8 +49,10 @@ enum usw_page_state {
 	USW_PAGE_POISONED = 4,
 };
 
-#define USW_HEAT_MAX 7u
+#define USW_HEAT_MAX 3u
+#define USW_PAGE_LAPS_MAX ((1u << USW_HEAT_MAX) - 1)
 #define USW_STAMP_MASK 0xffffffu
+#define USW_STAMP_SHIFT 4 /* a stamp is this many bits of the fault clock less */
 
 /** The nodes of all page maps. The lock covers allocation only and is never held across a call. */
 struct usw_nodes {
@@ -75,9 +78,15 @@ static inline enum usw_page_state usw_page_state(uint64_t word)
 	return (enum usw_page_state)(word & 7);
 }
 
+/** How often the sweep is still to pass over it. */
+static inline uint32_t usw_page_laps(uint64_t word)
+{
+	return (uint32_t)(word >> 3) & USW_PAGE_LAPS_MAX;
+}
+
 static inline uint32_t usw_page_heat(uint64_t word)
 {
-	return (uint32_t)(word >> 3) & 7;
+	return (uint32_t)(word >> 6) & USW_HEAT_MAX;
 }
 
 static inline uint32_t usw_page_id(uint64_t word)
@@ -93,8 +102,34 @@ static inline uint32_t usw_page_stamp(uint64_t word)
 static inline uint64_t usw_page_make(enum usw_page_state state, uint32_t heat, uint32_t id,
 				     uint32_t stamp)
 {
-	return (uint64_t)(stamp & USW_STAMP_MASK) << 40 | (uint64_t)id << 8 | (uint64_t)heat << 3 |
+	return (uint64_t)(stamp & USW_STAMP_MASK) << 40 | (uint64_t)id << 8 | (uint64_t)heat << 6 |
 	       state;
+}
+
+/** A resident page with what its heat has earned it. */
+static inline uint64_t usw_page_with_laps(uint64_t word)
+{
+	return word | (uint64_t)((1u << usw_page_heat(word)) - 1) << 3;
+}
+
+/** A resident page that the sweep passes over: it has a lap less, and comes last again. */
+static inline uint64_t usw_page_pass(uint64_t word, uint32_t stamp)
+{
+	uint64_t rest = word & ~((uint64_t)USW_STAMP_MASK << 40);
+
+	return (rest - (1u << 3)) | (uint64_t)(stamp & USW_STAMP_MASK) << 40;
+}
+
+/** A resident page whose kept copy is given up. */
+static inline uint64_t usw_page_without_id(uint64_t word)
+{
+	return word & ~((uint64_t)UINT32_MAX << 8);
+}
+
+/** How long ago its stamp was made, in stamps. */
+static inline uint32_t usw_page_age(uint64_t word, uint32_t stamp)
+{
+	return (stamp - usw_page_stamp(word)) & USW_STAMP_MASK;
 }
 
 /** The one place where a page changes its state; asserts that it may. Release order. */

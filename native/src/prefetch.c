@@ -45,9 +45,8 @@ static bool bring_in(struct usw_fault_thread *thread, struct usw_target *target,
 	usw_uffd_copy(target->uffd, run->start, thread->window, (uint64_t)count * USW_PAGE_BYTES,
 		      &done);
 	uint32_t brought = (uint32_t)(done / USW_PAGE_BYTES);
-	// One sweep passes over it: it is there to be used soon.
 	for (uint32_t i = 0; i < brought; i++)
-		usw_answer_settle(thread, run->word[i], run->now[i], run->backend[i], false, 1);
+		usw_answer_settle(thread, run->word[i], run->now[i], run->backend[i], false, false);
 	usw_session_charge(thread->session, brought);
 	usw_count(&thread->counters, prefetched_pages, brought);
 	return brought == count;

@@ -59,8 +59,8 @@
 #define USW_GARBAGE_SHARE_FILLED 64u
 /* How long it is collected in one go where RAM is tight. */
 #define USW_COMPACT_NS 5000000u
-/* A page of the highest heat is passed over this often before it goes. */
-#define USW_SWEEPS_MAX (USW_HEAT_MAX + 2u)
+/* A page of the highest heat is passed over this often before it goes; and once all are too young. */
+#define USW_SWEEPS_MAX (USW_PAGE_LAPS_MAX + 3u)
 #define USW_OVERDRAFT_BYTES (8u << 20)
 /* With so little resident, what leaves next to make room is what was just let in. */
 #define USW_LITTLE_PAGES ((int64_t)(USW_FLOOR_PAGES + USW_OVERDRAFT_BYTES / USW_PAGE_BYTES))

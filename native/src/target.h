@@ -33,6 +33,7 @@
 
 #include <pthread.h>
 
+#include "age.h"
 #include "cluster.h"
 #include "equal.h"
 #include "leaving.h"
@@ -156,6 +157,7 @@ struct usw_target {
 	bool shared_in_lap; /* this lap of the sweep has met pages shared since a fork */
 	bool unshare_lap;   /* it takes them over: the one before has passed over them */
 	uint64_t cursor;    /* address at which the sweep goes on */
+	struct usw_age age; /* and what is too young for it */
 	uint64_t scanned_data_pages;
 	uint64_t scan_due_ns;   /* its mappings are not read again before */
 	uint64_t ends_since_ns; /* retired, and somebody is there still; 0: not seen yet */

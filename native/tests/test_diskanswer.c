@@ -163,13 +163,8 @@ enum usw_verdict usw_answer_failed(UNUSED struct usw_fault_thread *f, UNUSED str
 
 void usw_answer_settle(UNUSED struct usw_fault_thread *t, UNUSED usw_page_word *word,
 		       UNUSED uint64_t now, UNUSED enum usw_backend backend, UNUSED bool is_kept,
-		       UNUSED uint32_t heat)
+		       UNUSED bool touched)
 {
-}
-
-uint32_t usw_answer_heat(UNUSED const struct usw_session *s, UNUSED uint32_t stamp)
-{
-	return 0;
 }
 
 void usw_reclaim_kick(UNUSED struct usw_session *s)

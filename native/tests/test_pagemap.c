@@ -74,11 +74,37 @@ static void test_words_keep_their_fields(void)
 				CHECK_EQ(usw_page_heat(word), heat);
 				CHECK_EQ(usw_page_id(word), ids[i]);
 				CHECK_EQ(usw_page_stamp(word), 0xabcdef);
+				CHECK_EQ(usw_page_laps(word), 0);
+				CHECK_EQ(usw_page_without_id(word),
+					 usw_page_make((enum usw_page_state)state, heat, 0,
+						       0xabcdef));
 			}
 		}
 	}
 	// A stamp is a clock that wraps around: its upper bits go nowhere else.
 	CHECK_EQ(usw_page_make(USW_PAGE_NONE, 0, 0, 0xff000000), 0);
+}
+
+static void test_heat_earns_laps_that_are_counted(void)
+{
+	static const uint32_t laps[] = {0, 1, 3, 7};
+
+	for (uint32_t heat = 0; heat <= USW_HEAT_MAX; heat++) {
+		uint64_t word = usw_page_with_laps(
+			usw_page_make(USW_PAGE_RESIDENT, heat, UINT32_MAX, 0xfffffe));
+
+		for (uint32_t left = laps[heat]; left; left--) {
+			CHECK_EQ(usw_page_laps(word), left);
+			word = usw_page_pass(word, 0xffffff + left);
+			CHECK_EQ(usw_page_age(word, 0x1000001 + left), 2);
+		}
+		CHECK_EQ(usw_page_laps(word), 0);
+		CHECK_EQ(usw_page_heat(word), heat);
+		CHECK_EQ(usw_page_id(word), UINT32_MAX);
+		CHECK_EQ(usw_page_state(word), USW_PAGE_RESIDENT);
+	}
+	// The clock goes round: a word from before that is not young for ever.
+	CHECK_EQ(usw_page_age(usw_page_make(USW_PAGE_RESIDENT, 0, 0, 0xfffff0), 0x1000010), 0x20);
 }
 
 /** Addresses at the edges of leaves and nodes, and some in between. */
@@ -414,6 +440,7 @@ int main(void)
 	test_every_transition();
 	test_transitions_that_lie_abort();
 	test_words_keep_their_fields();
+	test_heat_earns_laps_that_are_counted();
 	test_like_a_plain_array();
 	test_addresses_beyond_the_tree_are_unknown();
 	test_nodes_run_out();

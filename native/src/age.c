@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: MIT
+
+/**
+ * @file
+ * A threshold that follows what it lets through. See age.h.
+ */
+
+#include "age.h"
+#include "base.h"
+
+/* So many pages are looked at between two moves of the threshold. */
+#define USW_AGE_LOOKED 64u
+/* Of those, fewer taken lower it, and more raise it. */
+#define USW_AGE_FEW (USW_AGE_LOOKED / 4)
+#define USW_AGE_MANY (USW_AGE_LOOKED * 5 / 16)
+/* A move is this part of the limit: a lap over few pages makes some, too. */
+#define USW_AGE_STEPS 256u
+
+void usw_age_note(struct usw_age *age, uint32_t resident, bool taken)
+{
+	uint32_t step = resident / USW_AGE_STEPS + 1;
+
+	age->lap_gave |= taken;
+	age->taken += taken;
+	if (++age->looked < USW_AGE_LOOKED)
+		return;
+	if (age->taken < USW_AGE_FEW)
+		age->threshold -= (uint32_t)usw_min(step, age->threshold);
+	else if (age->taken > USW_AGE_MANY)
+		age->threshold =
+			(uint32_t)usw_min((uint64_t)age->threshold + step, 2 * (uint64_t)resident);
+	age->looked = age->taken = 0;
+}
+
+void usw_age_end_lap(struct usw_age *age)
+{
+	if (!age->lap_gave)
+		usw_age_forget(age);
+	age->lap_gave = false;
+}
+
+void usw_age_forget(struct usw_age *age)
+{
+	age->threshold = age->looked = age->taken = 0;
+}
