@@ -326,6 +326,33 @@ static struct usw_target *next_turn(struct usw_session *session)
 }
 
 /**
+ * Whose turn it is to give pages in proportion to what each has: a small program beside a large one is
+ * not to give as much. Each owes what is resident of it, every round, and has its turn when that is
+ * as much as the largest has. NULL if there is no target.
+ */
+static struct usw_target *next_debtor(struct usw_session *session)
+{
+	struct usw_reclaim *reclaim = &session->reclaim;
+	uint64_t visits = 3 * (atomic_load(&session->targets_now) + 1); // figures change meanwhile
+	struct usw_target *target;
+
+	do {
+		if (!reclaim->turn) {
+			reclaim->largest_pages = reclaim->round_largest_pages;
+			reclaim->round_largest_pages = 0;
+		}
+		target = next_turn(session);
+		if (!target)
+			return NULL;
+		uint64_t pages = atomic_load_explicit(&target->anon_pages, memory_order_relaxed);
+		reclaim->round_largest_pages = usw_max(reclaim->round_largest_pages, pages);
+		target->owed_pages += pages;
+	} while (target->owed_pages < reclaim->largest_pages && visits--);
+	target->owed_pages -= usw_min(target->owed_pages, reclaim->largest_pages);
+	return target;
+}
+
+/**
  * Sweep over the targets until `need` pages have left, or everything there is was passed over as
  * often as the hottest page may ask for. Returns the pages that left.
  */
@@ -336,7 +363,8 @@ static uint32_t sweep(struct usw_session *session, uint32_t need)
 
 	while (evicted < need &&
 	       barren < (atomic_load(&session->targets_now) + 1) * USW_SWEEPS_MAX) {
-		struct usw_target *target = next_turn(session);
+		// Where one has given nothing the next is asked, whatever it owes.
+		struct usw_target *target = barren ? next_turn(session) : next_debtor(session);
 		enum usw_evict_result result = USW_EVICT_DONE;
 		uint32_t before = evicted;
 

@@ -86,6 +86,8 @@ struct usw_reclaim {
 	uint64_t floor_since_ns; /* the limit has stood at its floor since then; 0: it does not */
 	bool warned_floor;
 	struct usw_target *turn; /* whose turn it is to give pages */
+	uint64_t largest_pages;  /* resident of the largest target, in the last round of turns */
+	uint64_t round_largest_pages; /* in this one, so far */
 };
 
 /** A thread that does nothing but register: see watch.h. */

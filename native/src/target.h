@@ -154,10 +154,11 @@ struct usw_target {
 	struct usw_ranges refused; /* the kernel would not register it */
 	uint64_t refused_ns;       /* when `refused` was last emptied */
 	bool eligible_stale;
-	bool shared_in_lap; /* this lap of the sweep has met pages shared since a fork */
-	bool unshare_lap;   /* it takes them over: the one before has passed over them */
-	uint64_t cursor;    /* address at which the sweep goes on */
-	struct usw_age age; /* and what is too young for it */
+	bool shared_in_lap;  /* this lap of the sweep has met pages shared since a fork */
+	bool unshare_lap;    /* it takes them over: the one before has passed over them */
+	uint64_t cursor;     /* address at which the sweep goes on */
+	struct usw_age age;  /* and what is too young for it */
+	uint64_t owed_pages; /* what it is to give before its turn is over */
 	uint64_t scanned_data_pages;
 	uint64_t scan_due_ns;   /* its mappings are not read again before */
 	uint64_t ends_since_ns; /* retired, and somebody is there still; 0: not seen yet */

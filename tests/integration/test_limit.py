@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from .fixtures import RunFunction
@@ -147,3 +149,32 @@ def test_statistics_agree_with_what_was_seen_from_outside(
     assert stats["evictions"]["incompressible"] > 0, "noise in 3 pages of 16 must show up"
     assert stats["integrity"]["verified_pages"] > 0
     assert stats["targets"] == 1
+
+
+SMALL_BESIDE_LARGE = """
+import resource, subprocess, sys, time
+page, own = 4096, bytearray(256 * 4096)
+for at in range(0, len(own), page):
+    own[at] = at // page % 251 + 1
+large = subprocess.Popen(sys.argv[1:])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+while large.poll() is None:
+    assert all(own[at] == at // page % 251 + 1 for at in range(0, len(own), page))
+    time.sleep(0.001)
+faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(large.returncode, faults, resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt)
+"""
+
+
+def test_small_program_beside_a_large_one_gives_its_share(
+    programs: Programs, uffdswap_run: RunFunction
+) -> None:
+    """It has a few in a hundred of the memory and used to give every second page."""
+    large = [programs("rewrite"), "96M", "100000", "2"]
+    outcome = uffdswap_run(
+        [sys.executable, "-I", "-S", "-c", SMALL_BESIDE_LARGE, *large], resident="48M"
+    )
+    outcome.require_ok(paged=True)
+    status, own_faults, large_faults = map(int, outcome.stdout.split()[-3:])
+    assert status == 0
+    assert own_faults * 20 < large_faults, outcome.describe()
