@@ -33,6 +33,10 @@ enum usw_verdict usw_answer_failed(struct usw_fault_thread *thread, struct usw_t
 	case -EINVAL:
 		usw_uffd_wake(target->uffd, page, USW_PAGE_BYTES);
 		return USW_DROPPED;
+	case -EFAULT: // the kernel fills no page here for us: it is asked to do it by itself
+		usw_target_let_go(target, page);
+		usw_uffd_wake(target->uffd, page, USW_PAGE_BYTES);
+		return USW_DROPPED;
 	case -ESRCH: // the address space is gone
 		return USW_DROPPED;
 	case -EAGAIN: // an event is unread: it will be read before this fault is tried again

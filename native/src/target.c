@@ -444,6 +444,17 @@ bool usw_target_owns(struct usw_target *target, uint64_t page)
 	return false;
 }
 
+void usw_target_let_go(struct usw_target *target, uint64_t page)
+{
+	struct covering covering = {.page = page, .range = {page, page + USW_PAGE_BYTES}};
+
+	// A child without hands has told nobody of its mappings: then the one page will do.
+	if (target->maps_fd >= 0)
+		usw_maps_for_each(target->maps_fd, 0, visit_covering, &covering);
+	usw_uffd_unregister(target->uffd, covering.range.start,
+			    covering.range.end - covering.range.start);
+}
+
 bool usw_target_measure(struct usw_target *target)
 {
 	char text[128];

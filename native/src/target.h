@@ -215,6 +215,14 @@ void usw_target_check_inherited(struct usw_target *child);
  */
 bool usw_target_owns(struct usw_target *target, uint64_t page);
 
+/**
+ * Unregister the mapping with a page of which the kernel has just said -EFAULT to a copy: a private
+ * one of /dev/zero, which it takes for anonymous memory, but behind the end of an empty file. It
+ * may have been registered with the rest of a stretch and is not on the list of registered ranges.
+ * Nothing can take its place before the caller, the fault thread, has read the event of that.
+ */
+void usw_target_let_go(struct usw_target *target, uint64_t page);
+
 /** Drop what the page map says of [start, end). Caller holds map_lock. */
 void usw_target_forget(struct usw_target *target, uint64_t start, uint64_t end);
 

@@ -35,6 +35,7 @@ CHECKS = {
         "cold",
         "map_fixed",
         "foreign_mappings",
+        "dev_zero",
         "growsdown",
         "hugepage",
         "shm_remap",

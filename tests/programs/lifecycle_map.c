@@ -404,6 +404,39 @@ static void check_foreign_mappings(void)
 	verify_zero(page_at(private, pages / 2), pages / 2, "untouched pages of a file");
 }
 
+/* Private memory by way of /dev/zero is anonymous to the kernel, but cannot be filled from outside. */
+static void check_dev_zero(void)
+{
+	size_t pages = 512;
+	char *start = evicted_pages(PAGES, seed);
+	int zero = open("/dev/zero", O_RDWR | O_CLOEXEC);
+	pid_t child;
+
+	CHECK_CALL(zero);
+	for (int round = 0; round < 8; round++) {
+		/* New each time, near the limit: registered before anybody has seen what it is. */
+		char *memory = mmap(NULL, pages * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE,
+				    zero, 0);
+
+		CHECK(memory != MAP_FAILED, "mmap: %s", strerror(errno));
+		fill(memory, pages / 2, seed + 1, 0);
+		child = fork();
+		CHECK_CALL(child);
+		if (!child) {
+			verify(memory, pages / 2, seed + 1, 0, "/dev/zero in the child");
+			fill(memory, pages, seed + 2, 0);
+			_exit(0);
+		}
+		expect_child_ok(child, "child with /dev/zero");
+		press();
+		verify(memory, pages / 2, seed + 1, 0, "/dev/zero");
+		verify_zero(page_at(memory, pages / 2), pages / 2, "end of /dev/zero");
+		unmap_pages(memory, pages);
+	}
+	verify(start, PAGES, seed, 0, "neighbour");
+	close(zero);
+}
+
 /* A stack-like mapping that grows under our feet, one page at a time. */
 static void check_growsdown(void)
 {
@@ -571,6 +604,7 @@ static const struct check checks[] = {
 	{"cold", check_cold},
 	{"map_fixed", check_map_fixed},
 	{"foreign_mappings", check_foreign_mappings},
+	{"dev_zero", check_dev_zero},
 	{"growsdown", check_growsdown},
 	{"hugepage", check_hugepage},
 	{"shm_remap", check_shm_remap},
