@@ -64,6 +64,13 @@ static bool is_evictable(struct usw_target *target)
 
 // --- Picking ------------------------------------------------------------------------------------
 
+/** Whether a page of [start, end) may not leave for the moment, or as long as a thread lives. */
+static bool has_to_stay(struct usw_target *target, uint64_t start, uint64_t end)
+{
+	return usw_ending_has(&target->ending, start, end) ||
+	       usw_leaving_has(&target->leaving, start, end);
+}
+
 /** Whether the sweep takes a present page now; counts one of its laps if not. */
 static bool take_page(struct usw_target *target, uint64_t address)
 {
@@ -71,7 +78,7 @@ static bool take_page(struct usw_target *target, uint64_t address)
 	uint32_t stamp = usw_session_stamp(target->session);
 	uint64_t now = word ? atomic_load_explicit(word, memory_order_acquire) : 0;
 
-	if (usw_leaving_has(&target->leaving, address, address + USW_PAGE_BYTES))
+	if (has_to_stay(target, address, address + USW_PAGE_BYTES))
 		return false;
 	switch (usw_page_state(now)) {
 	case USW_PAGE_NONE:
@@ -106,7 +113,7 @@ static bool is_whole(struct usw_target *target, const struct page_region *region
 	uint64_t end = piece_end(region, start);
 
 	if (!(region->categories & PAGE_IS_HUGE) || end - start != USW_HUGE_BYTES ||
-	    usw_leaving_has(&target->leaving, start, end))
+	    has_to_stay(target, start, end))
 		return false;
 	for (uint64_t address = start; address < end; address += USW_PAGE_BYTES) {
 		usw_page_word *word = usw_pagemap_find(&target->pagemap, address);
@@ -691,6 +698,7 @@ enum usw_evict_result usw_evict_some(struct usw_target *target, uint32_t wanted,
 	}
 
 	usw_leaving_settle(&target->leaving, target->pagemap_fd, usw_now_ns());
+	usw_ending_look(&target->ending, target->pid);
 	batch = (struct usw_batch){.op = USW_OP_EVICT,
 				   .wanted = (uint32_t)usw_min(wanted, USW_BATCH_PAGES_MAX)};
 	pick(target, &batch, &wrapped);

@@ -65,6 +65,7 @@ void usw_target_destroy(struct usw_target *target)
 	usw_ranges_free(&target->registered);
 	usw_ranges_free(&target->maybe_wiped);
 	usw_leaving_deinit(&target->leaving);
+	usw_ending_deinit(&target->ending);
 	usw_maps_free(&target->eligible);
 	usw_ranges_free(&target->refused);
 	int fds[] = {target->uffd,       target->pidfd,    target->statm_fd, target->maps_fd,

@@ -35,6 +35,7 @@
 
 #include "age.h"
 #include "cluster.h"
+#include "ending.h"
 #include "equal.h"
 #include "leaving.h"
 #include "maps.h"
@@ -151,6 +152,7 @@ struct usw_target {
 	struct usw_codec_hint codec_hint; /* what its pages took last; the compressing thread */
 	struct usw_equal_run equal_run;   /* where its next page may be stored already */
 	struct usw_maps eligible;
+	struct usw_ending ending;  /* not to be evicted: the kernel writes there in the end */
 	struct usw_ranges refused; /* the kernel would not register it */
 	uint64_t refused_ns;       /* when `refused` was last emptied */
 	bool eligible_stale;

@@ -67,6 +67,8 @@ CHECKS = {
         "thread_exit",
         "thread_killed",
         "exit_group",
+        "cold_exit",
+        "robust_mutex",
         "two_on_one_page",
         "many_threads",
         "signals_while_faulting",

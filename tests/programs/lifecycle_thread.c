@@ -13,6 +13,9 @@
 #include <pthread.h>
 #include <setjmp.h>
 #include <sys/time.h>
+#if __has_include(<sys/rseq.h>)
+#include <sys/rseq.h>
+#endif
 
 #define PAGES 1536ul /* 6 MiB */
 
@@ -186,6 +189,132 @@ static void check_exit_group(void)
 		      (unsigned int)status);
 	}
 	verify(shared, PAGES, seed, 0, "parent of those that ended");
+}
+
+#define LAST_THREADS 8
+#define LAST_PATIENCE_S 20
+
+/* Shared, so that it never leaves. */
+struct last_words {
+	_Atomic uint32_t go;
+	pthread_mutex_t lock;
+};
+
+static struct last_words *map_last_words(void)
+{
+	struct last_words *last = mmap(NULL, PAGE_BYTES, PROT_READ | PROT_WRITE,
+				       MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+	CHECK(last != MAP_FAILED, "mmap: %s", strerror(errno));
+	return last;
+}
+
+/* The kernel is not to write to the thread's memory whenever it goes on after a sleep. */
+static void forget_rseq(void)
+{
+#if defined(RSEQ_SIG) && defined(SYS_rseq)
+	CHECK_CALL(syscall(SYS_rseq, (char *)__builtin_thread_pointer() + __rseq_offset, 32,
+			   RSEQ_FLAG_UNREGISTER, RSEQ_SIG));
+#endif
+}
+
+/* Sleeps until told to go on, and ends without a look at its stack or anything else of its own. */
+static void *sleep_and_end(void *go)
+{
+	forget_rseq();
+#if defined(__x86_64__)
+	register uint64_t forever __asm__("r10") = 0;
+
+	__asm__ volatile("1: mov %[futex], %%eax\n\t"
+			 "syscall\n\t"
+			 "cmpl $0, (%%rdi)\n\t"
+			 "je 1b\n\t"
+			 "mov %[exit], %%eax\n\t"
+			 "xor %%edi, %%edi\n\t"
+			 "syscall"
+			 :
+			 : [futex] "i"(SYS_futex), [exit] "i"(SYS_exit), "D"(go), "S"(0), "d"(0),
+			   "r"(forever)
+			 : "rax", "rcx", "r11", "memory");
+	__builtin_unreachable();
+#else
+	while (!atomic_load((_Atomic uint32_t *)go))
+		usleep(1000);
+	return NULL;
+#endif
+}
+
+static struct timespec patience_end(void)
+{
+	struct timespec end;
+
+	clock_gettime(CLOCK_REALTIME, &end);
+	end.tv_sec += LAST_PATIENCE_S;
+	return end;
+}
+
+/* The kernel tells who joins a thread that it has ended, in memory that was cold for long. */
+static void check_cold_exit(void)
+{
+	struct last_words *last = map_last_words();
+	pthread_t threads[LAST_THREADS];
+	struct timespec end;
+
+	shared = evicted_pages(PAGES, seed);
+	for (int i = 0; i < LAST_THREADS; i++)
+		CHECK_THREAD(pthread_create(&threads[i], NULL, sleep_and_end, &last->go));
+	for (int round = 0; round < 4; round++)
+		press();
+	atomic_store(&last->go, 1);
+	CHECK_CALL(syscall(SYS_futex, &last->go, 1 /* FUTEX_WAKE */, LAST_THREADS, NULL, NULL, 0));
+	usleep(200000); /* they are gone before anybody looks at what is theirs */
+	end = patience_end();
+	for (int i = 0; i < LAST_THREADS; i++)
+		CHECK_THREAD(pthread_timedjoin_np(threads[i], NULL, &end));
+	verify(shared, PAGES, seed, 0, "after the threads");
+}
+
+static void *sleep_with_lock(void *argument)
+{
+	struct last_words *last = argument;
+
+	CHECK_THREAD(pthread_mutex_lock(&last->lock));
+	atomic_store(&last->go, 1);
+	for (;;)
+		pause();
+	return NULL;
+}
+
+/* A process is killed, and one of its threads, cold for long, held a robust mutex. */
+static void check_robust_mutex(void)
+{
+	struct last_words *last = map_last_words();
+	struct timespec end;
+	pthread_mutexattr_t robust;
+	pid_t child;
+	int error;
+
+	CHECK_THREAD(pthread_mutexattr_init(&robust));
+	CHECK_THREAD(pthread_mutexattr_setpshared(&robust, PTHREAD_PROCESS_SHARED));
+	CHECK_THREAD(pthread_mutexattr_setrobust(&robust, PTHREAD_MUTEX_ROBUST));
+	CHECK_THREAD(pthread_mutex_init(&last->lock, &robust));
+	child = fork();
+	CHECK_CALL(child);
+	if (!child) {
+		pthread_t thread;
+
+		CHECK_THREAD(pthread_create(&thread, NULL, sleep_with_lock, last));
+		while (!atomic_load(&last->go))
+			sched_yield();
+		shared = evicted_pages(PAGES, seed);
+		for (int round = 0; round < 4; round++)
+			press();
+		raise(SIGKILL);
+	}
+	CHECK_CALL(waitpid(child, NULL, 0));
+	end = patience_end();
+	error = pthread_mutex_timedlock(&last->lock, &end);
+	CHECK(error == EOWNERDEAD, "lock of a dead owner: %s", strerror(error));
 }
 
 /* ------------------------------------------------------------------ faults at once */
@@ -378,6 +507,8 @@ static const struct check checks[] = {
 	{"thread_exit", check_thread_exit},
 	{"thread_killed", check_thread_killed},
 	{"exit_group", check_exit_group},
+	{"cold_exit", check_cold_exit},
+	{"robust_mutex", check_robust_mutex},
 	{"two_on_one_page", check_two_on_one_page},
 	{"many_threads", check_many_threads},
 	{"signals_while_faulting", check_signals_while_faulting},

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: MIT
+
+/**
+ * @file
+ * Goal: what the kernel writes to when a thread ends stays as long as the thread lives.
+ * Method: this process's own threads, which the C library has given lists of robust mutexes.
+ */
+
+#include <pthread.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "check.h"
+#include "ending.h"
+
+#define SECOND_NS 1000000000u
+
+static pthread_barrier_t barrier;
+
+static uint64_t own_page(void)
+{
+	uintptr_t head;
+	size_t bytes;
+
+	CHECK_EQ(syscall(SYS_get_robust_list, 0, &head, &bytes), 0);
+	return usw_page_floor(head);
+}
+
+static void *live(void *ret_page)
+{
+	*(uint64_t *)ret_page = own_page();
+	pthread_barrier_wait(&barrier);
+	pthread_barrier_wait(&barrier);
+	return NULL;
+}
+
+static bool has(const struct usw_ending *ending, uint64_t page)
+{
+	return usw_ending_has(ending, page, page + USW_PAGE_BYTES);
+}
+
+static void look_again(struct usw_ending *ending, int pid)
+{
+	ending->due_ns = 0;
+	usw_ending_look(ending, pid);
+}
+
+static void test_as_long_as_it_lives(void)
+{
+	struct usw_ending ending = {0};
+	pthread_t thread;
+	uint64_t page;
+
+	pthread_barrier_init(&barrier, NULL, 2);
+	CHECK_EQ(pthread_create(&thread, NULL, live, &page), 0);
+	pthread_barrier_wait(&barrier);
+	CHECK(!has(&ending, page));
+	usw_ending_look(&ending, getpid());
+	CHECK(has(&ending, page) && has(&ending, own_page()));
+	CHECK(!has(&ending, usw_page_floor((uintptr_t)&barrier)));
+	CHECK(usw_ending_has(&ending, page - USW_HUGE_BYTES, page + USW_HUGE_BYTES));
+
+	pthread_barrier_wait(&barrier);
+	pthread_join(thread, NULL);
+	look_again(&ending, getpid());
+	CHECK(!has(&ending, page) && has(&ending, own_page()));
+	pthread_barrier_destroy(&barrier);
+	usw_ending_deinit(&ending);
+}
+
+static void test_a_look_is_followed_by_a_pause(void)
+{
+	struct usw_ending ending = {0};
+
+	usw_ending_look(&ending, getpid());
+	uint64_t due_ns = ending.due_ns = usw_now_ns() + SECOND_NS;
+	usw_ending_look(&ending, getpid());
+	CHECK_EQ(ending.due_ns, due_ns);
+	usw_ending_deinit(&ending);
+}
+
+static void test_what_is_unknown_stays_as_it_was(void)
+{
+	struct usw_ending ending = {0};
+
+	usw_ending_look(&ending, getpid());
+	look_again(&ending, 0x7fffffff); // no such process
+	CHECK(has(&ending, own_page()));
+	usw_ending_deinit(&ending);
+}
+
+/** The address is the program's to choose: none may stop the agent. */
+static void test_an_address_that_cannot_be(void)
+{
+	struct usw_ending ending = {0};
+	uintptr_t before;
+	size_t bytes;
+
+	CHECK_EQ(syscall(SYS_get_robust_list, 0, &before, &bytes), 0);
+	CHECK_EQ(syscall(SYS_set_robust_list, UINTPTR_MAX - 7, bytes), 0);
+	look_again(&ending, getpid());
+	CHECK_EQ(syscall(SYS_set_robust_list, before, bytes), 0);
+	CHECK(!has(&ending, usw_page_floor(before)));
+	usw_ending_deinit(&ending);
+}
+
+int main(void)
+{
+	check_start(60);
+	test_as_long_as_it_lives();
+	test_a_look_is_followed_by_a_pause();
+	test_what_is_unknown_stays_as_it_was();
+	test_an_address_that_cannot_be();
+	return 0;
+}
