@@ -21,6 +21,8 @@
 
 #define PROCESSES_MAX 256
 #define THREADS_MAX 1024
+/* An agent that is still being started has one: stopped again and again it would not get on. */
+#define THREADS_MIN 16
 
 static pid_t processes[PROCESSES_MAX];
 static size_t process_count;
@@ -103,7 +105,7 @@ int main(int argc, char **argv)
 	for (uint64_t round = 0; kill(launcher, 0) == 0; round++) {
 		if (round % 16 == 0)
 			find_threads(launcher);
-		if (!thread_count) {
+		if (thread_count < THREADS_MIN) {
 			usleep(1000);
 			continue;
 		}
