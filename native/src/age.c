@@ -6,7 +6,7 @@
  */
 
 #include "age.h"
-#include "base.h"
+#include "pagemap.h"
 
 /* So many pages are looked at between two moves of the threshold. */
 #define USW_AGE_LOOKED 64u
@@ -20,16 +20,24 @@ void usw_age_note(struct usw_age *age, uint32_t resident, bool taken)
 {
 	uint32_t step = resident / USW_AGE_STEPS + 1;
 
-	age->lap_gave |= taken;
 	age->taken += taken;
 	if (++age->looked < USW_AGE_LOOKED)
 		return;
 	if (age->taken < USW_AGE_FEW)
 		age->threshold -= (uint32_t)usw_min(step, age->threshold);
 	else if (age->taken > USW_AGE_MANY)
-		age->threshold =
-			(uint32_t)usw_min((uint64_t)age->threshold + step, 2 * (uint64_t)resident);
+		age->threshold += step;
+	// The limit may have fallen, and no page is ever older than the clock goes.
+	age->threshold = (uint32_t)usw_min(age->threshold,
+					   usw_min(2 * (uint64_t)resident, USW_STAMP_MASK / 2));
 	age->looked = age->taken = 0;
+}
+
+void usw_age_end_batch(struct usw_age *age, uint32_t picked, uint32_t left)
+{
+	age->lap_gave |= left > 0;
+	if (picked && !left)
+		usw_age_forget(age);
 }
 
 void usw_age_end_lap(struct usw_age *age)

@@ -26,11 +26,17 @@ struct usw_age {
 	uint32_t threshold; /* younger pages stay; in stamps */
 	uint32_t looked;    /* since it was last moved */
 	uint32_t taken;     /* of those */
-	bool lap_gave;      /* some page was taken since the sweep last came round */
+	bool lap_gave;      /* some page has left since the sweep last came round */
 };
 
 /** What a page was that the sweep has looked at; `resident` is the limit, in stamps. */
 void usw_age_note(struct usw_age *age, uint32_t resident, bool taken);
+
+/**
+ * A batch is through. Where none of what was picked has left, pages that cannot leave (pinned, or
+ * shared) must not keep the threshold up for the others.
+ */
+void usw_age_end_batch(struct usw_age *age, uint32_t picked, uint32_t left);
 
 /** The sweep has come round. If it has passed over everything, nothing is too young any more. */
 void usw_age_end_lap(struct usw_age *age);

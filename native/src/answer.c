@@ -33,10 +33,6 @@ enum usw_verdict usw_answer_failed(struct usw_fault_thread *thread, struct usw_t
 	case -EINVAL:
 		usw_uffd_wake(target->uffd, page, USW_PAGE_BYTES);
 		return USW_DROPPED;
-	case -EFAULT: // the kernel fills no page here for us: it is asked to do it by itself
-		usw_target_let_go(target, page);
-		usw_uffd_wake(target->uffd, page, USW_PAGE_BYTES);
-		return USW_DROPPED;
 	case -ESRCH: // the address space is gone
 		return USW_DROPPED;
 	case -EAGAIN: // an event is unread: it will be read before this fault is tried again
@@ -300,6 +296,11 @@ static enum usw_verdict fill(struct usw_fault_thread *thread, struct usw_target 
 	// The run may leave its mapping, which is refused whole: then the one page will do.
 	if (ret && !done && length > 1)
 		ret = usw_uffd_copy(target->uffd, page, thread->zeros, USW_PAGE_BYTES, &done);
+	if (ret == -EFAULT && !done && usw_target_let_go(target, page)) {
+		// The kernel fills no page here for us: it does it by itself now.
+		usw_uffd_wake(target->uffd, page, USW_PAGE_BYTES);
+		return USW_DROPPED;
+	}
 	if (!done)
 		return usw_answer_failed(thread, target, page, ret);
 	usw_session_charge(thread->session, (int64_t)(done / USW_PAGE_BYTES));

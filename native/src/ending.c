@@ -44,8 +44,8 @@ static int compare_threads(const void *left, const void *right)
 }
 
 /**
- * The page of a thread: what it was at the last look, if it was known. The kernel forgets the list
- * when the thread ends, before it clears the ID.
+ * The page of a thread. The kernel forgets the list when the thread ends, before it clears the ID:
+ * then it is what it was at the last look.
  */
 static uint64_t thread_page(const struct usw_ending *ending, int id)
 {
@@ -55,7 +55,9 @@ static uint64_t thread_page(const struct usw_ending *ending, int id)
 									compare_threads)
 							      : NULL;
 
-	return known && known->page ? known->page : list_page(id);
+	uint64_t page = list_page(id);
+
+	return !page && known ? known->page : page;
 }
 
 static bool add_thread(struct usw_ending *ending, int id, uint64_t page)

@@ -75,8 +75,8 @@ static bool has_to_stay(struct usw_target *target, uint64_t start, uint64_t end)
 static bool take_page(struct usw_target *target, uint64_t address)
 {
 	usw_page_word *word = usw_pagemap_find(&target->pagemap, address);
-	uint32_t stamp = usw_session_stamp(target->session);
 	uint64_t now = word ? atomic_load_explicit(word, memory_order_acquire) : 0;
+	uint32_t stamp = usw_session_stamp(target->session); // not before that of the word
 
 	if (has_to_stay(target, address, address + USW_PAGE_BYTES))
 		return false;
@@ -702,8 +702,7 @@ enum usw_evict_result usw_evict_some(struct usw_target *target, uint32_t wanted,
 	batch = (struct usw_batch){.op = USW_OP_EVICT,
 				   .wanted = (uint32_t)usw_min(wanted, USW_BATCH_PAGES_MAX)};
 	pick(target, &batch, &wrapped);
-	if (wrapped)
-		usw_age_end_lap(&target->age);
+	uint32_t before = *ret_evicted;
 	int evicted = batch.page_count ? evict_batch(target, &batch, epoch, &answer) : 0;
 	if (evicted >= 0) {
 		bool shared = batch.page_count && answer.error == -EBUSY;
@@ -715,6 +714,9 @@ enum usw_evict_result usw_evict_some(struct usw_target *target, uint32_t wanted,
 			*ret_evicted += evicted > 0 ? (uint32_t)evicted : 0;
 		}
 	}
+	usw_age_end_batch(&target->age, batch.page_count, *ret_evicted - before);
+	if (wrapped)
+		usw_age_end_lap(&target->age);
 	pthread_mutex_unlock(&target->map_lock);
 	if (atomic_load(&target->deferred_waiting))
 		usw_fault_kick(target->session);
@@ -733,6 +735,7 @@ void usw_evict_random(struct usw_target *target, uint64_t random, uint32_t wante
 {
 	uint64_t total = 0;
 
+	usw_age_forget(&target->age); // what has just come in, above all
 	for (uint32_t i = 0; i < target->eligible.mappings.count; i++)
 		total +=
 			target->eligible.mappings.at[i].end - target->eligible.mappings.at[i].start;

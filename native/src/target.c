@@ -445,15 +445,25 @@ bool usw_target_owns(struct usw_target *target, uint64_t page)
 	return false;
 }
 
-void usw_target_let_go(struct usw_target *target, uint64_t page)
+bool usw_target_let_go(struct usw_target *target, uint64_t page)
 {
 	struct covering covering = {.page = page, .range = {page, page + USW_PAGE_BYTES}};
+	uint64_t address;
+	usw_page_word *word;
 
 	// A child without hands has told nobody of its mappings: then the one page will do.
 	if (target->maps_fd >= 0)
 		usw_maps_for_each(target->maps_fd, 0, visit_covering, &covering);
-	usw_uffd_unregister(target->uffd, covering.range.start,
-			    covering.range.end - covering.range.start);
+	for (address = covering.range.start;
+	     (word = usw_pagemap_next(&target->pagemap, &address, covering.range.end));
+	     address += USW_PAGE_BYTES) {
+		enum usw_page_state state = usw_page_state(atomic_load(word));
+
+		if (state == USW_PAGE_EVICTED || state == USW_PAGE_EVICTING)
+			return false; // it would read as zeros
+	}
+	return usw_uffd_unregister(target->uffd, covering.range.start,
+				   covering.range.end - covering.range.start) == 0;
 }
 
 bool usw_target_measure(struct usw_target *target)

@@ -222,8 +222,9 @@ bool usw_target_owns(struct usw_target *target, uint64_t page);
  * one of /dev/zero, which it takes for anonymous memory, but behind the end of an empty file. It
  * may have been registered with the rest of a stretch and is not on the list of registered ranges.
  * Nothing can take its place before the caller, the fault thread, has read the event of that.
+ * False: not done, since a page of it has left, or for want of memory.
  */
-void usw_target_let_go(struct usw_target *target, uint64_t page);
+bool usw_target_let_go(struct usw_target *target, uint64_t page);
 
 /** Drop what the page map says of [start, end). Caller holds map_lock. */
 void usw_target_forget(struct usw_target *target, uint64_t start, uint64_t end);

@@ -80,11 +80,37 @@ static void test_a_lap_that_gave_keeps_the_threshold(void)
 {
 	struct usw_age age = {.threshold = RESIDENT};
 
-	usw_age_note(&age, RESIDENT, true);
+	usw_age_end_batch(&age, 2, 1);
+	usw_age_end_batch(&age, 0, 0);
 	usw_age_end_lap(&age);
 	CHECK_EQ(age.threshold, RESIDENT);
 	usw_age_end_lap(&age);
 	CHECK_EQ(age.threshold, 0);
+}
+
+static void test_what_cannot_leave_keeps_nothing_up(void)
+{
+	struct usw_age age = {.threshold = RESIDENT};
+
+	for (uint32_t i = 0; i < 64; i++)
+		usw_age_note(&age, RESIDENT, true);
+	CHECK_THAT(age.threshold, >, RESIDENT);
+	usw_age_end_batch(&age, 64, 0);
+	CHECK_EQ(age.threshold, 0);
+	usw_age_end_lap(&age);
+	CHECK_EQ(age.threshold, 0);
+}
+
+static void test_the_threshold_is_below_a_limit_that_has_fallen(void)
+{
+	struct usw_age age = {.threshold = 1u << 20};
+
+	for (uint32_t i = 0; i < 64; i++)
+		usw_age_note(&age, RESIDENT, false);
+	CHECK_THAT(age.threshold, <=, 2 * RESIDENT);
+	for (uint32_t i = 0; i < 1u << 20; i++)
+		usw_age_note(&age, UINT32_MAX, true);
+	CHECK_THAT(age.threshold, <, 1u << 23); // half of what the clock of a word tells apart
 }
 
 static void test_the_threshold_falls_with_a_small_limit(void)
@@ -105,6 +131,8 @@ int main(void)
 	test_one_in_four_is_taken();
 	test_a_lap_in_vain_is_the_last();
 	test_a_lap_that_gave_keeps_the_threshold();
+	test_what_cannot_leave_keeps_nothing_up();
+	test_the_threshold_is_below_a_limit_that_has_fallen();
 	test_the_threshold_falls_with_a_small_limit();
 	return 0;
 }
