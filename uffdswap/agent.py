@@ -495,10 +495,8 @@ class Agent:
     def _is_program(self, pid: int) -> bool:
         if self._program_pid:
             return pid == self._program_pid
-        stat = procfs.stat_of(pid)
-        return (
-            stat is not None and stat.parent == self._launcher_pid
-        )  # it came before the launcher's word of it
+        stat = procfs.stat_of(pid)  # it came before the launcher's word of it
+        return stat is not None and stat.parent == self._launcher_pid
 
     def _add_target(self, fd: int, hello: bytes, fds: list[int]) -> None:
         """Hand a hello to the data plane, which owns all descriptors from then on."""

@@ -4,12 +4,12 @@
  * @file
  * Age: how long a page must have been there before the sweep takes it.
  *
- * The sweep goes by address, which is neither fair nor cheap to give up: neighbours leave together for
- * a tenth of the price. But right behind it lies what has just come in, and where most pages are to
- * stay for some laps, the hand comes round at once and takes that again. So a page is passed over
- * that is younger than a threshold, which moves so that one of four pages that are looked at
- * goes. Then pages leave nearly in the order in which they came, as from a list, and there is no list to
- * keep: the page map has the time when a page came in.
+ * The sweep goes by address, which is neither fair nor cheap to give up: neighbours leave together
+ * for a tenth of the price. But right behind it lies what has just come in, and where most pages
+ * are to stay for some laps, the hand comes round at once and takes that again. So a page is passed
+ * over that is younger than a threshold, which moves so that one of four pages that are looked at
+ * goes. Then pages leave nearly in the order in which they came, as from a list, and there is no
+ * list to keep: the page map has the time when a page came in.
  *
  * Times are stamps: the session's fault clock in steps of 16 pages that came in.
  *

@@ -22,6 +22,9 @@
 
 #include "../shim/wire.h"
 
+/* Where the addresses of a program end. */
+#define USW_ADDRESS_END ((uint64_t)1 << 47)
+
 #define usw_likely(x) __builtin_expect(!!(x), 1)
 #define usw_unlikely(x) __builtin_expect(!!(x), 0)
 

@@ -35,7 +35,6 @@
 #define USW_IDLE_PAUSE_US 200
 /* Page words looked at under map_lock for one target's figures: 200 us. */
 #define USW_TALLY_WORDS 3072u
-#define USW_ADDRESS_END ((uint64_t)1 << 47)
 
 // --- Posting (control thread) -------------------------------------------------------------------
 

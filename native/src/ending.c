@@ -31,7 +31,7 @@ static uint64_t list_page(int thread)
 	uintptr_t head = 0;
 	size_t bytes;
 
-	if (syscall(SYS_get_robust_list, thread, &head, &bytes) < 0 || head >= (uint64_t)1 << 47)
+	if (syscall(SYS_get_robust_list, thread, &head, &bytes) < 0 || head >= USW_ADDRESS_END)
 		return 0;
 	return usw_page_floor(head);
 }

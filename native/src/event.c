@@ -98,7 +98,7 @@ static bool share_words(struct usw_target *parent, struct usw_target *child)
 	uint64_t address = 0;
 	usw_page_word *word;
 
-	while ((word = usw_pagemap_next(&parent->pagemap, &address, (uint64_t)1 << 47))) {
+	while ((word = usw_pagemap_next(&parent->pagemap, &address, USW_ADDRESS_END))) {
 		uint64_t now = atomic_load_explicit(word, memory_order_relaxed);
 		usw_page_word *there = usw_pagemap_make(&child->pagemap, address);
 
@@ -129,7 +129,7 @@ static void note_wiped(struct usw_target *parent, struct usw_target *child)
 	uint64_t address = 0;
 	bool fits = true;
 
-	if (!usw_pagemap_next(&child->pagemap, &address, (uint64_t)1 << 47))
+	if (!usw_pagemap_next(&child->pagemap, &address, USW_ADDRESS_END))
 		return;
 	if (parent->smaps_fd < 0 || usw_maps_wiped(parent->smaps_fd, &wiped))
 		child->inherited_unchecked = true;

@@ -796,7 +796,7 @@ uint32_t usw_evict_drop_copies(struct usw_target *target, uint64_t *cursor, uint
 
 	pthread_mutex_lock(&target->map_lock);
 	while (dropped < max_pages &&
-	       (word = usw_pagemap_next(&target->pagemap, cursor, (uint64_t)1 << 47))) {
+	       (word = usw_pagemap_next(&target->pagemap, cursor, USW_ADDRESS_END))) {
 		uint64_t now = atomic_load_explicit(word, memory_order_acquire);
 
 		if (usw_page_state(now) == USW_PAGE_RESIDENT && usw_page_id(now)) {

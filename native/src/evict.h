@@ -4,10 +4,10 @@
  * @file
  * Eviction: pick pages by a clock sweep, have hands take them out, make them virtual swap IDs.
  *
- * The sweep needs no access bits: a page's heat was learned from its refault distances and has earned
- * it laps; passing over it costs it one, and with none left it goes, unless it is young (age.h).
- * Pages go in contiguous runs and huge pages whole. Everything here runs on the reclaim thread and takes the target's map_lock for the
- * length of one batch (some hundred microseconds at most).
+ * The sweep needs no access bits: a page's heat was learned from its refault distances and has
+ * earned it laps; passing over it costs it one, and with none left it goes, unless it is young
+ * (age.h). Pages go in contiguous runs and huge pages whole. Everything here runs on the reclaim
+ * thread and takes the target's map_lock for the length of one batch (some hundred microseconds).
  */
 
 #ifndef USW_EVICT_H

@@ -229,8 +229,8 @@ static bool free_target(struct usw_session *session, struct usw_target *target)
 	if (!has_ended(target))
 		return false;
 	pthread_mutex_lock(&target->map_lock);
-	usw_target_forget(target, 0, (uint64_t)1 << 47);
-	usw_pagemap_prune(&target->pagemap, 0, (uint64_t)1 << 47);
+	usw_target_forget(target, 0, USW_ADDRESS_END);
+	usw_pagemap_prune(&target->pagemap, 0, USW_ADDRESS_END);
 	pthread_mutex_unlock(&target->map_lock);
 	// Pages its forks share may still be in its standby.
 	if (target->standby.space && usw_standby_drain(target, 0, UINT32_MAX))

@@ -187,7 +187,7 @@ struct usw_session {
 	_Atomic uint64_t compacted_segments;
 };
 
-/** The time of the page map: the fault clock in steps of 16, for as many bits as a word has. */
+/** The time of the page map, of which a word has the lower bits: the fault clock in steps of 16. */
 static inline uint32_t usw_session_stamp(const struct usw_session *session)
 {
 	return atomic_load_explicit(&session->fault_clock, memory_order_relaxed) >> USW_STAMP_SHIFT;
@@ -198,7 +198,7 @@ static inline uint32_t usw_session_stamps(const struct usw_session *session)
 {
 	int64_t pages = atomic_load_explicit(&session->limit_pages, memory_order_relaxed);
 
-	return (uint32_t)usw_min((uint64_t)usw_max(0, pages) >> USW_STAMP_SHIFT, USW_STAMP_MASK);
+	return (uint32_t)usw_min((uint64_t)pages >> USW_STAMP_SHIFT, USW_STAMP_MASK);
 }
 
 /** Resident pages, as far as is known. */

@@ -109,8 +109,8 @@ static int open_statm(int pid)
 int usw_target_attach(struct usw_target *target, const struct usw_hello *hello, const int *fds,
 		      int pidfd, int pid, int connection, struct usw_error *error)
 {
-	if (hello->area_start % USW_HUGE_BYTES || hello->area_start > (uint64_t)1 << 47 ||
-	    hello->token_page % USW_PAGE_BYTES || hello->token_page > (uint64_t)1 << 47)
+	if (hello->area_start % USW_HUGE_BYTES || hello->area_start > USW_ADDRESS_END ||
+	    hello->token_page % USW_PAGE_BYTES || hello->token_page > USW_ADDRESS_END)
 		return attach_error(error, -EPROTO, "the hello's addresses make no sense");
 	if (!area_is_sound(fds[USW_FD_AREA]))
 		return attach_error(error, -EPROTO,
@@ -409,7 +409,7 @@ void usw_target_check_inherited(struct usw_target *child)
 	struct inheritance inheritance = {.child = child};
 
 	if (usw_maps_for_each(child->maps_fd, 0, visit_inherited, &inheritance) ||
-	    !disown(child, inheritance.settled_end, (uint64_t)1 << 47))
+	    !disown(child, inheritance.settled_end, USW_ADDRESS_END))
 		atomic_store(&child->broken, true);
 }
 
@@ -518,7 +518,7 @@ void usw_target_poison_all(struct usw_target *target)
 	uint64_t address = 0;
 	usw_page_word *word;
 
-	while ((word = usw_pagemap_next(&target->pagemap, &address, (uint64_t)1 << 47))) {
+	while ((word = usw_pagemap_next(&target->pagemap, &address, USW_ADDRESS_END))) {
 		enum usw_page_state state = usw_page_state(atomic_load(word));
 
 		if ((state == USW_PAGE_EVICTED || state == USW_PAGE_EVICTING) &&

@@ -201,13 +201,11 @@ def test_empty_option_is_no_silent_lack_of_a_limit(option: str) -> None:
     assert done.stderr.startswith(f'uffdswap: {option}: "" is ')
 
 
-def test_machine_that_cannot_do_it_is_an_error_at_the_start(tmp_path: Path) -> None:
-    without = ["setpriv", "--bounding-set=-sys_ptrace"] if os.geteuid() == 0 else []
-    if without and not shutil.which(without[0]):
-        pytest.skip("needs setpriv, to go without CAP_SYS_PTRACE")
+def refusal_at_the_start(folder: Path, *command: str) -> str:
+    """Return the one line of an agent that ends before it serves anybody."""
     done = subprocess.run(
-        [*without, *UFFDSWAP, "agent"],
-        env=os.environ | {"XDG_RUNTIME_DIR": str(tmp_path)},
+        command,
+        env=os.environ | {"XDG_RUNTIME_DIR": str(folder)},
         capture_output=True,
         text=True,
         timeout=60,
@@ -215,6 +213,14 @@ def test_machine_that_cannot_do_it_is_an_error_at_the_start(tmp_path: Path) -> N
     )
     (line,) = done.stderr.splitlines()
     assert done.returncode == 1
+    return line
+
+
+def test_machine_that_cannot_do_it_is_an_error_at_the_start(tmp_path: Path) -> None:
+    without = ["setpriv", "--bounding-set=-sys_ptrace"] if os.geteuid() == 0 else []
+    if without and not shutil.which(without[0]):
+        pytest.skip("needs setpriv, to go without CAP_SYS_PTRACE")
+    line = refusal_at_the_start(tmp_path, *without, *UFFDSWAP, "agent")
     assert line.startswith("uffdswap: the agent may not follow forks (no CAP_SYS_PTRACE): ")
 
 
@@ -241,16 +247,8 @@ def test_program_does_not_wait_for_a_session_that_cannot_be_started(start: Any) 
 
 def test_place_that_cannot_be_used_is_an_error_at_the_start(tmp_path: Path) -> None:
     place = tmp_path / "nothing" / "here"
-    done = subprocess.run(
-        [*UFFDSWAP, "agent", "--memory", "30M", "--disk", str(place)],
-        env=os.environ | {"XDG_RUNTIME_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    (line,) = done.stderr.splitlines()
-    assert done.returncode == 1
+    command = (*UFFDSWAP, "agent", "--memory", "30M", "--disk", str(place))
+    line = refusal_at_the_start(tmp_path, *command)
     assert line.startswith(f"uffdswap: cannot use {place} as a disk tier: ")
     assert not (tmp_path / "uffdswap" / "agent.socket").exists()
 
