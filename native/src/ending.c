@@ -6,6 +6,7 @@
  */
 
 #include <dirent.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <sys/syscall.h>
@@ -43,18 +44,22 @@ static int compare_threads(const void *left, const void *right)
 	return (a->id > b->id) - (a->id < b->id);
 }
 
+/** One of the first `count` threads, which are in order. NULL: it is not among them. */
+static struct usw_ending_thread *find_thread(const struct usw_ending *ending, uint32_t count,
+					     int id)
+{
+	const struct usw_ending_thread key = {.id = id};
+
+	return count ? bsearch(&key, ending->threads, count, sizeof(key), compare_threads) : NULL;
+}
+
 /**
  * The page of a thread. The kernel forgets the list when the thread ends, before it clears the ID:
  * then it is what it was at the last look.
  */
 static uint64_t thread_page(const struct usw_ending *ending, int id)
 {
-	const struct usw_ending_thread key = {.id = id};
-	const struct usw_ending_thread *known = ending->count ? bsearch(&key, ending->threads,
-									ending->count, sizeof(key),
-									compare_threads)
-							      : NULL;
-
+	const struct usw_ending_thread *known = find_thread(ending, ending->count, id);
 	uint64_t page = list_page(id);
 
 	return !page && known ? known->page : page;
@@ -94,6 +99,32 @@ static bool add_threads(struct usw_ending *ending, const struct usw_ending *befo
 	return got == 0 && ending->count;
 }
 
+static void sort_threads(struct usw_ending *ending)
+{
+	qsort(ending->threads, ending->count, sizeof(*ending->threads), compare_threads);
+}
+
+/**
+ * Add the threads of before that /proc has left out though they live: its list is read on by
+ * position, and skips one for each that ends before it.
+ */
+static bool add_left_out(struct usw_ending *ending, const struct usw_ending *before, int pid)
+{
+	uint32_t listed = ending->count;
+
+	sort_threads(ending);
+	for (uint32_t i = 0; i < before->count; i++) {
+		int id = before->threads[i].id;
+
+		if (!find_thread(ending, listed, id) &&
+		    (syscall(SYS_tgkill, pid, id, 0) == 0 || errno != ESRCH) &&
+		    !add_thread(ending, id, before->threads[i].page))
+			return false;
+	}
+	sort_threads(ending);
+	return true;
+}
+
 void usw_ending_look(struct usw_ending *ending, int pid)
 {
 	struct usw_ending now = {0};
@@ -104,8 +135,7 @@ void usw_ending_look(struct usw_ending *ending, int pid)
 		return;
 	snprintf(path, sizeof(path), "/proc/%d/task", pid);
 	_cleanup_close_ int folder = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (folder >= 0 && add_threads(&now, ending, folder)) {
-		qsort(now.threads, now.count, sizeof(*now.threads), compare_threads);
+	if (folder >= 0 && add_threads(&now, ending, folder) && add_left_out(&now, ending, pid)) {
 		usw_ending_deinit(ending);
 		*ending = now;
 	} else {

@@ -688,6 +688,7 @@ enum usw_evict_result usw_evict_some(struct usw_target *target, uint32_t wanted,
 	struct usw_answer answer;
 	bool wrapped = false;
 
+	usw_ending_look(&target->ending, target->pid); // takes long where there are many threads
 	pthread_mutex_lock(&target->map_lock);
 	uint32_t epoch = atomic_load(&target->epoch);
 	// With the lock: who retires a target takes it, and hands does no command after that.
@@ -698,7 +699,6 @@ enum usw_evict_result usw_evict_some(struct usw_target *target, uint32_t wanted,
 	}
 
 	usw_leaving_settle(&target->leaving, target->pagemap_fd, usw_now_ns());
-	usw_ending_look(&target->ending, target->pid);
 	batch = (struct usw_batch){.op = USW_OP_EVICT,
 				   .wanted = (uint32_t)usw_min(wanted, USW_BATCH_PAGES_MAX)};
 	pick(target, &batch, &wrapped);

@@ -14,8 +14,11 @@
 #include "ending.h"
 
 #define SECOND_NS 1000000000u
+#define EACH 32u
 
-static pthread_barrier_t barrier;
+static pthread_barrier_t barrier; /* all have begun */
+static pthread_barrier_t release; /* and may end */
+static pthread_barrier_t first;   /* some of them before the others */
 
 static uint64_t own_page(void)
 {
@@ -30,7 +33,7 @@ static void *live(void *ret_page)
 {
 	*(uint64_t *)ret_page = own_page();
 	pthread_barrier_wait(&barrier);
-	pthread_barrier_wait(&barrier);
+	pthread_barrier_wait(&release);
 	return NULL;
 }
 
@@ -52,6 +55,7 @@ static void test_as_long_as_it_lives(void)
 	uint64_t page;
 
 	pthread_barrier_init(&barrier, NULL, 2);
+	pthread_barrier_init(&release, NULL, 2);
 	CHECK_EQ(pthread_create(&thread, NULL, live, &page), 0);
 	pthread_barrier_wait(&barrier);
 	CHECK(!has(&ending, page));
@@ -60,11 +64,12 @@ static void test_as_long_as_it_lives(void)
 	CHECK(!has(&ending, usw_page_floor((uintptr_t)&barrier)));
 	CHECK(usw_ending_has(&ending, page - USW_HUGE_BYTES, page + USW_HUGE_BYTES));
 
-	pthread_barrier_wait(&barrier);
+	pthread_barrier_wait(&release);
 	pthread_join(thread, NULL);
 	look_again(&ending, getpid());
 	CHECK(!has(&ending, page) && has(&ending, own_page()));
 	pthread_barrier_destroy(&barrier);
+	pthread_barrier_destroy(&release);
 	usw_ending_deinit(&ending);
 }
 
@@ -89,6 +94,85 @@ static void test_what_is_unknown_stays_as_it_was(void)
 	usw_ending_deinit(&ending);
 }
 
+/** The kernel forgets the list of a thread that ends before it clears the ID. */
+static void test_a_list_that_is_gone_is_remembered(void)
+{
+	struct usw_ending ending = {0};
+	uintptr_t before;
+	size_t bytes;
+
+	usw_ending_look(&ending, getpid());
+	CHECK_EQ(syscall(SYS_get_robust_list, 0, &before, &bytes), 0);
+	CHECK_EQ(syscall(SYS_set_robust_list, 0, bytes), 0);
+	look_again(&ending, getpid());
+	CHECK(has(&ending, usw_page_floor(before)));
+	CHECK_EQ(syscall(SYS_set_robust_list, before, bytes), 0);
+	usw_ending_deinit(&ending);
+}
+
+static void test_a_list_that_has_moved(void)
+{
+	struct usw_ending ending = {0};
+	uintptr_t before;
+	size_t bytes;
+
+	usw_ending_look(&ending, getpid());
+	CHECK_EQ(syscall(SYS_get_robust_list, 0, &before, &bytes), 0);
+	CHECK_EQ(syscall(SYS_set_robust_list, &barrier, bytes), 0);
+	look_again(&ending, getpid());
+	CHECK_EQ(syscall(SYS_set_robust_list, before, bytes), 0);
+	CHECK(has(&ending, usw_page_floor((uintptr_t)&barrier)));
+	CHECK(!has(&ending, usw_page_floor(before)));
+	usw_ending_deinit(&ending);
+}
+
+static void *end_soon(void *nothing)
+{
+	pthread_barrier_wait(&barrier);
+	pthread_barrier_wait(&first);
+	return nothing;
+}
+
+/** Each second thread ends while the list is read, and the others stay. */
+static void look_while_some_end(void)
+{
+	struct usw_ending ending = {0};
+	pthread_t ends[EACH], stays[EACH];
+	uint64_t page[EACH];
+
+	pthread_barrier_init(&barrier, NULL, 2 * EACH + 1);
+	pthread_barrier_init(&release, NULL, EACH + 1);
+	pthread_barrier_init(&first, NULL, EACH + 1);
+	for (uint32_t i = 0; i < EACH; i++) {
+		CHECK_EQ(pthread_create(&ends[i], NULL, end_soon, NULL), 0);
+		CHECK_EQ(pthread_create(&stays[i], NULL, live, &page[i]), 0);
+	}
+	pthread_barrier_wait(&barrier);
+	look_again(&ending, getpid());
+	pthread_barrier_wait(&first);
+	for (uint32_t look = 0; look < 10; look++) {
+		look_again(&ending, getpid());
+		for (uint32_t i = 0; i < EACH; i++)
+			CHECK(has(&ending, page[i]));
+	}
+	pthread_barrier_wait(&release);
+	for (uint32_t i = 0; i < EACH; i++) {
+		pthread_join(ends[i], NULL);
+		pthread_join(stays[i], NULL);
+	}
+	pthread_barrier_destroy(&barrier);
+	pthread_barrier_destroy(&release);
+	pthread_barrier_destroy(&first);
+	usw_ending_deinit(&ending);
+}
+
+/** While threads end, the list of /proc leaves others out. */
+static void test_nobody_is_left_out(void)
+{
+	for (uint32_t round = 0; round < 50; round++)
+		look_while_some_end();
+}
+
 /** The address is the program's to choose: none may stop the agent. */
 static void test_an_address_that_cannot_be(void)
 {
@@ -111,5 +195,8 @@ int main(void)
 	test_a_look_is_followed_by_a_pause();
 	test_what_is_unknown_stays_as_it_was();
 	test_an_address_that_cannot_be();
+	test_a_list_that_is_gone_is_remembered();
+	test_a_list_that_has_moved();
+	test_nobody_is_left_out();
 	return 0;
 }
