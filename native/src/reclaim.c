@@ -21,6 +21,7 @@
 #include "demote.h"
 #include "evict.h"
 #include "session.h"
+#include "turn.h"
 #include "uffd.h"
 #include "watch.h"
 
@@ -252,8 +253,7 @@ static bool free_target(struct usw_session *session, struct usw_target *target)
 			before = before->next;
 		before->next = target->next;
 	}
-	if (session->reclaim.turn == target)
-		session->reclaim.turn = target->next;
+	usw_turn_leave(session, target);
 	usw_target_destroy(target);
 	pthread_mutex_unlock(&session->targets_lock);
 	atomic_fetch_sub(&session->targets_now, 1);
@@ -316,42 +316,6 @@ static void follow_growth(struct usw_session *session)
 	}
 }
 
-/** Whose turn it is next; NULL if there is no target. */
-static struct usw_target *next_turn(struct usw_session *session)
-{
-	struct usw_target *turn = session->reclaim.turn ? session->reclaim.turn : session->targets;
-
-	session->reclaim.turn = turn ? turn->next : NULL;
-	return turn;
-}
-
-/**
- * Whose turn it is to give pages in proportion to what each has: a small program beside a large one is
- * not to give as much. Each owes what is resident of it, every round, and has its turn when that is
- * as much as the largest has. NULL if there is no target.
- */
-static struct usw_target *next_debtor(struct usw_session *session)
-{
-	struct usw_reclaim *reclaim = &session->reclaim;
-	uint64_t visits = 3 * (atomic_load(&session->targets_now) + 1); // figures change meanwhile
-	struct usw_target *target;
-
-	do {
-		if (!reclaim->turn) {
-			reclaim->largest_pages = reclaim->round_largest_pages;
-			reclaim->round_largest_pages = 0;
-		}
-		target = next_turn(session);
-		if (!target)
-			return NULL;
-		uint64_t pages = atomic_load_explicit(&target->anon_pages, memory_order_relaxed);
-		reclaim->round_largest_pages = usw_max(reclaim->round_largest_pages, pages);
-		target->owed_pages += pages;
-	} while (target->owed_pages < reclaim->largest_pages && visits--);
-	target->owed_pages -= usw_min(target->owed_pages, reclaim->largest_pages);
-	return target;
-}
-
 /**
  * Sweep over the targets until `need` pages have left, or everything there is was passed over as
  * often as the hottest page may ask for. Returns the pages that left.
@@ -364,7 +328,8 @@ static uint32_t sweep(struct usw_session *session, uint32_t need)
 	while (evicted < need &&
 	       barren < (atomic_load(&session->targets_now) + 1) * USW_SWEEPS_MAX) {
 		// Where one has given nothing the next is asked, whatever it owes.
-		struct usw_target *target = barren ? next_turn(session) : next_debtor(session);
+		struct usw_target *target = barren ? usw_turn_next(session)
+						   : usw_turn_debtor(session);
 		enum usw_evict_result result = USW_EVICT_DONE;
 		uint32_t before = evicted;
 
@@ -379,6 +344,7 @@ static uint32_t sweep(struct usw_session *session, uint32_t need)
 				follow_growth(session);
 		}
 		barren = evicted == before ? barren + 1 : 0;
+		usw_turn_end(target, evicted != before, result == USW_EVICT_WRAPPED);
 		while (usw_standby_count(&target->standby) > USW_STANDBY_KEEP &&
 		       usw_standby_drain(target, USW_STANDBY_KEEP, USW_DRAIN_PAGES) == 0)
 			if (account_if_due(session))
@@ -753,7 +719,7 @@ static void stress(struct usw_session *session)
 	if (now_ns - reclaim->stress_due_ns > 100000000u)
 		reclaim->stress_due_ns = now_ns - 100000000u;
 	while (reclaim->stress_due_ns < now_ns) {
-		struct usw_target *target = next_turn(session);
+		struct usw_target *target = usw_turn_next(session);
 		uint32_t evicted = 0;
 
 		if (target) {

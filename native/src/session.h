@@ -20,6 +20,7 @@
 #include "stats.h"
 #include "target.h"
 #include "tier.h"
+#include "turn.h"
 #include "vacancy.h"
 
 #define USW_FAULT_THREADS_MAX 8u
@@ -85,9 +86,7 @@ struct usw_reclaim {
 	bool warned_unmanaged;
 	uint64_t floor_since_ns; /* the limit has stood at its floor since then; 0: it does not */
 	bool warned_floor;
-	struct usw_target *turn; /* whose turn it is to give pages */
-	uint64_t largest_pages;  /* resident of the largest target, in the last round of turns */
-	uint64_t round_largest_pages; /* in this one, so far */
+	struct usw_turns turns;
 };
 
 /** A thread that does nothing but register: see watch.h. */

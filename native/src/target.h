@@ -156,11 +156,12 @@ struct usw_target {
 	struct usw_ranges refused; /* the kernel would not register it */
 	uint64_t refused_ns;       /* when `refused` was last emptied */
 	bool eligible_stale;
-	bool shared_in_lap;  /* this lap of the sweep has met pages shared since a fork */
-	bool unshare_lap;    /* it takes them over: the one before has passed over them */
-	uint64_t cursor;     /* address at which the sweep goes on */
-	struct usw_age age;  /* and what is too young for it */
-	uint64_t owed_pages; /* what it is to give before its turn is over */
+	bool shared_in_lap;   /* this lap of the sweep has met pages shared since a fork */
+	bool unshare_lap;     /* it takes them over: the one before has passed over them */
+	uint64_t cursor;      /* address at which the sweep goes on */
+	struct usw_age age;   /* and what is too young for it */
+	uint64_t owed_pages;  /* what it is to give before its turn is over */
+	uint32_t barren_laps; /* of the sweep that have given nothing, one after the other */
 	uint64_t scanned_data_pages;
 	uint64_t scan_due_ns;   /* its mappings are not read again before */
 	uint64_t ends_since_ns; /* retired, and somebody is there still; 0: not seen yet */
