@@ -161,7 +161,7 @@ void usw_answer_settle(struct usw_fault_thread *thread, usw_page_word *word, uin
 
 int usw_answer_hand_in(struct usw_fault_thread *thread, struct usw_target *target, uint64_t page,
 		       usw_page_word *word, uint64_t now, const void *content,
-		       enum usw_backend backend, bool on_disk)
+		       enum usw_backend backend, bool on_disk, bool touched)
 {
 	struct usw_session *session = thread->session;
 	uint64_t done;
@@ -178,7 +178,7 @@ int usw_answer_hand_in(struct usw_fault_thread *thread, struct usw_target *targe
 		usw_vswap_put(&session->vswap, usw_page_id(now));
 		return ret;
 	}
-	usw_answer_settle(thread, word, now, backend, on_disk, true);
+	usw_answer_settle(thread, word, now, backend, on_disk, touched);
 	usw_session_charge(session, 1);
 	return 0;
 }
@@ -212,7 +212,7 @@ static enum usw_verdict fault_in(struct usw_fault_thread *thread, struct usw_tar
 					 backend == USW_BACKEND_MEMORY ? "standby" : "ram tier",
 					 "hash mismatch");
 	ret = usw_answer_hand_in(thread, target, fault->page, word, now, thread->page, backend,
-				 false);
+				 false, true);
 	if (ret)
 		return usw_answer_failed(thread, target, fault->page, ret);
 	count_source(thread, backend);

@@ -53,12 +53,12 @@ usw_page_word *usw_answer_find_evicted(const struct usw_target *target, uint64_t
 				       uint64_t *ret_now);
 
 /**
- * Hand in what is known to be right; the page map names its ID. 0, or what the copy said: -EEXIST
- * is settled, too, and the others have changed nothing.
+ * Hand in what is known to be right, since it was `touched` or unasked; the page map names its ID.
+ * 0, or what the copy said: -EEXIST is settled, too, and the others have changed nothing.
  */
 int usw_answer_hand_in(struct usw_fault_thread *thread, struct usw_target *target, uint64_t page,
 		       usw_page_word *word, uint64_t now, const void *content,
-		       enum usw_backend backend, bool on_disk);
+		       enum usw_backend backend, bool on_disk, bool touched);
 
 /** What to do when a copy of one page did not go in. The page is not in from us in any case. */
 enum usw_verdict usw_answer_failed(struct usw_fault_thread *thread, struct usw_target *target,

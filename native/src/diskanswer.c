@@ -210,7 +210,8 @@ static enum usw_verdict settle_read(struct usw_fault_thread *thread, struct usw_
 		verdict = read->is_ahead ? USW_DROPPED : USW_DEFER;
 	} else {
 		int ret = usw_answer_hand_in(thread, target, fault.page, word, now,
-					     usw_diskfault_page(read), USW_BACKEND_OBJECT, true);
+					     usw_diskfault_page(read), USW_BACKEND_OBJECT, true,
+					     !read->is_ahead);
 
 		verdict = ret ? usw_answer_failed(thread, target, fault.page, ret) : USW_ANSWERED;
 		if (!ret)

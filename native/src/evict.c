@@ -71,6 +71,17 @@ static bool has_to_stay(struct usw_target *target, uint64_t start, uint64_t end)
 	       usw_leaving_has(&target->leaving, start, end);
 }
 
+/** Whether a page may leave that was picked before, whatever has become of its age since. */
+static bool may_go(struct usw_target *target, uint64_t address)
+{
+	usw_page_word *word = usw_pagemap_find(&target->pagemap, address);
+	uint64_t now = word ? atomic_load_explicit(word, memory_order_acquire) : 0;
+	enum usw_page_state state = usw_page_state(now);
+
+	return (state == USW_PAGE_NONE || state == USW_PAGE_RESIDENT) &&
+	       !has_to_stay(target, address, address + USW_PAGE_BYTES);
+}
+
 /** Whether the sweep takes a present page now; counts one of its laps if not. */
 static bool take_page(struct usw_target *target, uint64_t address)
 {
@@ -671,7 +682,7 @@ static int evict_shared(struct usw_target *target, struct usw_batch *batch, uint
 	batch->page_count = 0;
 	batch->op = USW_OP_EVICT;
 	for (uint32_t i = 0; i < count; i++)
-		if (take_page(target, batch->address[i]) && batch->run_count < USW_BATCH_RUNS_MAX)
+		if (may_go(target, batch->address[i]) && batch->run_count < USW_BATCH_RUNS_MAX)
 			batch_add(batch, batch->address[i]);
 	if (!batch->page_count)
 		return 0;

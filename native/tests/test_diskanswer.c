@@ -30,6 +30,7 @@ static struct usw_segment headers[2];
 static int called = -1;           /* a read that the next message calls from reserve */
 static bool has_room;             /* for what is handed in */
 static uint32_t settled;          /* reads */
+static uint32_t unasked;          /* of them, ahead of a fault */
 static uint64_t asked[ASKED_MAX]; /* pages, of a disk, since begin() */
 static uint32_t asked_count;
 
@@ -150,8 +151,9 @@ bool usw_answer_has_room(UNUSED struct usw_fault_thread *t, UNUSED struct usw_ta
 int usw_answer_hand_in(UNUSED struct usw_fault_thread *t, UNUSED struct usw_target *u,
 		       UNUSED uint64_t page, UNUSED usw_page_word *word, UNUSED uint64_t now,
 		       UNUSED const void *bytes, UNUSED enum usw_backend backend,
-		       UNUSED bool is_kept)
+		       UNUSED bool is_kept, bool touched)
 {
+	unasked += !touched;
 	return 0;
 }
 
@@ -193,7 +195,7 @@ static void begin(void)
 	thread.session = &session;
 	thread.disk = &disk;
 	has_room = true;
-	settled = 0;
+	settled = unasked = 0;
 	asked_count = 0;
 }
 
@@ -269,6 +271,19 @@ static void test_a_page_called_while_others_are_settled_is_not_forgotten(void)
 	}
 }
 
+/** What came ahead of a fault has not been touched, as far as anybody knows. */
+static void test_what_is_read_ahead_is_not_touched(void)
+{
+	begin();
+	for (uint32_t i = 0; i < 10; i++) {
+		put(i, USW_READ_DONE, false);
+		disk.at[i].is_ahead = i % 2;
+	}
+	look_until_sleep();
+	CHECK_EQ(settled, 10);
+	CHECK_EQ(unasked, 5);
+}
+
 /** What waits for room is asked about again by the clock, and no spinning helps. */
 static void test_no_room_is_no_reason_to_spin(void)
 {
@@ -324,6 +339,7 @@ int main(void)
 	test_all_are_settled_and_then_it_sleeps();
 	test_none_is_passed_over_for_long();
 	test_a_page_called_while_others_are_settled_is_not_forgotten();
+	test_what_is_read_ahead_is_not_touched();
 	test_no_room_is_no_reason_to_spin();
 	test_a_walk_is_read_ahead_once_and_upwards();
 	return 0;
