@@ -21,8 +21,8 @@
 /* CDEF begin */
 
 struct usw_error {
-	int code; /* positive errno */
-	char text[200];
+	int code;        /* positive errno */
+	char text[1024]; /* with a path of the user's in it */
 };
 
 /* What the kernel offers. Booleans are 0 or 1. */

@@ -26,7 +26,7 @@ static int refuse(struct usw_error *error, int code, const char *path, const cha
 		  const char *remedy)
 {
 	error->code = code;
-	snprintf(error->text, sizeof(error->text), "cannot use %.80s as a disk tier: %s; %s", path,
+	snprintf(error->text, sizeof(error->text), "cannot use %.700s as a disk tier: %s; %s", path,
 		 why, remedy);
 	return -code;
 }

@@ -76,11 +76,11 @@ static int refuse_double(struct usw_tiers *tiers, const char *path, const char *
 	const struct usw_tier *tier = find_tier(tiers, path);
 
 	if (tier && atomic_load(&tier->state) == USW_TIER_LEAVING)
-		return fail(error, EEXIST, "%.120s is a disk tier that is just being removed",
+		return fail(error, EEXIST, "%.700s is a disk tier that is just being removed",
 			    path);
 	if (tier)
 		return fail(error, EEXIST,
-			    "%.120s is a disk tier already; `uffdswap tier list` names them", path);
+			    "%.700s is a disk tier already; `uffdswap tier list` names them", path);
 	if (name && (strcmp(name, "ram") == 0 || find_tier(tiers, name)))
 		return fail(error, EEXIST,
 			    "there is a tier %.31s already; `uffdswap tier list` names them", name);
@@ -149,7 +149,7 @@ int usw_tiers_add(struct usw_tiers *tiers, const char *path, const char *name, u
 		return ret;
 	if (!number)
 		return fail(error, ENOSPC,
-			    "cannot add %.80s: there are as many tiers as there may be", path);
+			    "cannot add %.700s: there are as many tiers as there may be", path);
 	struct usw_tier *tier = &tiers->at[number];
 	if (!tier->disk)
 		tier->disk = calloc(1, sizeof(*tier->disk));
@@ -202,7 +202,7 @@ static int begin_removal(struct usw_tiers *tiers, const char *name, uint64_t ram
 
 	if (!tier)
 		return fail(error, ENOENT,
-			    "there is no disk tier %.80s; `uffdswap tier list` names them", name);
+			    "there is no disk tier %.700s; `uffdswap tier list` names them", name);
 	if (atomic_load(&tier->state) == USW_TIER_LEAVING)
 		return fail(error, EALREADY, "disk tier %s is being removed already", tier->name);
 	uint64_t needed = usw_disk_held_bytes(tier->disk);

@@ -92,6 +92,7 @@ def test_bad_size(witness: Witness, option: str, size: str) -> None:
         (["--stress", "x"], "not a rate"),
         (["--memroy", "1G"], "--memroy"),
         (["--disk", "/nonexistent/x", "-m", "1G"], "cannot use /nonexistent/x as a disk tier"),
+        (["--disk", f"/{'x' * 200}/y", "-m", "1G"], f"{'x' * 200}/y as a disk tier"),
         (["--disk", "/dev/null", "-m", "1G"], "neither a folder nor a file"),
         (["--disk", "/tmp", "--no-disk", "-m", "1G"], "exclude each other"),
         (["--disk", "/tmp", "--disk", "/tmp/", "-m", "1G"], "/tmp is a disk tier already"),
