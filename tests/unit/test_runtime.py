@@ -9,6 +9,8 @@ import os
 import socket
 import stat
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,13 @@ from uffdswap.runtime import SessionFolder, remove_session, standing_socket
 
 NOBODY = 65534
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give folders away")
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """Return a folder of the length that one in /tmp has: the path of a socket has 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="usw-") as folder:
+        yield Path(folder)
 
 
 def mode_of(path: Path) -> int:
@@ -156,23 +165,25 @@ def test_path_too_long_for_a_socket_is_told_and_leaves_nothing(tmp_path: Path) -
 
 
 def test_without_a_runtime_dir_there_is_one_in_tmp(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtime, "_TMP", str(tmp_path))
+    monkeypatch.setattr(runtime, "_TMP", str(short_path))
     monkeypatch.setattr(os.path, "isdir", lambda _path: False)  # no /run
     folder = SessionFolder(os.getpid(), {})
-    assert Path(folder.path).parent.parent == tmp_path
+    assert Path(folder.path).parent.parent == short_path
     folder.close()
-    assert list(tmp_path.iterdir()) == []
+    assert list(short_path.iterdir()) == []
 
 
-def test_dead_sessions_in_tmp_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "_TMP", str(tmp_path))
+def test_dead_sessions_in_tmp_are_removed(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "_TMP", str(short_path))
     monkeypatch.setattr(os.path, "isdir", lambda _path: False)
-    old = tmp_path / f"uffdswap-{os.geteuid()}-abcdef"
+    old = short_path / f"uffdswap-{os.geteuid()}-abcdef"
     (old / "1-1").mkdir(parents=True)
     os.utime(old, (0, 0))
-    foreign = tmp_path / f"uffdswap-{os.geteuid() + 1}-abcdef"
+    foreign = short_path / f"uffdswap-{os.geteuid() + 1}-abcdef"
     foreign.mkdir()
     folder = SessionFolder(os.getpid(), {})
     assert not (old / "1-1").exists()
