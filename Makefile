@@ -27,8 +27,9 @@ demo: $(VENV)/.built $(VENV)/.examples ## Run a program that needs several times
 bench: $(VENV)/.built ## Compare with the kernel's own swap, as root (some minutes)
 	@$(VENV)/bin/uffdswap bench $(BENCH_ARGS)
 
+# Two at a time: half of the tests' time is waiting.
 test: $(VENV)/.built $(VENV)/.test ## Run the tests (10 minutes at most)
-	$(PYTEST) $(PYTEST_ARGS)
+	$(PYTEST) --numprocesses=2 --dist=worksteal $(PYTEST_ARGS)
 
 soak: $(VENV)/.built $(VENV)/.test ## Run the long tests
 	$(PYTEST) -m soak $(PYTEST_ARGS)

@@ -10,7 +10,7 @@
 #include "age.h"
 #include "check.h"
 
-#define PAGES 32768u
+#define PAGES 8192u
 #define RESIDENT (PAGES / 16) /* in stamps */
 
 static uint32_t stamps[PAGES];

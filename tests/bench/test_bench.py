@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
+from exclusive import exclusive
 
 from uffdswap.bench.apps import READY, ReadyApp
 from uffdswap.bench.counters import workload_path
@@ -27,7 +29,15 @@ from uffdswap.errors import UffdswapError
 BENCH = (sys.executable, "-P", "-m", "uffdswap", "bench")
 TINY = ("--size", "32M", "--pairs", "1", "--seconds", "0.1", "--warmup", "0.05")
 GONE_SECONDS = 30.0
-SCHEMA = Path(__file__).resolve().parents[2] / "docs" / "reference" / "bench.schema.json"
+REPOSITORY = Path(__file__).resolve().parents[2]
+SCHEMA = REPOSITORY / "docs" / "reference" / "bench.schema.json"
+
+
+@pytest.fixture(autouse=True)
+def machine() -> Iterator[None]:
+    """Be alone with the machine: these tests change it, and look at what it is afterwards."""
+    with exclusive(REPOSITORY / "build" / "machine.lock"):
+        yield
 
 
 @pytest.fixture(autouse=True)

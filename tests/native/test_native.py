@@ -3,17 +3,15 @@
 # Method: build each one in three build trees; exit status 0 is a pass, 77 a skip with its reason.
 """Each program of native/tests, in three builds, as one test each."""
 
-import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sysconfig
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from exclusive import exclusive
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SOURCES = sorted((REPOSITORY / "native" / "tests").glob("test_*.c"))
@@ -49,7 +47,6 @@ def build_program(name: str, build: str) -> Path:
     sanitizers = SANITIZERS[build]
     if sanitizers and not compiler_has(sanitizers):
         pytest.skip(f"the compiler cannot link -fsanitize={sanitizers}")
-    folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder / ".lock"):
         if not (folder / "build.ninja").exists():
             cmake(
@@ -120,11 +117,3 @@ def describe(status: int) -> str:
     if status < 0:
         return f"killed by {signal.Signals(-status).name}"
     return f"exit status {status}"
-
-
-@contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Hold a lock file, since two runs of pytest may share the build tree."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
