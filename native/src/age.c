@@ -15,6 +15,9 @@
 #define USW_AGE_MANY (USW_AGE_LOOKED * 5 / 16)
 /* A move is this part of the limit: a lap over few pages makes some, too. */
 #define USW_AGE_STEPS 256u
+/* Missed before so much of what is resident was replaced: one heat more, or two. */
+#define USW_SOON_SHARE 4u
+#define USW_AT_ONCE_SHARE 16u
 
 void usw_age_note(struct usw_age *age, uint32_t resident, bool taken)
 {
@@ -50,4 +53,16 @@ void usw_age_end_lap(struct usw_age *age)
 void usw_age_forget(struct usw_age *age)
 {
 	age->threshold = age->looked = age->taken = 0;
+}
+
+uint32_t usw_age_heat(uint64_t word, uint32_t now, uint32_t resident)
+{
+	uint32_t distance = usw_page_age(word, now);
+	uint32_t heat = usw_page_heat(word);
+
+	if (distance < resident / USW_SOON_SHARE)
+		heat += distance < resident / USW_AT_ONCE_SHARE ? 2 : 1;
+	else if (distance > resident && heat)
+		heat--;
+	return (uint32_t)usw_min(heat, USW_HEAT_MAX);
 }

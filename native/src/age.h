@@ -13,7 +13,9 @@
  *
  * Times are stamps: the session's fault clock in steps of 16 pages that came in.
  *
- * Threads: the reclaim thread, or whoever holds the target's map_lock.
+ * Heat is learned when a page comes back, and says how many laps it stays then: see pagemap.h.
+ *
+ * Threads: the reclaim thread, or whoever holds the target's map_lock; usw_age_heat(): any.
  */
 
 #ifndef USW_AGE_H
@@ -40,6 +42,13 @@ void usw_age_end_batch(struct usw_age *age, uint32_t picked, uint32_t left);
 
 /** The sweep has come round. If it has passed over everything, nothing is too young any more. */
 void usw_age_end_lap(struct usw_age *age);
+
+/**
+ * The heat of a page that comes back because it was touched, from its word and from how many others
+ * came in meanwhile: it rises where it was missed soon, and falls where it was not for as long as
+ * it takes to replace all that is resident. Times are stamps.
+ */
+uint32_t usw_age_heat(uint64_t word, uint32_t now, uint32_t resident);
 
 /** Nothing is too young: everything is to go. */
 void usw_age_forget(struct usw_age *age);

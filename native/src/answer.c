@@ -67,20 +67,6 @@ enum usw_verdict usw_answer_poison(struct usw_fault_thread *thread, struct usw_t
 	return USW_ANSWERED;
 }
 
-/** A page comes back: what is known of it by how soon, counted in what came back meanwhile. */
-static uint32_t learn_heat(const struct usw_session *session, uint64_t word)
-{
-	uint32_t distance = usw_page_age(word, usw_session_stamp(session));
-	uint32_t resident = usw_session_stamps(session);
-	uint32_t heat = usw_page_heat(word);
-
-	if (distance < resident / 4)
-		return (uint32_t)usw_min(heat + (distance < resident / 16 ? 2 : 1), USW_HEAT_MAX);
-	if (distance <= resident)
-		return heat;
-	return heat ? heat - 1 : 0;
-}
-
 static void count_source(struct usw_fault_thread *thread, enum usw_backend backend)
 {
 	switch (backend) {
@@ -147,12 +133,13 @@ void usw_answer_settle(struct usw_fault_thread *thread, usw_page_word *word, uin
 	// worth keeping. A copy on a disk costs no RAM: that one always is.
 	bool keep = backend != USW_BACKEND_MEMORY &&
 		    (on_disk || atomic_load_explicit(&session->keep_copies, memory_order_relaxed));
+	uint32_t stamp = usw_session_stamp(session);
 
 	// What nobody has touched says nothing of itself; it is there for as long as it is young.
 	uint64_t after = usw_page_make(USW_PAGE_RESIDENT,
-				       touched ? learn_heat(session, now) : usw_page_heat(now),
-				       keep ? usw_page_id(now) : USW_VSWAP_NONE,
-				       usw_session_stamp(session));
+				       touched ? usw_age_heat(now, stamp, usw_session_stamps(session))
+					       : usw_page_heat(now),
+				       keep ? usw_page_id(now) : USW_VSWAP_NONE, stamp);
 	usw_page_transition(word, now, touched ? usw_page_with_laps(after) : after);
 	if (!keep)
 		usw_vswap_put(&session->vswap, usw_page_id(now));

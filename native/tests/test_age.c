@@ -9,6 +9,7 @@
 
 #include "age.h"
 #include "check.h"
+#include "pagemap.h"
 
 #define PAGES 8192u
 #define RESIDENT (PAGES / 16) /* in stamps */
@@ -125,6 +126,27 @@ static void test_the_threshold_falls_with_a_small_limit(void)
 	CHECK_EQ(age.threshold, 0);
 }
 
+static uint32_t heat_after(uint32_t heat, uint32_t distance)
+{
+	const uint32_t left = 0xfffff0; // the clock of a word comes round
+
+	return usw_age_heat(usw_page_make(USW_PAGE_EVICTED, heat, 9, left), left + distance, 1600);
+}
+
+static void test_heat_is_learned_from_how_soon_a_page_comes_back(void)
+{
+	CHECK_EQ(heat_after(0, 0), 2);
+	CHECK_EQ(heat_after(0, 99), 2);
+	CHECK_EQ(heat_after(0, 100), 1);
+	CHECK_EQ(heat_after(0, 399), 1);
+	CHECK_EQ(heat_after(0, 400), 0);
+	CHECK_EQ(heat_after(2, 1600), 2);
+	CHECK_EQ(heat_after(2, 1601), 1);
+	CHECK_EQ(heat_after(0, 1601), 0);
+	CHECK_EQ(heat_after(2, 0), USW_HEAT_MAX);
+	CHECK_EQ(heat_after(USW_HEAT_MAX, 399), USW_HEAT_MAX);
+}
+
 int main(void)
 {
 	check_start(20);
@@ -134,5 +156,6 @@ int main(void)
 	test_what_cannot_leave_keeps_nothing_up();
 	test_the_threshold_is_below_a_limit_that_has_fallen();
 	test_the_threshold_falls_with_a_small_limit();
+	test_heat_is_learned_from_how_soon_a_page_comes_back();
 	return 0;
 }

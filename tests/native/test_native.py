@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-# Goal: every C test program passes as it is, under ASan and UBSan, and if it has threads under TSan.
+# Goal: every C test program passes as it is, under ASan and UBSan, and with threads under TSan.
 # Method: build each one in three build trees; exit status 0 is a pass, 77 a skip with its reason.
 """Each program of native/tests, in three builds, as one test each."""
 
