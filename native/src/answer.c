@@ -136,10 +136,11 @@ void usw_answer_settle(struct usw_fault_thread *thread, usw_page_word *word, uin
 	uint32_t stamp = usw_session_stamp(session);
 
 	// What nobody has touched says nothing of itself; it is there for as long as it is young.
-	uint64_t after = usw_page_make(USW_PAGE_RESIDENT,
-				       touched ? usw_age_heat(now, stamp, usw_session_stamps(session))
-					       : usw_page_heat(now),
-				       keep ? usw_page_id(now) : USW_VSWAP_NONE, stamp);
+	uint64_t after =
+		usw_page_make(USW_PAGE_RESIDENT,
+			      touched ? usw_age_heat(now, stamp, usw_session_stamps(session))
+				      : usw_page_heat(now),
+			      keep ? usw_page_id(now) : USW_VSWAP_NONE, stamp);
 	usw_page_transition(word, now, touched ? usw_page_with_laps(after) : after);
 	if (!keep)
 		usw_vswap_put(&session->vswap, usw_page_id(now));
@@ -172,6 +173,20 @@ int usw_answer_hand_in(struct usw_fault_thread *thread, struct usw_target *targe
 
 // --- What has left ------------------------------------------------------------------------------
 
+/** What is going to be touched after this page comes in, too. */
+static void look_ahead(struct usw_fault_thread *thread, struct usw_target *target,
+		       const struct usw_fault *fault)
+{
+	struct usw_forecast forecast =
+		usw_streams_note(&target->streams, fault->thread_id, fault->page / USW_PAGE_BYTES);
+
+	usw_count(&thread->counters, prefetch_proven, forecast.proven);
+	if (forecast.window)
+		usw_prefetch_stream(thread, target, fault->page, &forecast);
+	else if (!fault->is_again)
+		usw_prefetch_cluster(thread, target, fault->page);
+}
+
 /** The content of an evicted page comes back. */
 static enum usw_verdict fault_in(struct usw_fault_thread *thread, struct usw_target *target,
 				 const struct usw_fault *fault, usw_page_word *word, uint64_t now)
@@ -184,13 +199,8 @@ static enum usw_verdict fault_in(struct usw_fault_thread *thread, struct usw_tar
 	if (!usw_answer_has_room(thread, target, fault))
 		return USW_DEFER;
 	usw_content_prefetch(session, id);
-	struct usw_forecast forecast =
-		usw_streams_note(&target->streams, fault->thread_id, fault->page / USW_PAGE_BYTES);
-	usw_count(&thread->counters, prefetch_proven, forecast.proven);
-	if (forecast.window)
-		usw_prefetch_stream(thread, target, fault->page, &forecast);
-	else if (!fault->is_again)
-		usw_prefetch_cluster(thread, target, fault->page);
+	if (!usw_diskanswer_is_coming(thread, target, fault->page))
+		look_ahead(thread, target, fault);
 	int ret = usw_content_load(session, id, thread->page, &backend, &place);
 	if (ret == -EREMOTE)
 		return usw_diskanswer_begin(thread, target, fault, id, &place);

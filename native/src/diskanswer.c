@@ -103,6 +103,16 @@ void usw_diskanswer_read_reserve(struct usw_fault_thread *thread, struct usw_tar
 	}
 }
 
+bool usw_diskanswer_is_coming(const struct usw_fault_thread *thread,
+			      const struct usw_target *target, uint64_t page)
+{
+	const struct usw_disk_read *read = thread->disk && thread->disk->busy
+						   ? usw_diskfault_find(thread->disk, target, page)
+						   : NULL;
+
+	return read && !read->is_reserve;
+}
+
 enum usw_verdict usw_diskanswer_begin(struct usw_fault_thread *thread, struct usw_target *target,
 				      const struct usw_fault *fault, uint32_t id,
 				      const struct usw_disk_place *place)
@@ -278,6 +288,31 @@ static uint32_t settle_run(struct usw_fault_thread *thread, uint32_t from)
 }
 
 /**
+ * Settle what was read ahead of a target's faults and is there, as much as a window. Who waits for
+ * another page is woken after that: in a walk he touches these next, and would sleep again for each.
+ */
+static void settle_ahead(struct usw_fault_thread *thread, const struct usw_target *target)
+{
+	int64_t left = usw_session_room(thread->session) / 4;
+	struct usw_disk_faults *disk = thread->disk;
+	uint32_t settled;
+
+	left = left < (int64_t)USW_STREAM_WINDOW_MAX ? left : (int64_t)USW_STREAM_WINDOW_MAX;
+	for (uint32_t i = usw_diskfault_next(disk, 0); i < USW_DISK_READS_MAX && left > 0;
+	     i = usw_diskfault_next(disk, i + settled)) {
+		struct usw_disk_read *read = &disk->at[i];
+
+		settled = 1;
+		if (!read->is_ahead || read->target != target || !usw_diskfault_is_there(read))
+			continue;
+		settled = (uint32_t)usw_max(settle_run(thread, i), 1);
+		if (usw_diskfault_is_there(read))
+			settle_read(thread, read);
+		left -= settled;
+	}
+}
+
+/**
  * One read that the disk has answered. Returns how many are settled; 0: it must be looked at again.
  */
 static uint32_t settle_at(struct usw_fault_thread *thread, uint32_t index)
@@ -292,6 +327,10 @@ static uint32_t settle_at(struct usw_fault_thread *thread, uint32_t index)
 	uint32_t settled = settle_run(thread, index);
 	if (settled)
 		return settled;
+	if (!read->is_ahead)
+		settle_ahead(thread, read->target);
+	if (!usw_diskfault_is_there(read))
+		return 1; // in a run with them
 	// What stands in the way of a page may be an event that nobody has read.
 	if (has_waited)
 		usw_fault_pump(thread, read->target);

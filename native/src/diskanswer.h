@@ -14,6 +14,10 @@
 #include "answer.h"
 #include "diskfault.h"
 
+/** Whether a page is on its way from a disk, to be brought in as soon as it is there. */
+bool usw_diskanswer_is_coming(const struct usw_fault_thread *thread,
+			      const struct usw_target *target, uint64_t page);
+
 /**
  * Ask for the content of a fault, and go on with other faults until it is there. The caller starts
  * it, with others, by usw_diskfault_flush().

@@ -31,6 +31,7 @@ static int called = -1;           /* a read that the next message calls from res
 static bool has_room;             /* for what is handed in */
 static uint32_t settled;          /* reads */
 static uint32_t unasked;          /* of them, ahead of a fault */
+static uint64_t last_page;        /* that was handed in */
 static uint64_t asked[ASKED_MAX]; /* pages, of a disk, since begin() */
 static uint32_t asked_count;
 
@@ -149,10 +150,11 @@ bool usw_answer_has_room(UNUSED struct usw_fault_thread *t, UNUSED struct usw_ta
 }
 
 int usw_answer_hand_in(UNUSED struct usw_fault_thread *t, UNUSED struct usw_target *u,
-		       UNUSED uint64_t page, UNUSED usw_page_word *word, UNUSED uint64_t now,
+		       uint64_t page, UNUSED usw_page_word *word, UNUSED uint64_t now,
 		       UNUSED const void *bytes, UNUSED enum usw_backend backend,
 		       UNUSED bool is_kept, bool touched)
 {
+	last_page = page;
 	unasked += !touched;
 	return 0;
 }
@@ -284,6 +286,39 @@ static void test_what_is_read_ahead_is_not_touched(void)
 	CHECK_EQ(unasked, 5);
 }
 
+/** Who waits is woken when all that came ahead of him is there: he sleeps once for a walk. */
+static void test_who_walks_is_woken_last(void)
+{
+	for (uint32_t waits = 0; waits < 10; waits++) {
+		begin();
+		atomic_store(&session.limit_pages, 4 * USW_STREAM_WINDOW_MAX);
+		for (uint32_t i = 0; i < 10; i++) {
+			put(i, USW_READ_DONE, false);
+			disk.at[i].is_ahead = i != waits;
+		}
+		put(10, USW_READ_DONE, true); // not called
+		for (disk.looked = waits; disk.at[waits].stage != USW_READ_IDLE;)
+			usw_diskanswer_settle(&thread);
+		CHECK_EQ(settled, 10);
+		CHECK_EQ(last_page, (uint64_t)waits * 2 * USW_PAGE_BYTES);
+	}
+}
+
+/** Where there is little room, it is left to who waits. */
+static void test_what_is_ahead_takes_no_room_from_who_waits(void)
+{
+	begin();
+	atomic_store(&session.limit_pages, 3);
+	put(0, USW_READ_DONE, false);
+	put(1, USW_READ_DONE, false);
+	disk.at[1].is_ahead = true;
+	usw_diskanswer_settle(&thread);
+	CHECK_EQ(disk.at[0].stage, USW_READ_IDLE);
+	CHECK_EQ(last_page, 0);
+	look_until_sleep();
+	CHECK_EQ(settled, 2);
+}
+
 /** What waits for room is asked about again by the clock, and no spinning helps. */
 static void test_no_room_is_no_reason_to_spin(void)
 {
@@ -340,6 +375,8 @@ int main(void)
 	test_none_is_passed_over_for_long();
 	test_a_page_called_while_others_are_settled_is_not_forgotten();
 	test_what_is_read_ahead_is_not_touched();
+	test_who_walks_is_woken_last();
+	test_what_is_ahead_takes_no_room_from_who_waits();
 	test_no_room_is_no_reason_to_spin();
 	test_a_walk_is_read_ahead_once_and_upwards();
 	return 0;

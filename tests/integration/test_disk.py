@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from uffdswap.bench.counters import workload_path
+
 from .fixtures import RunFunction, StartFunction
 from .harness import GLUTTON, MIB
 
@@ -74,6 +76,18 @@ def test_a_full_disk_ends_as_none_does_and_keeps_its_cap(
     assert outcome.returncode == 125, outcome.describe()
     assert "cannot hold this program, and every disk tier is full" in outcome.stderr
     assert 0 < outcome.stats["peak"]["disk_bytes"] <= 8 * MIB
+
+
+def test_a_walk_in_strides_is_followed_ahead(uffdswap_run: RunFunction, tmp_path: Path) -> None:
+    """A page that is touched while it is on its way from the disk was foretold, not missed."""
+    words = "--pattern strided --size 128M --accesses 60000 --warmup 0 --no-audit"
+    outcome = uffdswap_run(
+        [workload_path(), *words.split()], memory="64M", options=("--disk", str(tmp_path))
+    )
+    outcome.require_ok(paged=True)
+    faults = outcome.stats["faults"]
+    assert faults["disk"] > 0, outcome.describe()
+    assert faults["prefetch_proven_pages"] > faults["prefetched_pages"] * 3 // 4, outcome.describe()
 
 
 def test_damage_on_the_disk_is_told_and_never_handed_over(
