@@ -232,8 +232,9 @@ def test_what_is_not_what_was_written_is_refused(
     one = start(file, options=() if sealed else ("--no-disk-encryption",))
     one.churn()
     damage(file)
-    # Pages that did not compress are stored as they are: only their hash tells.
-    one.end_poisoned(why="its seal is broken" if sealed else "hash mismatch")
+    # Pages that did not compress are stored as they are: only their hash tells. The interpreter's
+    # own did, and one of them may be the first that is missed.
+    one.end_poisoned(why="its seal is broken" if sealed else "hash mismatch|decompressed")
 
 
 @pytest.mark.parametrize("sealed", [True, False], ids=["sealed", "plain"])
