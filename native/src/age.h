@@ -11,7 +11,7 @@
  * goes. Then pages leave nearly in the order in which they came, as from a list, and there is no
  * list to keep: the page map has the time when a page came in.
  *
- * Times are stamps: the session's fault clock in steps of 16 pages that came in.
+ * Times are stamps: the session's fault clock in steps of 16.
  *
  * Heat is learned when a page comes back, and says how many laps it stays then: see pagemap.h.
  *

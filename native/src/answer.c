@@ -93,7 +93,7 @@ void usw_answer_count_touch(struct usw_fault_thread *thread, struct usw_target *
 	uint32_t distance = usw_page_age(now, usw_session_stamp(thread->session));
 
 	usw_count(target, faults, 1);
-	if (distance <= usw_session_stamps(thread->session))
+	if (distance <= usw_session_limit_stamps(thread->session))
 		usw_count(target, refaults, 1);
 }
 
@@ -138,7 +138,7 @@ void usw_answer_settle(struct usw_fault_thread *thread, usw_page_word *word, uin
 	// What nobody has touched says nothing of itself; it is there for as long as it is young.
 	uint64_t after =
 		usw_page_make(USW_PAGE_RESIDENT,
-			      touched ? usw_age_heat(now, stamp, usw_session_stamps(session))
+			      touched ? usw_age_heat(now, stamp, usw_session_limit_stamps(session))
 				      : usw_page_heat(now),
 			      keep ? usw_page_id(now) : USW_VSWAP_NONE, stamp);
 	usw_page_transition(word, now, touched ? usw_page_with_laps(after) : after);

@@ -45,7 +45,7 @@ static int open_folder(struct usw_disk *disk, struct usw_error *error)
 			      "its file system has no nameless files (O_TMPFILE)",
 			      "name a file in it, or a folder elsewhere");
 	return refuse(error, errno, disk->path, strerror(errno),
-		      "give --disk a folder that can be written to, or --no-disk");
+		      "give a folder that can be written to, or run with --no-disk");
 }
 
 static int refuse_content(struct usw_disk *disk, struct usw_error *error)
@@ -73,7 +73,7 @@ static int open_file(struct usw_disk *disk, bool exists, struct usw_error *error
 				O_RDWR | O_CLOEXEC | (exists ? 0 : O_CREAT | O_NOFOLLOW), 0600);
 	if (disk->fd < 0)
 		return refuse(error, errno, disk->path, strerror(errno),
-			      "give --disk a folder, file or block device that can be written to");
+			      "give a folder, file or block device that can be written to");
 	if (flock(disk->fd, LOCK_EX | LOCK_NB) == 0) {
 		// What was looked at by its name may be another by now.
 		if (!is_empty_file(disk->fd))
@@ -113,7 +113,7 @@ static int open_any(struct usw_disk *disk, struct usw_error *error)
 
 	if (!exists && errno != ENOENT)
 		return refuse(error, errno, disk->path, strerror(errno),
-			      "give --disk a folder, file or block device");
+			      "give a folder, file or block device");
 	if (exists && S_ISDIR(status.st_mode))
 		return open_folder(disk, error);
 	if (exists && S_ISBLK(status.st_mode))

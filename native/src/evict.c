@@ -141,7 +141,7 @@ static bool is_whole(struct usw_target *target, const struct page_region *region
 static bool pick_from_region(struct usw_target *target, struct usw_batch *batch,
 			     const struct page_region *region, uint64_t *cursor)
 {
-	uint32_t resident = usw_session_stamps(target->session);
+	uint32_t resident = usw_session_limit_stamps(target->session);
 	uint64_t end;
 
 	for (uint64_t start = region->start; start < region->end; start = end) {

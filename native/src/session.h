@@ -150,7 +150,8 @@ struct usw_session {
 	_Atomic bool keep_copies; /* kept copies are affordable */
 	_Atomic bool let_pass;    /* nothing can be evicted: answer faults whatever the limit */
 	_Atomic int64_t resident_delta __attribute__((aligned(64)));
-	_Atomic uint32_t fault_clock __attribute__((aligned(64))); /* fault-ins so far */
+	/* Faults answered with what had left; pages of a walk over a disk count, of one over RAM not. */
+	_Atomic uint32_t fault_clock __attribute__((aligned(64)));
 
 	pthread_mutex_t targets_lock;
 	struct usw_target *_Atomic targets; /* pushed at the head by any, removed by reclaim */
@@ -193,7 +194,7 @@ static inline uint32_t usw_session_stamp(const struct usw_session *session)
 }
 
 /** The limit in stamps: as long as it takes to replace all that is resident. */
-static inline uint32_t usw_session_stamps(const struct usw_session *session)
+static inline uint32_t usw_session_limit_stamps(const struct usw_session *session)
 {
 	int64_t pages = atomic_load_explicit(&session->limit_pages, memory_order_relaxed);
 
