@@ -121,7 +121,8 @@ static bool add_left_out(struct usw_ending *ending, const struct usw_ending *bef
 		    !add_thread(ending, id, before->threads[i].page))
 			return false;
 	}
-	sort_threads(ending);
+	if (ending->count > listed)
+		sort_threads(ending);
 	return true;
 }
 

@@ -71,15 +71,19 @@ static bool has_to_stay(struct usw_target *target, uint64_t start, uint64_t end)
 	       usw_leaving_has(&target->leaving, start, end);
 }
 
-/** Whether a page may leave that was picked before, whatever has become of its age since. */
-static bool may_go(struct usw_target *target, uint64_t address)
+/** Whether a page is in memory, as far as the page map says, and not on its way. */
+static bool is_here(const struct usw_target *target, uint64_t address)
 {
 	usw_page_word *word = usw_pagemap_find(&target->pagemap, address);
 	uint64_t now = word ? atomic_load_explicit(word, memory_order_acquire) : 0;
-	enum usw_page_state state = usw_page_state(now);
 
-	return (state == USW_PAGE_NONE || state == USW_PAGE_RESIDENT) &&
-	       !has_to_stay(target, address, address + USW_PAGE_BYTES);
+	return usw_page_state(now) == USW_PAGE_NONE || usw_page_state(now) == USW_PAGE_RESIDENT;
+}
+
+/** Whether a page may leave that was picked before, whatever has become of its age since. */
+static bool may_go(struct usw_target *target, uint64_t address)
+{
+	return is_here(target, address) && !has_to_stay(target, address, address + USW_PAGE_BYTES);
 }
 
 /** Whether the sweep takes a present page now; counts one of its laps if not. */
@@ -126,14 +130,9 @@ static bool is_whole(struct usw_target *target, const struct page_region *region
 	if (!(region->categories & PAGE_IS_HUGE) || end - start != USW_HUGE_BYTES ||
 	    has_to_stay(target, start, end))
 		return false;
-	for (uint64_t address = start; address < end; address += USW_PAGE_BYTES) {
-		usw_page_word *word = usw_pagemap_find(&target->pagemap, address);
-		uint64_t now = word ? atomic_load_explicit(word, memory_order_acquire) : 0;
-
-		if (usw_page_state(now) != USW_PAGE_NONE &&
-		    usw_page_state(now) != USW_PAGE_RESIDENT)
+	for (uint64_t address = start; address < end; address += USW_PAGE_BYTES)
+		if (!is_here(target, address))
 			return false;
-	}
 	return true;
 }
 

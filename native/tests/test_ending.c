@@ -20,13 +20,25 @@ static pthread_barrier_t barrier; /* all have begun */
 static pthread_barrier_t release; /* and may end */
 static pthread_barrier_t first;   /* some of them before the others */
 
-static uint64_t own_page(void)
+/** Where this thread's list of robust mutexes is. */
+static uintptr_t own_list(void)
 {
 	uintptr_t head;
 	size_t bytes;
 
 	CHECK_EQ(syscall(SYS_get_robust_list, 0, &head, &bytes), 0);
-	return usw_page_floor(head);
+	return head;
+}
+
+/** Say that it is somewhere else. */
+static void move_list(uintptr_t head)
+{
+	CHECK_EQ(syscall(SYS_set_robust_list, head, 3 * sizeof(void *)), 0);
+}
+
+static uint64_t own_page(void)
+{
+	return usw_page_floor(own_list());
 }
 
 static void *live(void *ret_page)
@@ -98,29 +110,25 @@ static void test_what_is_unknown_stays_as_it_was(void)
 static void test_a_list_that_is_gone_is_remembered(void)
 {
 	struct usw_ending ending = {0};
-	uintptr_t before;
-	size_t bytes;
 
 	usw_ending_look(&ending, getpid());
-	CHECK_EQ(syscall(SYS_get_robust_list, 0, &before, &bytes), 0);
-	CHECK_EQ(syscall(SYS_set_robust_list, 0, bytes), 0);
+	uintptr_t before = own_list();
+	move_list(0);
 	look_again(&ending, getpid());
+	move_list(before);
 	CHECK(has(&ending, usw_page_floor(before)));
-	CHECK_EQ(syscall(SYS_set_robust_list, before, bytes), 0);
 	usw_ending_deinit(&ending);
 }
 
 static void test_a_list_that_has_moved(void)
 {
 	struct usw_ending ending = {0};
-	uintptr_t before;
-	size_t bytes;
 
 	usw_ending_look(&ending, getpid());
-	CHECK_EQ(syscall(SYS_get_robust_list, 0, &before, &bytes), 0);
-	CHECK_EQ(syscall(SYS_set_robust_list, &barrier, bytes), 0);
+	uintptr_t before = own_list();
+	move_list((uintptr_t)&barrier);
 	look_again(&ending, getpid());
-	CHECK_EQ(syscall(SYS_set_robust_list, before, bytes), 0);
+	move_list(before);
 	CHECK(has(&ending, usw_page_floor((uintptr_t)&barrier)));
 	CHECK(!has(&ending, usw_page_floor(before)));
 	usw_ending_deinit(&ending);
@@ -177,13 +185,11 @@ static void test_nobody_is_left_out(void)
 static void test_an_address_that_cannot_be(void)
 {
 	struct usw_ending ending = {0};
-	uintptr_t before;
-	size_t bytes;
+	uintptr_t before = own_list();
 
-	CHECK_EQ(syscall(SYS_get_robust_list, 0, &before, &bytes), 0);
-	CHECK_EQ(syscall(SYS_set_robust_list, UINTPTR_MAX - 7, bytes), 0);
+	move_list(UINTPTR_MAX - 7);
 	look_again(&ending, getpid());
-	CHECK_EQ(syscall(SYS_set_robust_list, before, bytes), 0);
+	move_list(before);
 	CHECK(!has(&ending, usw_page_floor(before)));
 	usw_ending_deinit(&ending);
 }

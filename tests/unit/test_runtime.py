@@ -26,7 +26,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give f
 @pytest.fixture
 def short_path() -> Iterator[Path]:
     """Return a folder of the length that one in /tmp has: the path of a socket has 107 bytes."""
-    with tempfile.TemporaryDirectory(prefix="usw-") as folder:
+    with tempfile.TemporaryDirectory(prefix="usw-", dir="/tmp") as folder:
         yield Path(folder)
 
 
