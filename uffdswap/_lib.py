@@ -118,6 +118,7 @@ class Statistics(Record):
     evicted_zero: int
     evicted_same: int
     evicted_equal: int
+    evicted_ahead: int
     evicted_compressed: int
     evicted_incompressible: int
 

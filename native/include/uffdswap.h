@@ -119,6 +119,7 @@ struct usw_statistics {
 	uint64_t evicted_zero;
 	uint64_t evicted_same;
 	uint64_t evicted_equal; /* shares what another page stored */
+	uint64_t evicted_ahead; /* of the next two, compressed by another thread */
 	uint64_t evicted_compressed;
 	uint64_t evicted_incompressible;
 

@@ -15,6 +15,8 @@
 /* Pages looked at in one go when few of them can be taken: keeps the thread responsive. */
 #define USW_SWEEP_PAGES 16384u
 #define USW_SCAN_REGIONS 64u
+/* Pages that have just left are often asked for again: they are not compressed ahead. */
+#define USW_STANDBY_YOUNG 256u
 /* How much of a mapping one scan looks at: 20 us if all of it is there. */
 #define USW_SCAN_BYTES (16ull << 20)
 /* How long it is believed that the kernel refuses a mapping. */
@@ -427,16 +429,11 @@ static bool mark_evicting(struct usw_target *target, struct usw_batch *batch)
 	return true;
 }
 
-/** Compress one standby page into an object. */
-static int compress_slot(struct usw_session *session, struct usw_codec_hint *hint, uint32_t number,
-			 uint32_t slot, uint32_t id)
+/** Put the object of a standby page into a segment. */
+static int store_object(struct usw_session *session, uint32_t number, uint32_t slot, uint32_t id,
+			const char *object, uint32_t length, enum usw_codec codec)
 {
-	char object[USW_PAGE_BYTES];
-	enum usw_codec codec;
 	uint64_t place;
-	const char *page = usw_standby_page(&session->standbys, number, slot);
-	uint32_t length = usw_codec_compress(hint, page, object, &codec);
-
 	int ret = usw_vacancies_store(&session->vacancies, &session->segments, id, object, length,
 				      codec, &place);
 	if (ret)
@@ -452,6 +449,18 @@ static int compress_slot(struct usw_session *session, struct usw_codec_hint *hin
 	else
 		usw_count(&session->reclaim.counters, evicted_compressed, 1);
 	return 0;
+}
+
+/** Compress one standby page into an object. */
+static int compress_slot(struct usw_session *session, uint32_t number, uint32_t slot, uint32_t id)
+{
+	char object[USW_PAGE_BYTES];
+	enum usw_codec codec;
+	const char *page = usw_standby_page(&session->standbys, number, slot);
+	struct usw_codec_hint *hint = usw_codec_hints_of(&session->ahead.hints, number);
+	uint32_t length = usw_codec_compress(hint, page, object, &codec);
+
+	return store_object(session, number, slot, id, object, length, codec);
 }
 
 /**
@@ -471,8 +480,8 @@ static uint32_t find_equal(struct usw_target *target, const char *page, uint64_t
 	uint32_t number = usw_place_group(usw_word_place(word));
 	bool is_foreign = usw_word_backend(word) == USW_BACKEND_MEMORY &&
 			  number != target->standby.number;
-	if ((is_foreign && compress_slot(session, &target->codec_hint, number,
-					 usw_place_index(usw_word_place(word)), id)) ||
+	if ((is_foreign &&
+	     compress_slot(session, number, usw_place_index(usw_word_place(word)), id)) ||
 	    !usw_equal_is(&session->equal, id, page)) {
 		usw_vswap_put(&session->vswap, id);
 		return USW_VSWAP_NONE;
@@ -776,18 +785,56 @@ static bool is_slot_of(const struct usw_session *session, uint32_t id, uint32_t 
 	       usw_word_place(word) == usw_place(number, slot);
 }
 
+/** Make a page that nobody has asked for again an object, if that has not been done ahead. */
+static int make_object(struct usw_target *target, uint32_t slot, uint32_t id)
+{
+	struct usw_session *session = target->session;
+	const struct usw_standby *standby = &target->standby;
+	const char *bytes;
+	const struct usw_ahead_entry *entry = usw_ahead_take(&session->ahead, standby->offer[slot],
+							     standby->number, slot, &bytes);
+
+	if (!entry)
+		return compress_slot(session, standby->number, slot, id);
+	usw_count(&session->reclaim.counters, evicted_ahead, entry->is_by_thread);
+	return store_object(session, standby->number, slot, id, bytes, entry->length_bytes,
+			    entry->codec);
+}
+
+/** Offer the pages that leave standby next to the threads that compress ahead. */
+static void offer_next(struct usw_target *target)
+{
+	struct usw_standby *standby = &target->standby;
+	struct usw_session *session = target->session;
+	uint32_t count = usw_standby_count(standby);
+	uint32_t old = count - (uint32_t)usw_min(count, USW_STANDBY_YOUNG);
+	uint32_t end = standby->tail + (uint32_t)usw_min(old, USW_AHEAD_ENTRIES);
+
+	if ((int32_t)(standby->tail - standby->offered) > 0)
+		standby->offered = standby->tail;
+	for (; (int32_t)(end - standby->offered) > 0; standby->offered++) {
+		uint32_t slot = standby->offered % standby->capacity;
+		uint32_t id = standby->owner[slot];
+
+		if (id && is_slot_of(session, id, standby->number, slot))
+			standby->offer[slot] =
+				(uint8_t)usw_ahead_offer(&session->ahead, standby->number, slot);
+	}
+	usw_ahead_wake(&session->ahead);
+}
+
 int usw_standby_drain(struct usw_target *target, uint32_t keep, uint32_t max_pages)
 {
 	struct usw_standby *standby = &target->standby;
 	struct usw_session *session = target->session;
 
+	offer_next(target);
 	while (usw_standby_count(standby) > keep && max_pages > 0) {
 		uint32_t slot = standby->tail % standby->capacity;
 		uint32_t id = standby->owner[slot];
 
 		if (id && is_slot_of(session, id, standby->number, slot)) {
-			int ret = compress_slot(session, &target->codec_hint, standby->number, slot,
-						id);
+			int ret = make_object(target, slot, id);
 
 			if (ret)
 				return ret;
@@ -796,6 +843,7 @@ int usw_standby_drain(struct usw_target *target, uint32_t keep, uint32_t max_pag
 		standby->owner[slot] = USW_VSWAP_NONE;
 		standby->tail++;
 	}
+	offer_next(target);
 	return 0;
 }
 

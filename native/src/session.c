@@ -115,6 +115,7 @@ static int create_spaces(struct usw_session *session)
 		ret = usw_standby_space_create(&session->standbys);
 	if (!ret)
 		ret = usw_equal_create(&session->equal, &session->vswap, &session->standbys);
+	usw_ahead_init(&session->ahead, &session->standbys, usw_ahead_default_threads());
 	if (!ret)
 		usw_packer_init(&session->packer, &session->vswap, session->hash_seed, on_moved,
 				session);
@@ -250,6 +251,7 @@ void usw_session_destroy(struct usw_session *session)
 		usw_ring_quit(target);
 		usw_target_destroy(target);
 	}
+	usw_ahead_deinit(&session->ahead);
 	usw_packer_deinit(&session->packer);
 	usw_tiers_deinit(&session->tiers);
 	free(session->parking.shares); // a park may have been going on
@@ -702,6 +704,7 @@ void usw_session_statistics(struct usw_session *session, struct usw_statistics *
 		.evicted_zero = sum.evicted_zero,
 		.evicted_same = sum.evicted_same,
 		.evicted_equal = sum.evicted_equal,
+		.evicted_ahead = sum.evicted_ahead,
 		.evicted_compressed = sum.evicted_compressed,
 		.evicted_incompressible = sum.evicted_incompressible,
 		.verified_pages = sum.verified_pages,

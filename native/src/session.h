@@ -13,6 +13,7 @@
 #ifndef USW_SESSION_H
 #define USW_SESSION_H
 
+#include "ahead.h"
 #include "alarm.h"
 #include "equal.h"
 #include "pack.h"
@@ -141,6 +142,7 @@ struct usw_session {
 	struct usw_equal equal; /* reclaim thread */
 	struct usw_tiers tiers;
 	struct usw_packer packer; /* reclaim thread */
+	struct usw_ahead ahead;   /* reclaim thread */
 
 	_Atomic uint64_t memory_limit_bytes;
 	_Atomic uint64_t resident_limit_bytes;

@@ -112,8 +112,10 @@ int usw_standby_take(struct usw_standby *standby, uint32_t count)
 	usw_assert(count > 0 && count <= USW_BATCH_PAGES_MAX);
 	if (usw_standby_count(standby) + skip + count > standby->capacity)
 		return -ENOSPC;
-	for (uint32_t i = 0; i < skip + count; i++)
+	for (uint32_t i = 0; i < skip + count; i++) {
 		standby->owner[(standby->head + i) % standby->capacity] = USW_VSWAP_NONE;
+		standby->offer[(standby->head + i) % standby->capacity] = 0;
+	}
 	standby->head += skip + count;
 	slot = skip ? 0 : slot;
 	if (slot + count > standby->touched)
@@ -131,5 +133,5 @@ void usw_standby_trim(struct usw_standby *standby)
 		      (off_t)standby->touched * USW_PAGE_BYTES) == 0)
 		standby->touched = 0;
 	standby->prepared = 0;
-	standby->head = standby->tail = 0;
+	standby->head = standby->tail = standby->offered = 0;
 }

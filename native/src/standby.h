@@ -42,7 +42,9 @@ struct usw_standby {
 	uint32_t tail;     /* slots ever given up */
 	uint32_t touched;  /* slots whose memory may be held */
 	uint32_t prepared; /* slots whose memory is there; hands need not ask for it */
+	uint32_t offered;  /* slots ever looked at for compressing ahead */
 	uint32_t owner[USW_STANDBY_SLOTS]; /* ID the slot was filled for; 0: nothing in it */
+	uint8_t offer[USW_STANDBY_SLOTS];  /* what to ask for its object with; 0: none (ahead.h) */
 };
 
 int usw_standby_space_create(struct usw_standby_space *space);

@@ -149,8 +149,7 @@ struct usw_target {
 
 	/* Reclaim thread only. */
 	struct usw_standby standby;
-	struct usw_codec_hint codec_hint; /* what its pages took last; the compressing thread */
-	struct usw_equal_run equal_run;   /* where its next page may be stored already */
+	struct usw_equal_run equal_run; /* where its next page may be stored already */
 	struct usw_maps eligible;
 	struct usw_ending ending;  /* not to be evicted: the kernel writes there in the end */
 	struct usw_ranges refused; /* the kernel would not register it */

@@ -27,7 +27,7 @@ SANITIZER_OPTIONS = {
     "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1",
 }
 # What a program has threads by: its own, or those of what it includes.
-THREADS = re.compile(r'pthread_create|include "(aio|disk\w*|pack|session|shim_\w+|tier)\.h"')
+THREADS = re.compile(r'pthread_create|include "(ahead|aio|disk\w*|pack|session|shim_\w+|tier)\.h"')
 
 
 def builds_of(source: Path) -> Iterator[tuple[Path, str]]:
