@@ -25,6 +25,7 @@ import time
 
 from . import limits, procfs, protocol
 from .errors import ProtocolError
+from .listener import Listener
 from .runtime import listen_for_control, remove_session
 from .wire import HELLO, HELLO_GIVE_UP, MAGIC, WIRE_VERSION
 
@@ -78,11 +79,9 @@ class Agent:
         self._expected_until = 0.0
         self._finished = False  # the program has ended; the rest is ours alone
         self._over = False
-        self._accepting = False
-        self._accept_again = 0.0
         self._folder = ""
         self._session: NativeSession | None = None
-        self._listener: socket.socket | None = None
+        self._listener: Listener | None = None
         self._desk: ControlServer | None = None
         self._launcher_pid = protocol.peer_of(control).pid
 
@@ -119,8 +118,8 @@ class Agent:
     def _timeout(self) -> float | None:
         """Return how long there is nothing to do: for ever, for a session at rest."""
         deadlines = [pending.deadline for pending in self._pending.values()]
-        if self._listener is not None and not self._accepting:
-            deadlines.append(self._accept_again)
+        if self._listener is not None and (again := self._listener.deadline()) is not None:
+            deadlines.append(again)
         if self._outgoing or self._expected:
             deadlines.append(time.monotonic() + _PAUSE_SECONDS)
         if self._desk is not None and (deadline := self._desk.deadline()) is not None:
@@ -133,8 +132,8 @@ class Agent:
             if pending.deadline <= now:
                 self._refuse(pending.connection, "its handshake took too long")
                 self._drop(fd)
-        if self._listener is not None and not self._accepting and now >= self._accept_again:
-            self._resume_accepting()
+        if self._listener is not None:
+            self._listener.tick()
         if self._finished:
             self._expect(now)
 
@@ -218,21 +217,28 @@ class Agent:
             raise ProtocolError(f"the launcher sent a {type(message).__name__} message out of turn")
 
     def _configure(self, message: protocol.Configure, listener_fd: int) -> None:
-        self._listener = socket.socket(fileno=listener_fd)
-        self._listener.setblocking(False)
+        listener = socket.socket(fileno=listener_fd)
         self._folder = message.folder
-        try:
-            session = self._open_session(**_settings(message))
-        except OSError as error:
-            self._send(protocol.Refused(pid=0, text=limits.in_words(error)))
-            return
-        self._session = session
-        if not self._add_disks(session, message):
+        self._session = session = self._start_session(message)
+        if session is None or not self._add_disks(session, message):
+            listener.close()
             return
         self._selector.register(session.event_fd(), selectors.EVENT_READ, self._on_event)
-        self._resume_accepting()
+        self._listener = Listener(
+            listener,
+            self._selector,
+            self._on_connection,
+            has_room=lambda: len(self._pending) < _PENDING_MAX,
+        )
         self._open_desk(session, message)
         self._send(protocol.Ready(), [os.dup(fd) for fd in session.fds()])
+
+    def _start_session(self, message: protocol.Configure) -> NativeSession | None:
+        try:
+            return self._open_session(**_settings(message))
+        except OSError as error:
+            self._send(protocol.Refused(pid=0, text=limits.in_words(error)))
+            return None
 
     def _add_disks(self, session: NativeSession, message: protocol.Configure) -> bool:
         """Add the disk tiers of the start. What nobody asked for may fail; then tell why."""
@@ -408,34 +414,11 @@ class Agent:
 
     # --- Handshakes ------------------------------------------------------------------------------
 
-    def _resume_accepting(self) -> None:
-        assert self._listener is not None
-        self._selector.register(self._listener, selectors.EVENT_READ, self._on_listener)
-        self._accepting = True
-
-    def _pause_accepting(self) -> None:
-        assert self._listener is not None
-        self._selector.unregister(self._listener)
-        self._accepting = False
-        self._accept_again = time.monotonic() + _PAUSE_SECONDS
-
-    def _on_listener(self) -> None:
-        assert self._listener is not None
-        if len(self._pending) >= _PENDING_MAX:
-            self._pause_accepting()
-            return
-        try:
-            connection, _address = self._listener.accept()
-        except (BlockingIOError, ConnectionError):
-            return
-        except OSError:  # no descriptor left: others may give some back
-            self._pause_accepting()
-            return
+    def _on_connection(self, connection: socket.socket) -> None:
         if not protocol.is_own(connection):
             self._refused += 1
             connection.close()
             return
-        connection.setblocking(False)
         fd = connection.fileno()
         self._pending[fd] = _Pending(connection)
         self._selector.register(connection, selectors.EVENT_READ, lambda: self._on_hello(fd))

@@ -35,6 +35,7 @@ from .control import (
     TierRemove,
 )
 from .errors import ProtocolError
+from .listener import Listener
 from .record import Record
 from .tier_desk import TierDesk
 from .units import format_size
@@ -89,7 +90,6 @@ class ControlServer:
         roll: Callable[[], Roll],
         limits: tuple[int | None, int | None],
     ) -> None:
-        self._listener = listener
         self._selector = selector
         self._session = session
         self._roll = roll
@@ -97,10 +97,12 @@ class ControlServer:
         self._tiers = TierDesk(session)
         self._clients: dict[int, _Client] = {}
         self._abandoned: list[int] = []  # requests whose client has gone
-        self._accept_again = 0.0
-        self._accepting = False
-        listener.setblocking(False)
-        self._resume()
+        self._listener = Listener(
+            listener,
+            selector,
+            self._on_connection,
+            has_room=lambda: len(self._clients) < _CLIENTS_MAX,
+        )
 
     def end_removal(self, tier_id: int, why_kept: str) -> None:
         """Take note that a tier is gone, or why it stays. `tick` tells who waits for it."""
@@ -110,8 +112,6 @@ class ControlServer:
         """Hang up on everybody."""
         for fd in list(self._clients):
             self._drop(fd)
-        if self._accepting:
-            self._selector.unregister(self._listener)
         self._listener.close()
 
     # --- The loop's pieces -----------------------------------------------------------------------
@@ -120,8 +120,8 @@ class ControlServer:
         """Return when `tick` has something to do at the latest; None if never."""
         now = time.monotonic()
         deadlines = [client.deadline for client in self._clients.values() if not client.waits_for]
-        if not self._accepting:
-            deadlines.append(self._accept_again)
+        if (again := self._listener.deadline()) is not None:
+            deadlines.append(again)
         if self._abandoned or any(client.waits_for for client in self._clients.values()):
             deadlines.append(now + _PAUSE_SECONDS)  # the news of an end can be lost
         return min(deadlines, default=None)
@@ -137,33 +137,12 @@ class ControlServer:
             elif client.deadline <= now:
                 self._drop(fd)
         self._abandoned = [number for number in self._abandoned if self._goes_on(number)]
-        if not self._accepting and now >= self._accept_again:
-            self._resume()
+        self._listener.tick()
 
-    def _resume(self) -> None:
-        self._selector.register(self._listener, selectors.EVENT_READ, self._on_listener)
-        self._accepting = True
-
-    def _pause(self) -> None:
-        self._selector.unregister(self._listener)
-        self._accepting = False
-        self._accept_again = time.monotonic() + _PAUSE_SECONDS
-
-    def _on_listener(self) -> None:
-        if len(self._clients) >= _CLIENTS_MAX:
-            self._pause()
-            return
-        try:
-            connection, _address = self._listener.accept()
-        except (BlockingIOError, ConnectionError):
-            return
-        except OSError:  # no descriptor left: others may give some back
-            self._pause()
-            return
+    def _on_connection(self, connection: socket.socket) -> None:
         if not protocol.is_own(connection):
             connection.close()
             return
-        connection.setblocking(False)
         fd = connection.fileno()
         self._clients[fd] = _Client(connection)
         self._selector.register(connection, selectors.EVENT_READ, lambda: self._on_client(fd))

@@ -23,6 +23,7 @@ import time
 from . import _libc, limits, protocol
 from .config import resolve
 from .errors import ProtocolError, SetupFailed, UffdswapError
+from .listener import Listener
 from .procfs import children_of
 from .runtime import SessionFolder, standing_socket
 from .spawn import start_agent
@@ -95,17 +96,16 @@ class StandingAgent:
         self._path = path
         limits.lift()  # several descriptors for every target; the agents do the same
         _require_session(resolve({}, self._defaults))
-        self._accept_again: float | None = None
         self._has_told_of_wait = False
-        self._listener = standing_socket(path)
-        self._listener.setblocking(False)
+        self._listener = Listener(
+            standing_socket(path), self._selector, self._on_connection, on_lack=self._on_lack
+        )
 
     def serve(self) -> None:
         """Take programs until a signal says that it is enough."""
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
         self._signals = _libc.signalfd(_ENDING)
         self._selector.register(self._signals, selectors.EVENT_READ, self._on_signal)
-        self._accept()
         self._tell(f"programs may join at {self._path}")
         try:
             while not self._ended:
@@ -119,7 +119,7 @@ class StandingAgent:
     def _turn(self) -> None:
         waits = (
             self._pending
-            or self._accept_again is not None
+            or self._listener.deadline() is not None
             or any(not one.has_had_targets for one in self._sessions.values())
         )
         for key, _events in self._selector.select(_PAUSE_SECONDS if waits else None):
@@ -139,32 +139,20 @@ class StandingAgent:
             if not session.has_had_targets and not session.finishing and session.deadline <= now:
                 self._tell(f"process {session.pid} asked for a session and did not hand itself in")
                 self._finish(session)
-        if self._accept_again is not None and self._accept_again <= now:
-            self._accept()
+        self._listener.tick()
 
     # --- Joining ---------------------------------------------------------------------------------
 
-    def _accept(self) -> None:
-        self._selector.register(self._listener, selectors.EVENT_READ, self._on_listener)
-        self._accept_again = None
+    def _on_lack(self, error: OSError) -> None:
+        if not self._has_told_of_wait:
+            self._tell(f"a program has to wait to join: {limits.in_words(error)}")
+        self._has_told_of_wait = True
 
-    def _on_listener(self) -> None:
-        try:
-            connection, _address = self._listener.accept()
-        except (BlockingIOError, ConnectionError):
-            return
-        except OSError as error:  # no descriptor left: others may give some back
-            if not self._has_told_of_wait:
-                self._tell(f"a program has to wait to join: {limits.in_words(error)}")
-            self._has_told_of_wait = True
-            self._selector.unregister(self._listener)
-            self._accept_again = time.monotonic() + _PAUSE_SECONDS
-            return
+    def _on_connection(self, connection: socket.socket) -> None:
         self._has_told_of_wait = False
         if not protocol.is_own(connection) or len(self._pending) >= _PENDING_MAX:
             connection.close()
             return
-        connection.setblocking(False)
         fd = connection.fileno()
         self._pending[fd] = (connection, time.monotonic() + _HELLO_SECONDS)
         self._selector.register(connection, selectors.EVENT_READ, lambda: self._on_hello(fd))
@@ -313,8 +301,7 @@ class StandingAgent:
 
     def _leave(self) -> None:
         """Let every agent go on alone, and wait until each has understood that."""
-        if self._accept_again is None:
-            self._selector.unregister(self._listener)
+        self._listener.close()  # who comes now finds nobody
         for session in self._sessions.values():
             self._finish(session)
         deadline = time.monotonic() + _STOP_SECONDS

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from uffdswap import control, control_server, protocol
+from uffdswap import control, control_server, listener, protocol
 from uffdswap._lib import Statistics, TargetFigures, Tier
 from uffdswap.cli import main
 from uffdswap.control_server import ControlServer, Roll
@@ -368,7 +368,7 @@ def test_silent_client_is_hung_up_on(rig: Rig, monkeypatch: pytest.MonkeyPatch) 
 
 def test_crowd_waits_for_its_turn(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control_server, "_CLIENTS_MAX", 2)
-    monkeypatch.setattr(control_server, "_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(listener, "_PAUSE_SECONDS", 0.0)
     clients = [rig.connect() for _ in range(3)]
     for client in clients:
         client.send(protocol.encode(control.Status(after_id=0)))
