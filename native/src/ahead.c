@@ -7,11 +7,11 @@
 
 #include <errno.h>
 #include <linux/futex.h>
-#include <sched.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 
 #include "ahead.h"
+#include "priority.h"
 
 /* A page that a thread is at takes no longer, unless the thread has lost its processor. */
 #define USW_AHEAD_WAIT_NS 20000u
@@ -70,11 +70,10 @@ static void sleep_until_offered(struct usw_ahead *ahead, uint32_t offered)
 
 static void *compressor_main(void *argument)
 {
-	const struct sched_param none = {.sched_priority = 0};
 	struct usw_ahead_thread *thread = argument;
 	struct usw_ahead *ahead = thread->ahead;
 
-	pthread_setschedparam(pthread_self(), SCHED_IDLE, &none); // not allowed: then as others
+	usw_priority_wait();
 	while (!atomic_load_explicit(&ahead->stopping, memory_order_relaxed)) {
 		uint32_t claimed = atomic_load(&ahead->claimed);
 		uint32_t offered = atomic_load(&ahead->offered);
@@ -114,13 +113,11 @@ static void wake(struct usw_ahead *ahead, uint32_t count)
 
 void usw_ahead_deinit(struct usw_ahead *ahead)
 {
-	const struct sched_param none = {.sched_priority = 0};
-
 	atomic_store(&ahead->stopping, true);
 	atomic_fetch_add(&ahead->offered, 1); // who is about to sleep does not
 	wake(ahead, USW_AHEAD_THREADS_MAX);
 	for (uint32_t i = 0; i < ahead->started; i++) {
-		pthread_setschedparam(ahead->threads[i].thread, SCHED_OTHER, &none); // if allowed
+		usw_priority_wait_no_more(ahead->threads[i].thread);
 		pthread_join(ahead->threads[i].thread, NULL);
 	}
 	ahead->started = ahead->wanted = 0;

@@ -16,6 +16,7 @@
 #include "event.h"
 #include "fault.h"
 #include "follow.h"
+#include "priority.h"
 #include "ring.h"
 #include "uffd.h"
 
@@ -385,7 +386,7 @@ void *usw_fault_main(void *argument)
 
 	bool waiting = false;
 
-	usw_session_hurry(0);
+	usw_priority_hurry(0);
 	while (!atomic_load_explicit(&thread->session->stopping, memory_order_relaxed)) {
 		int timeout_ms = usw_control_restore(thread);
 

@@ -7,12 +7,12 @@
 
 #include <errno.h>
 #include <linux/futex.h>
-#include <sched.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
 
 #include "compact.h"
 #include "pack.h"
+#include "priority.h"
 
 /* Segments in RAM of which one is left as it is: the youngest, whose objects are asked for most. */
 #define USW_YOUNG_SHARE 4u
@@ -84,10 +84,9 @@ void usw_pack_segment(struct usw_packer *packer)
 
 static void *packer_main(void *argument)
 {
-	const struct sched_param none = {.sched_priority = 0};
 	struct usw_packer *packer = argument;
 
-	pthread_setschedparam(pthread_self(), SCHED_IDLE, &none); // not allowed: then as others
+	usw_priority_wait();
 	while (!atomic_load(&packer->stopping)) {
 		uint32_t stage = atomic_load_explicit(&packer->stage, memory_order_acquire);
 
@@ -119,14 +118,12 @@ static void wake(struct usw_packer *packer)
 
 void usw_packer_deinit(struct usw_packer *packer)
 {
-	const struct sched_param none = {.sched_priority = 0};
-
 	if (packer->is_started) {
 		atomic_store(&packer->stopping, true);
 		// It looks at `stopping` and then sleeps while the stage is what it has seen.
 		atomic_store(&packer->stage, USW_PACK_ENDED);
 		wake(packer);
-		pthread_setschedparam(packer->thread, SCHED_OTHER, &none); // soon, if allowed
+		usw_priority_wait_no_more(packer->thread);
 		pthread_join(packer->thread, NULL);
 	}
 	if (packer->segment)

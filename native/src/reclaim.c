@@ -20,6 +20,7 @@
 #include "control.h"
 #include "demote.h"
 #include "evict.h"
+#include "priority.h"
 #include "session.h"
 #include "turn.h"
 #include "uffd.h"
@@ -797,7 +798,7 @@ void *usw_reclaim_main(void *argument)
 	struct usw_session *session = argument;
 	struct usw_reclaim *reclaim = &session->reclaim;
 
-	usw_session_hurry(0);
+	usw_priority_hurry(0);
 	reclaim->random = session->hash_seed | 1;
 	reclaim->stress_due_ns = usw_now_ns();
 	while (!atomic_load_explicit(&session->stopping, memory_order_relaxed)) {

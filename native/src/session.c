@@ -7,14 +7,12 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <sched.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/random.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 
@@ -132,32 +130,6 @@ static uint32_t choose_thread_count(const struct usw_config *config)
 						: (uint32_t)(cpus > 3 ? cpus / 4 : 1);
 
 	return (uint32_t)usw_max(1, usw_min(wanted, USW_FAULT_THREADS_MAX));
-}
-
-void usw_session_hurry(int task_id)
-{
-	// struct sched_attr; its header is not to be had together with <sched.h> everywhere.
-	struct {
-		uint32_t size, policy;
-		uint64_t flags;
-		int32_t nice;
-		uint32_t priority;
-		uint64_t runtime_ns, deadline_ns, period_ns;
-	} attributes = {.size = 48, .nice = -20, .runtime_ns = 100000};
-
-	if (syscall(SYS_sched_setattr, task_id, &attributes, 0) == 0)
-		return;
-	// A higher weight is a privilege, a shorter slice is not.
-	attributes.nice = getpriority(PRIO_PROCESS, (id_t)task_id);
-	syscall(SYS_sched_setattr, task_id, &attributes, 0);
-}
-
-void usw_session_hurry_most(void)
-{
-	const struct sched_param first = {.sched_priority = 1};
-
-	if (pthread_setschedparam(pthread_self(), SCHED_FIFO, &first))
-		usw_session_hurry(0);
 }
 
 static int start_threads(struct usw_session *session)

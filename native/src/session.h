@@ -252,21 +252,6 @@ void usw_reclaim_kick(struct usw_session *session);
 /** Make the fault threads look at their waiting faults again, if there are any. */
 void usw_fault_kick(struct usw_session *session);
 
-/**
- * Ask the scheduler to run a task (0: the calling thread) soon and briefly when it wakes: a fault
- * that waits behind somebody's time slice costs milliseconds. The slice needs no privilege (ignored
- * before Linux 6.12); the weight that keeps 64 busy threads of a program from leaving the agent
- * three percent of a processor does, and is left alone without it.
- */
-void usw_session_hurry(int task_id);
-
-/**
- * Before everything else, for the calling thread, which only ever runs for some microseconds. Where
- * the kernel schedules each session of a terminal as a group ("The autogroup feature" in sched(7)),
- * weights count only within the group, and one's own threads use up its turn.
- */
-void usw_session_hurry_most(void);
-
 void *usw_fault_main(void *fault_thread);
 void *usw_reclaim_main(void *session);
 

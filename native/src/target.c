@@ -19,6 +19,7 @@
 #include <sys/syscall.h>
 #include <sys/vfs.h>
 
+#include "priority.h"
 #include "ring.h"
 #include "session.h"
 #include "uffd.h"
@@ -556,7 +557,7 @@ bool usw_target_has_left(struct usw_target *target)
 		// once the kernel has confirmed that it shares the program's memory.
 		if (claimed && syscall(SYS_kcmp, target->pid, claimed, KCMP_VM, 0, 0) == 0) {
 			target->hands_pid = claimed;
-			usw_session_hurry((int)claimed);
+			usw_priority_hurry((int)claimed);
 		}
 		return false;
 	}

@@ -8,6 +8,7 @@
 #include <linux/futex.h>
 #include <sys/syscall.h>
 
+#include "priority.h"
 #include "uffd.h"
 #include "watch.h"
 
@@ -154,7 +155,7 @@ static void *registrar_main(void *argument)
 	struct usw_registrar *registrar = argument;
 	struct usw_session *session = registrar->session;
 
-	usw_session_hurry_most();
+	usw_priority_hurry_most();
 	while (!atomic_load(&session->stopping)) {
 		if (!atomic_load(&registrar->asked)) {
 			syscall(SYS_futex, &registrar->asked, FUTEX_WAIT_PRIVATE, 0, NULL, NULL, 0);
@@ -307,7 +308,7 @@ static void *watch_main(void *argument)
 {
 	struct usw_session *session = argument;
 
-	usw_session_hurry_most();
+	usw_priority_hurry_most();
 	while (!atomic_load_explicit(&session->stopping, memory_order_relaxed)) {
 		measure(session);
 		note_calm(session);

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: MIT
+
+/**
+ * @file
+ * Asking the scheduler. See priority.h.
+ */
+
+#include <sched.h>
+#include <stdint.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "priority.h"
+
+void usw_priority_hurry(int task_id)
+{
+	// struct sched_attr; its header is not to be had together with <sched.h> everywhere.
+	struct {
+		uint32_t size, policy;
+		uint64_t flags;
+		int32_t nice;
+		uint32_t priority;
+		uint64_t runtime_ns, deadline_ns, period_ns;
+	} attributes = {.size = 48, .nice = -20, .runtime_ns = 100000};
+
+	if (syscall(SYS_sched_setattr, task_id, &attributes, 0) == 0)
+		return;
+	// A higher weight is a privilege, a shorter slice is not.
+	attributes.nice = getpriority(PRIO_PROCESS, (id_t)task_id);
+	syscall(SYS_sched_setattr, task_id, &attributes, 0);
+}
+
+void usw_priority_hurry_most(void)
+{
+	const struct sched_param first = {.sched_priority = 1};
+
+	if (pthread_setschedparam(pthread_self(), SCHED_FIFO, &first))
+		usw_priority_hurry(0);
+}
+
+void usw_priority_wait(void)
+{
+	const struct sched_param none = {.sched_priority = 0};
+
+	pthread_setschedparam(pthread_self(), SCHED_IDLE, &none);
+}
+
+void usw_priority_wait_no_more(pthread_t thread)
+{
+	const struct sched_param none = {.sched_priority = 0};
+
+	pthread_setschedparam(thread, SCHED_OTHER, &none);
+}

@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: MIT */
+
+/**
+ * @file
+ * Who runs first: what a program waits for, then the program, then what can be put off.
+ *
+ * No function fails: what is not allowed is left as it is.
+ */
+
+#ifndef USW_PRIORITY_H
+#define USW_PRIORITY_H
+
+#include <pthread.h>
+
+/**
+ * Ask the scheduler to run a task (0: the calling thread) soon and briefly when it wakes: a fault
+ * that waits behind somebody's time slice costs milliseconds. The slice needs no privilege (ignored
+ * before Linux 6.12); the weight that keeps 64 busy threads of a program from leaving the agent
+ * three percent of a processor does, and is left alone without it.
+ */
+void usw_priority_hurry(int task_id);
+
+/**
+ * Before everything else, for the calling thread, which only ever runs for some microseconds. Where
+ * the kernel schedules each session of a terminal as a group ("The autogroup feature" in sched(7)),
+ * weights count only within the group, and one's own threads use up its turn.
+ */
+void usw_priority_hurry_most(void);
+
+/** The calling thread runs when no other wants the processor. */
+void usw_priority_wait(void);
+
+/** End that, for a thread that is to come to its end soon. */
+void usw_priority_wait_no_more(pthread_t thread);
+
+#endif /* USW_PRIORITY_H */
