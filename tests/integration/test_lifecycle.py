@@ -60,6 +60,7 @@ CHECKS = {
         "exec_self",
         "process_vm_readv",
         "ptrace_peek",
+        "followed",
         "fork_exec_many",
     ),
     "lifecycle_thread": (

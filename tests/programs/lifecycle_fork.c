@@ -489,6 +489,81 @@ static void check_ptrace_peek(void)
 	end_sleeper(child);
 }
 
+/* ------------------------------------------------------------------ followed by a tracer */
+
+/* What runs under the tracer, an image of its own with a child of its own. */
+static void be_followed(void)
+{
+	char *start = evicted_pages(PAGES, seed);
+	pid_t child = fork();
+
+	CHECK_CALL(child);
+	if (!child) {
+		verify(start, PAGES, seed, 0, "followed child");
+		_exit(0);
+	}
+	expect_child_ok(child, "followed child");
+	verify(start, PAGES, seed, 0, "followed parent");
+}
+
+static _Noreturn void start_followed(void)
+{
+	if (ptrace(PTRACE_TRACEME, 0, 0, 0))
+		_exit(EXIT_SKIPPED);
+	raise(SIGSTOP);
+	setenv("FOLLOWED", "1", 1);
+	execv("/proc/self/exe", arguments);
+	fail("execv: %s", strerror(errno));
+}
+
+/* Let a tracee run on. Returns 1 if it stopped because it has made another task. */
+static int let_run(pid_t tracee, int status)
+{
+	int signal = WSTOPSIG(status);
+	int event = status >> 16;
+
+	if (signal == SIGSTOP || signal == SIGTRAP)
+		signal = 0;
+	ptrace(PTRACE_CONT, tracee, 0, signal); /* fails if it was killed meanwhile */
+	return event == PTRACE_EVENT_FORK || event == PTRACE_EVENT_VFORK ||
+	       event == PTRACE_EVENT_CLONE;
+}
+
+/* As strace -f and debuggers do: all that a program makes is traced, and nothing else is. */
+static void check_followed(void)
+{
+	const int options = PTRACE_O_EXITKILL | PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK |
+			    PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC;
+	int made = 0;
+	int ended = 0;
+	int status;
+	pid_t tracee;
+	pid_t first;
+
+	if (getenv("FOLLOWED")) {
+		be_followed();
+		return;
+	}
+	first = fork();
+	CHECK_CALL(first);
+	if (!first)
+		start_followed();
+	CHECK(waitpid(first, &status, 0) == first, "waitpid: %s", strerror(errno));
+	if (WIFEXITED(status) && WEXITSTATUS(status) == EXIT_SKIPPED)
+		skip("ptrace is not allowed here");
+	CHECK_CALL(ptrace(PTRACE_SETOPTIONS, first, 0, options));
+	ptrace(PTRACE_CONT, first, 0, 0);
+	while ((tracee = waitpid(-1, &status, __WALL)) > 0) {
+		if (WIFSTOPPED(status)) {
+			made += let_run(tracee, status);
+			continue;
+		}
+		CHECK(status == 0, "tracee %d ended with status %#x", tracee, (unsigned int)status);
+		ended++;
+	}
+	CHECK(made == 1 && ended == 2, "%d tasks were made and %d ended, not 1 and 2", made, ended);
+}
+
 /* ------------------------------------------------------------------ leaks */
 
 #define WARM_UP 20
@@ -553,6 +628,7 @@ static const struct check checks[] = {
 	{"exec_self", check_exec_self},
 	{"process_vm_readv", check_process_vm_readv},
 	{"ptrace_peek", check_ptrace_peek},
+	{"followed", check_followed},
 	{"fork_exec_many", check_fork_exec_many},
 };
 
