@@ -569,18 +569,25 @@ static uint32_t publish(struct usw_target *target, struct usw_batch *batch,
 }
 
 /**
- * Whether a command failed because hands could not be started at all, so that nobody has moved
- * anything, or will: then the program goes on without it.
+ * Whether there is a hands to post to. Where it could not be started at all nobody has moved
+ * anything, or will: then the program goes on without it. Caller holds map_lock.
  */
-static bool was_never_there(const struct usw_target *target, int error)
+static bool has_hands_begun(struct usw_target *target)
 {
-	return error == -ESRCH && !__atomic_load_n(&target->ring->hands_pid, __ATOMIC_ACQUIRE);
+	int ret = usw_ring_look(target);
+
+	if (ret != -ESRCH)
+		return ret == 0;
+	atomic_store(&target->broken, true);
+	if (usw_target_is_running(target))
+		usw_session_report(target->session, USW_EVENT_WARNING, target->id, target->pid,
+				   "process %d could not start its helper task (is there a limit "
+				   "on tasks?); its memory cannot leave",
+				   target->pid);
+	return false;
 }
 
-/**
- * Run one command over the batch's pages. Caller holds map_lock. An error: the target is lost, or
- * without hands.
- */
+/** Run one command over the batch's pages. Caller holds map_lock. An error: the target is lost. */
 static int run_command(struct usw_target *target, struct usw_batch *batch, enum usw_command_op op,
 		       uint32_t epoch, bool prepare, struct usw_answer *answer)
 {
@@ -590,16 +597,7 @@ static int run_command(struct usw_target *target, struct usw_batch *batch, enum 
 		// Hands leaves when its program ends or has executed another, which is no loss;
 		// anything else is.
 		atomic_store(&target->broken, true);
-		if (atomic_load(&target->state) != USW_TARGET_LIVE ||
-		    !usw_target_is_running(target))
-			return ret;
-		if (was_never_there(target, ret))
-			usw_session_report(target->session, USW_EVENT_WARNING, target->id,
-					   target->pid,
-					   "process %d could not start its helper task (is there a "
-					   "limit on tasks?); its memory cannot leave",
-					   target->pid);
-		else
+		if (atomic_load(&target->state) == USW_TARGET_LIVE && usw_target_is_running(target))
 			usw_target_kill(
 				target,
 				"its helper task is gone, and pages on their way out with it");
@@ -641,8 +639,6 @@ static int evict_batch(struct usw_target *target, struct usw_batch *batch, uint3
 	uint32_t behind_slot = (uint32_t)first_slot + batch->page_count;
 	bool prepare = behind_slot > target->standby.prepared;
 	int ret = run_command(target, batch, batch->op, epoch, prepare, answer);
-	if (was_never_there(target, ret))
-		unmark(batch, batch->page_count);
 	if (ret)
 		return ret;
 	// Slots before it that have no memory yet are those of a batch that failed.
@@ -711,8 +707,9 @@ enum usw_evict_result usw_evict_some(struct usw_target *target, uint32_t wanted,
 	pthread_mutex_lock(&target->map_lock);
 	uint32_t epoch = atomic_load(&target->epoch);
 	// With the lock: who retires a target takes it, and hands does no command after that.
-	if (!is_evictable(target) || atomic_load(&target->events_pending) ||
-	    usw_target_arm(target) || (target->eligible_stale && rescan(target))) {
+	if (!is_evictable(target) || !has_hands_begun(target) ||
+	    atomic_load(&target->events_pending) || usw_target_arm(target) ||
+	    (target->eligible_stale && rescan(target))) {
 		pthread_mutex_unlock(&target->map_lock);
 		return USW_EVICT_NOTHING;
 	}

@@ -108,6 +108,20 @@ static bool hands_is_gone(const struct usw_target *target)
 	       (connection.revents & (POLLHUP | POLLRDHUP | POLLERR));
 }
 
+static bool has_begun(const struct usw_target *target)
+{
+	return __atomic_load_n(&target->ring->hands_pid, __ATOMIC_ACQUIRE) != 0;
+}
+
+int usw_ring_look(const struct usw_target *target)
+{
+	if (has_begun(target))
+		return 0;
+	if (!hands_is_gone(target))
+		return -EAGAIN;
+	return has_begun(target) ? 0 : -ESRCH; // it may have been quick
+}
+
 int usw_ring_wait(struct usw_target *target, struct usw_answer *ret)
 {
 	uint64_t start_ns = usw_now_ns();

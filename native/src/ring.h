@@ -28,14 +28,21 @@ static inline bool usw_answer_has(const struct usw_answer *answer, uint32_t page
 bool usw_gate_enter(struct usw_target *target);
 void usw_gate_leave(struct usw_target *target);
 
-/** Post a command. Reclaim thread only; the one before has been waited for. */
+/**
+ * Whether hands has begun. A program hands itself in first and starts hands then, and whoever stops
+ * it in between (SIGSTOP, a debugger, a freezer) may himself wait for what only others can make
+ * room for: so nothing is posted before. 0; -EAGAIN: not yet; -ESRCH: it could not be started.
+ */
+int usw_ring_look(const struct usw_target *target);
+
+/** Post a command. Reclaim thread only; the one before has been waited for, and hands has begun. */
 void usw_ring_post(struct usw_target *target, enum usw_command_op op, uint32_t epoch,
 		   const struct usw_run *runs, uint32_t run_count, bool prepare);
 
 /**
  * Wait until hands has done what was posted: spins, then sleeps. 0; -ESRCH: hands is gone;
  * -ETIMEDOUT: it has not answered for 10 s. Then the target must be killed, for what was in flight
- * is lost with it, if hands ever ran.
+ * is lost with it.
  */
 int usw_ring_wait(struct usw_target *target, struct usw_answer *ret);
 

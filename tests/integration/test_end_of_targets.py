@@ -177,6 +177,14 @@ def test_a_child_whose_hands_cannot_be_started_lives_on(
     assert outcome.stderr.count("could not start its helper task") == 1, outcome.describe()
 
 
+def test_nobody_waits_for_hands_that_has_not_begun(
+    programs: Programs, uffdswap_run: RunFunction
+) -> None:
+    outcome = uffdswap_run([programs("no_hands"), "8M", "late"], resident="8M")
+    outcome.require_ok(paged=True)
+    assert "no_hands: ok" in outcome.stdout, outcome.describe()
+
+
 def test_a_program_that_executes_another_is_not_taken_for_one_without_hands(
     uffdswap_run: RunFunction,
 ) -> None:
