@@ -287,6 +287,15 @@ static void batch_take(const struct hands *h, struct batch *b)
 		b->error = EINVAL;
 }
 
+/** From here on the command cannot be withdrawn. */
+static bool batch_claim(const struct hands *h, uint32_t seq)
+{
+	uint32_t open = seq;
+
+	return __atomic_compare_exchange_n(&h->ring->open_seq, &open, seq - 1, false,
+					   __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+}
+
 /** Show the results, then that they are there, then wake whoever sleeps on that. */
 static void batch_publish(struct hands *h, const struct batch *b, uint32_t seq)
 {
@@ -577,7 +586,12 @@ static void do_command(struct hands *h, uint32_t seq)
 {
 	struct batch b;
 
-	batch_take(h, &b);
+	if (!batch_claim(h, seq)) {
+		memset(&b, 0, offsetof(struct batch, runs));
+		b.error = ECANCELED;
+	} else {
+		batch_take(h, &b);
+	}
 	if (!b.error) {
 		switch (b.op) {
 		case USW_OP_NONE:

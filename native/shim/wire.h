@@ -29,7 +29,7 @@
 #include <stdint.h>
 
 #define USW_WIRE_MAGIC 0x75737731u /* "usw1" */
-#define USW_WIRE_VERSION 2u
+#define USW_WIRE_VERSION 3u
 
 #define USW_PAGE_SHIFT 12
 #define USW_PAGE_BYTES 4096u
@@ -152,8 +152,13 @@ struct usw_run {
 };
 
 /**
- * One command at a time: the agent fills it, then stores posted_seq (release); hands works, fills
- * the results, then stores done_seq = posted_seq (release).
+ * One command at a time: the agent fills it, then stores posted_seq (release); hands takes it, works,
+ * fills the results, then stores done_seq = posted_seq (release).
+ *
+ * To take it is to change open_seq from posted_seq by compare-and-swap. The agent does the same to
+ * withdraw a command from a hands that does not run, because it is frozen, stopped, or gone: then
+ * nothing was moved, and nothing will be. Hands answers what it could not take like any other, with
+ * ECANCELED, and by that is known to run again.
  *
  * The gate keeps MOVE and the reading of events apart. An unmap (or any other change of layout)
  * lets its thread go on at the moment its event is read, and a new mapping may then appear at the
@@ -172,6 +177,7 @@ struct usw_ring {
 	uint32_t command_epoch;
 	uint32_t prepare;       /* the slots' memory may not be there yet: ask for it first */
 	uint32_t agent_waiting; /* agent sleeps on done_seq: FUTEX_WAKE it (shared futex) */
+	uint32_t open_seq;      /* posted_seq: not taken yet, nor withdrawn; written by both */
 
 	/* Written by hands. */
 	uint32_t done_seq __attribute__((aligned(64)));

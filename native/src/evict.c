@@ -569,31 +569,36 @@ static uint32_t publish(struct usw_target *target, struct usw_batch *batch,
 }
 
 /**
- * Whether there is a hands to post to. Where it could not be started at all nobody has moved
- * anything, or will: then the program goes on without it. Caller holds map_lock.
+ * Whether there is a hands to post to. Where it could not be started at all, or was killed with
+ * nothing in flight, no page is lost: then the program goes on without it. Caller holds map_lock.
  */
-static bool has_hands_begun(struct usw_target *target)
+static bool has_hands(struct usw_target *target)
 {
 	int ret = usw_ring_look(target);
+	bool has_begun = __atomic_load_n(&target->ring->hands_pid, __ATOMIC_ACQUIRE);
 
 	if (ret != -ESRCH)
 		return ret == 0;
 	atomic_store(&target->broken, true);
 	if (usw_target_is_running(target))
 		usw_session_report(target->session, USW_EVENT_WARNING, target->id, target->pid,
-				   "process %d could not start its helper task (is there a limit "
-				   "on tasks?); its memory cannot leave",
-				   target->pid);
+				   "process %d %s; its memory cannot leave", target->pid,
+				   has_begun ? "has lost its helper task (was it killed?)"
+					     : "could not start its helper task (is there a limit "
+					       "on tasks?)");
 	return false;
 }
 
-/** Run one command over the batch's pages. Caller holds map_lock. An error: the target is lost. */
+/**
+ * Run one command over the batch's pages. Caller holds map_lock. -ECANCELED: nothing happened; any
+ * other error: the target is lost.
+ */
 static int run_command(struct usw_target *target, struct usw_batch *batch, enum usw_command_op op,
 		       uint32_t epoch, bool prepare, struct usw_answer *answer)
 {
 	usw_ring_post(target, op, epoch, batch->runs, batch->run_count, prepare);
 	int ret = usw_ring_wait(target, answer);
-	if (ret) {
+	if (ret && ret != -ECANCELED) {
 		// Hands leaves when its program ends or has executed another, which is no loss;
 		// anything else is.
 		atomic_store(&target->broken, true);
@@ -639,6 +644,8 @@ static int evict_batch(struct usw_target *target, struct usw_batch *batch, uint3
 	uint32_t behind_slot = (uint32_t)first_slot + batch->page_count;
 	bool prepare = behind_slot > target->standby.prepared;
 	int ret = run_command(target, batch, batch->op, epoch, prepare, answer);
+	if (ret == -ECANCELED)
+		unmark(batch, batch->page_count);
 	if (ret)
 		return ret;
 	// Slots before it that have no memory yet are those of a batch that failed.
@@ -707,9 +714,8 @@ enum usw_evict_result usw_evict_some(struct usw_target *target, uint32_t wanted,
 	pthread_mutex_lock(&target->map_lock);
 	uint32_t epoch = atomic_load(&target->epoch);
 	// With the lock: who retires a target takes it, and hands does no command after that.
-	if (!is_evictable(target) || !has_hands_begun(target) ||
-	    atomic_load(&target->events_pending) || usw_target_arm(target) ||
-	    (target->eligible_stale && rescan(target))) {
+	if (!is_evictable(target) || !has_hands(target) || atomic_load(&target->events_pending) ||
+	    usw_target_arm(target) || (target->eligible_stale && rescan(target))) {
 		pthread_mutex_unlock(&target->map_lock);
 		return USW_EVICT_NOTHING;
 	}

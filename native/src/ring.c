@@ -20,7 +20,10 @@
 #define USW_RING_SLEEP_NS 5000000u
 /* Then hands is taken to be kept from running where it is. */
 #define USW_RING_LET_GO_NS 50000000u
+/* Then a command is withdrawn that hands has not taken. */
+#define USW_RING_WITHDRAW_NS 500000000u
 #define USW_RING_PATIENCE_NS 10000000000u
+#define USW_RING_PATIENCE_SLEEPS (USW_RING_PATIENCE_NS / USW_RING_SLEEP_NS / 2)
 /*
  * A move of one run takes a few microseconds. If it is not through by then, hands lost its
  * processor in the middle, most likely to us: it is the next to run there when we yield.
@@ -79,12 +82,13 @@ void usw_ring_post(struct usw_target *target, enum usw_command_op op, uint32_t e
 	ring->prepare = prepare;
 	ring->agent_waiting = 0;
 	target->posted_seq++;
+	__atomic_store_n(&ring->open_seq, target->posted_seq, __ATOMIC_RELAXED);
 	__atomic_store_n(&ring->posted_seq, target->posted_seq, __ATOMIC_SEQ_CST);
 	if (__atomic_load_n(&ring->hands_sleeping, __ATOMIC_SEQ_CST))
 		ring_bell(target, USW_BELL_WORK);
 }
 
-static bool is_done(struct usw_target *target)
+static bool is_done(const struct usw_target *target)
 {
 	return __atomic_load_n(&target->ring->done_seq, __ATOMIC_ACQUIRE) == target->posted_seq;
 }
@@ -115,16 +119,26 @@ static bool has_begun(const struct usw_target *target)
 
 int usw_ring_look(const struct usw_target *target)
 {
-	if (has_begun(target))
+	if (has_begun(target) && is_done(target))
 		return 0;
 	if (!hands_is_gone(target))
 		return -EAGAIN;
-	return has_begun(target) ? 0 : -ESRCH; // it may have been quick
+	return has_begun(target) && is_done(target) ? 0 : -ESRCH; // it may have been quick
+}
+
+/** Take back what hands has not taken. False: it has, and must be waited for. */
+static bool withdraw(struct usw_target *target)
+{
+	uint32_t open = target->posted_seq;
+
+	return __atomic_compare_exchange_n(&target->ring->open_seq, &open, target->posted_seq - 1,
+					   false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
 }
 
 int usw_ring_wait(struct usw_target *target, struct usw_answer *ret)
 {
 	uint64_t start_ns = usw_now_ns();
+	uint32_t sleeps = 0;
 
 	while (!is_done(target)) {
 		uint64_t waited_ns = usw_now_ns() - start_ns;
@@ -135,13 +149,18 @@ int usw_ring_wait(struct usw_target *target, struct usw_answer *ret)
 			continue;
 		}
 		sleep_on_ring(target);
+		sleeps++;
 		if (waited_ns > USW_RING_LET_GO_NS)
 			usw_follow_let_go(target);
 		if (is_done(target))
 			break;
-		if (hands_is_gone(target))
+		bool is_gone = hands_is_gone(target);
+		if ((is_gone || waited_ns > USW_RING_WITHDRAW_NS) && withdraw(target))
+			return -ECANCELED;
+		if (is_gone && !is_done(target))
 			return -ESRCH;
-		if (waited_ns > USW_RING_PATIENCE_NS)
+		// Time alone does not end it: we may have been stopped together with hands.
+		if (waited_ns > USW_RING_PATIENCE_NS && sleeps > USW_RING_PATIENCE_SLEEPS)
 			return -ETIMEDOUT;
 	}
 	for (uint32_t i = 0; i < USW_BATCH_PAGES_MAX / 64; i++)

@@ -29,18 +29,20 @@ bool usw_gate_enter(struct usw_target *target);
 void usw_gate_leave(struct usw_target *target);
 
 /**
- * Whether hands has begun. A program hands itself in first and starts hands then, and whoever stops
- * it in between (SIGSTOP, a debugger, a freezer) may himself wait for what only others can make
- * room for: so nothing is posted before. 0; -EAGAIN: not yet; -ESRCH: it could not be started.
+ * Whether hands takes commands. A program hands itself in first and starts hands then, and whoever
+ * stops it in between (SIGSTOP, a debugger, a freezer) may himself wait for what only others can
+ * make room for: so nothing is posted before. Nor is it to a hands that has not answered what was
+ * withdrawn from it. 0; -EAGAIN: not now; -ESRCH: it is gone, or could not be started.
  */
 int usw_ring_look(const struct usw_target *target);
 
-/** Post a command. Reclaim thread only; the one before has been waited for, and hands has begun. */
+/** Post a command. Reclaim thread only; the one before has been waited for, and hands takes it. */
 void usw_ring_post(struct usw_target *target, enum usw_command_op op, uint32_t epoch,
 		   const struct usw_run *runs, uint32_t run_count, bool prepare);
 
 /**
- * Wait until hands has done what was posted: spins, then sleeps. 0; -ESRCH: hands is gone;
+ * Wait until hands has done what was posted: spins, then sleeps. 0; -ECANCELED: the command was
+ * withdrawn, because hands has not come to it, and nothing has happened; -ESRCH: hands is gone;
  * -ETIMEDOUT: it has not answered for 10 s. Then the target must be killed, for what was in flight
  * is lost with it.
  */

@@ -625,6 +625,7 @@ static void ring_bell(struct target *t, char what)
 
 static void ring_submit(struct target *t)
 {
+	__atomic_store_n(&t->ring->open_seq, t->seq + 1, __ATOMIC_RELAXED);
 	__atomic_store_n(&t->ring->posted_seq, ++t->seq, __ATOMIC_SEQ_CST);
 	if (__atomic_load_n(&t->ring->hands_sleeping, __ATOMIC_SEQ_CST))
 		ring_bell(t, USW_BELL_WORK);

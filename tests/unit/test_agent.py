@@ -23,6 +23,7 @@ from uffdswap import agent as agent_module
 from uffdswap import protocol
 from uffdswap._lib import Event, EventKind, Statistics
 from uffdswap.agent import Agent
+from uffdswap.wire import MAGIC, WIRE_VERSION
 
 HELLO = b"a hello"
 GIVE_UP = struct.Struct("=IIIIQQQ")
@@ -322,7 +323,7 @@ def test_process_that_gives_up_is_told_with_the_reason(
     harness: Harness, error: int, words: tuple[str, ...]
 ) -> None:
     harness.start()
-    harness.connect(GIVE_UP.pack(0x75737731, 2, 5, 0, error, 0, 0))
+    harness.connect(GIVE_UP.pack(MAGIC, WIRE_VERSION, 5, 0, error, 0, 0))
     message = harness.receive()
     assert isinstance(message, protocol.Refused)
     assert message.has_given_up
@@ -351,7 +352,7 @@ def test_only_the_program_is_held_when_it_has_given_up(
     harness.start()
     if not is_program:  # without a word of it, the launcher's child is the program
         protocol.send(harness.control, protocol.Started(pid=sleeper))
-    hello = GIVE_UP.pack(0x75737731, 2, 5, 0, errno.EMFILE, 0, 0).hex()
+    hello = GIVE_UP.pack(MAGIC, WIRE_VERSION, 5, 0, errno.EMFILE, 0, 0).hex()
     seconds = "0.3" if is_program else str(SECONDS)
     command = [sys.executable, "-I", "-S", "-c", GIVER, harness.path, hello, seconds]
     done = subprocess.run(command, capture_output=True, check=True, timeout=60, text=True)
