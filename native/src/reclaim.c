@@ -49,6 +49,8 @@
 /* Standby pages kept as a cache of what just left, per target. */
 #define USW_STANDBY_KEEP 512u
 #define USW_PROBE_NS 50000000u
+/* Longer than the shim itself waits: on a busy machine a forked child may come late. */
+#define USW_ALONE_NS 11000000000u
 #define USW_STUCK_NS 300000000u
 #define USW_ROOM_NS 1000000000u
 #define USW_BARREN_NS 30000000u
@@ -276,6 +278,21 @@ static void free_retired(struct usw_session *session)
 	}
 }
 
+/**
+ * A child whose library cannot join, as after setuid(2) or chroot(2), is served, but that no limit
+ * holds for it would not show otherwise. Said once: it has no PID here, and others are like it.
+ */
+static void tell_alone(struct usw_session *session, struct usw_target *target)
+{
+	if (!usw_lasts(&target->alone_since_ns, true, USW_ALONE_NS) || session->reclaim.alone_told)
+		return;
+	session->reclaim.alone_told = true;
+	usw_session_report(session, USW_EVENT_WARNING, target->id, 0,
+			   "a forked child could not join; its memory does not count and cannot "
+			   "leave (is it of another user, without /proc, or short of descriptors "
+			   "or address space?)");
+}
+
 /** Ends that no pidfd tells: exec into something without a shim, children that never said hello. */
 static void probe_ends(struct usw_session *session)
 {
@@ -288,9 +305,11 @@ static void probe_ends(struct usw_session *session)
 	for (struct usw_target *target = session->targets; target; target = target->next) {
 		if (atomic_load(&target->state) != USW_TARGET_LIVE)
 			continue;
-		if (atomic_load(&target->has_hands) ? usw_target_has_left(target)
-						    : usw_uffd_is_dead(target->uffd))
+		bool has_hands = atomic_load(&target->has_hands);
+		if (has_hands ? usw_target_has_left(target) : usw_uffd_is_dead(target->uffd))
 			usw_target_ask_retire(target);
+		else if (!has_hands)
+			tell_alone(session, target);
 	}
 }
 

@@ -80,6 +80,7 @@ struct usw_reclaim {
 	uint64_t cramped_since_ns; /* no tier takes anything since then; 0: one does */
 	bool is_holding;           /* nothing is let in or taken out: there is no place for it */
 	bool packs_all;            /* over the budget, and nothing but packing makes room */
+	bool alone_told;           /* that a child runs without hands */
 	bool full_told;            /* that the program waits for room, and since then ... */
 	bool room_seen;            /* ... somebody has tried to make some */
 	uint64_t went_on_ns;       /* when there was last a reason to wait */

@@ -162,8 +162,9 @@ struct usw_target {
 	uint64_t owed_pages;  /* what it is to give before its turn is over */
 	uint32_t barren_laps; /* of the sweep that have given nothing, one after the other */
 	uint64_t scanned_data_pages;
-	uint64_t scan_due_ns;   /* its mappings are not read again before */
-	uint64_t ends_since_ns; /* retired, and somebody is there still; 0: not seen yet */
+	uint64_t scan_due_ns;    /* its mappings are not read again before */
+	uint64_t alone_since_ns; /* forked, and has not brought its hands; 0: not seen yet */
+	uint64_t ends_since_ns;  /* retired, and somebody is there still; 0: not seen yet */
 	uint32_t posted_seq;
 	_Atomic uint32_t hands_pid; /* confirmed to share the program's memory; 0: not yet */
 };

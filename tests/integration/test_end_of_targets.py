@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import signal
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,6 +176,24 @@ def test_a_child_whose_hands_cannot_be_started_lives_on(
     outcome.require_ok(paged=True)
     assert "no_hands: ok" in outcome.stdout, outcome.describe()
     assert outcome.stderr.count("could not start its helper task") == 1, outcome.describe()
+
+
+def test_a_child_that_cannot_join_is_told_of(uffdswap_run: RunFunction) -> None:
+    script = """
+import os, resource, time
+pages = bytearray(24 << 20)
+pages[::4096] = bytes(1 for _ in pages[::4096])
+resource.setrlimit(resource.RLIMIT_NOFILE, (4, 4))
+for _ in range(1):
+    child = os.fork()
+    if not child:
+        time.sleep(13)
+        os._exit(pages[::4096] != bytes(1 for _ in pages[::4096]))
+    assert os.waitpid(child, 0)[1] == 0
+"""
+    outcome = uffdswap_run([sys.executable, "-c", script], resident="12M")
+    outcome.require_ok(paged=True)
+    assert outcome.stderr.count("a forked child could not join") == 1, outcome.describe()
 
 
 def test_nobody_waits_for_hands_that_has_not_begun(
