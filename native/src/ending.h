@@ -7,8 +7,9 @@
  * It clears the thread's ID for who waits in pthread_join(3), and marks the robust mutexes that the
  * thread held. To a thread that ends a fault is not reported any more: where such a page has left
  * the kernel gives up without a word, and somebody waits for ever. So the page with a thread's list
- * of robust mutexes stays in memory while the thread lives. The C library keeps the ID beside it,
- * 16 bytes before. A thread that came after the last look touches that page itself until it ends.
+ * of robust mutexes stays in memory while the thread lives, and so do those of the mutexes that are
+ * on it. The C library keeps the ID beside it, 16 bytes before. What came after the last look, a
+ * thread or a mutex that it locked, was touched by the thread itself just now.
  *
  * Owned by the reclaim thread, which looks before it picks.
  */
@@ -20,7 +21,7 @@
 
 struct usw_ending_thread {
 	int id;
-	uint64_t page; /* 0: not known yet */
+	uint64_t head; /* of its list of robust mutexes; 0: not known yet */
 };
 
 struct usw_ending {
@@ -34,7 +35,8 @@ struct usw_ending {
 void usw_ending_deinit(struct usw_ending *ending);
 
 /**
- * Look which threads a process has: 3 us for one, 155 us for 512, and a fifth of the time at most.
+ * Look which threads a process has, and what they hold: 6 us for one, 1.2 ms for 512, and a fifth
+ * of the time at most.
  * What cannot be found out, for want of a right or of memory, stays as it was.
  */
 void usw_ending_look(struct usw_ending *ending, int pid);

@@ -7,6 +7,7 @@
  */
 
 #include <pthread.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -194,6 +195,36 @@ static void test_an_address_that_cannot_be(void)
 	usw_ending_deinit(&ending);
 }
 
+/** The mutexes that a thread holds must stay, and may go when it has given them back. */
+static void test_what_is_held(void)
+{
+	struct usw_ending ending = {0};
+	pthread_mutexattr_t robust;
+	char *pages = mmap(NULL, 4 * USW_PAGE_BYTES, PROT_READ | PROT_WRITE,
+			   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	CHECK(pages != MAP_FAILED);
+	CHECK_EQ(pthread_mutexattr_init(&robust), 0);
+	CHECK_EQ(pthread_mutexattr_setrobust(&robust, PTHREAD_MUTEX_ROBUST), 0);
+	for (int i = 0; i < 2; i++) {
+		pthread_mutex_t *lock = (void *)(pages + 2 * i * USW_PAGE_BYTES);
+
+		CHECK_EQ(pthread_mutex_init(lock, &robust), 0);
+		CHECK_EQ(pthread_mutex_lock(lock), 0);
+	}
+	look_again(&ending, getpid());
+	CHECK(has(&ending, own_page()));
+	CHECK(has(&ending, (uintptr_t)pages));
+	CHECK(has(&ending, (uintptr_t)pages + 2 * USW_PAGE_BYTES));
+	CHECK(!has(&ending, (uintptr_t)pages + USW_PAGE_BYTES));
+	for (int i = 0; i < 2; i++)
+		CHECK_EQ(pthread_mutex_unlock((void *)(pages + 2 * i * USW_PAGE_BYTES)), 0);
+	look_again(&ending, getpid());
+	CHECK(!has(&ending, (uintptr_t)pages));
+	usw_ending_deinit(&ending);
+	munmap(pages, 4 * USW_PAGE_BYTES);
+}
+
 int main(void)
 {
 	check_start(60);
@@ -204,5 +235,6 @@ int main(void)
 	test_a_list_that_is_gone_is_remembered();
 	test_a_list_that_has_moved();
 	test_nobody_is_left_out();
+	test_what_is_held();
 	return 0;
 }

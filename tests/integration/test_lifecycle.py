@@ -70,6 +70,7 @@ CHECKS = {
         "exit_group",
         "cold_exit",
         "robust_mutex",
+        "robust_mutex_cold",
         "two_on_one_page",
         "many_threads",
         "signals_while_faulting",

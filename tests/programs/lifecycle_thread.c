@@ -317,6 +317,49 @@ static void check_robust_mutex(void)
 	CHECK(error == EOWNERDEAD, "lock of a dead owner: %s", strerror(error));
 }
 
+static atomic_int step_of_owner;
+
+static void *leave_with_locks(void *locks)
+{
+	for (int i = 0; i < 2; i++)
+		CHECK_THREAD(pthread_mutex_lock(page_at(locks, (size_t)i)));
+	atomic_store(&step_of_owner, 1);
+	while (atomic_load(&step_of_owner) != 2)
+		usleep(1000);
+	return NULL;
+}
+
+/* A thread ends while it holds mutexes in memory that nobody has touched for long. */
+static void check_robust_mutex_cold(void)
+{
+	const int protocols[] = {PTHREAD_PRIO_NONE, PTHREAD_PRIO_INHERIT};
+	void *locks = map_pages(2);
+	struct timespec end;
+	pthread_mutexattr_t robust;
+	pthread_t thread;
+
+	CHECK_THREAD(pthread_mutexattr_init(&robust));
+	CHECK_THREAD(pthread_mutexattr_setrobust(&robust, PTHREAD_MUTEX_ROBUST));
+	for (size_t i = 0; i < 2; i++) {
+		CHECK_THREAD(pthread_mutexattr_setprotocol(&robust, protocols[i]));
+		CHECK_THREAD(pthread_mutex_init(page_at(locks, i), &robust));
+	}
+	CHECK_THREAD(pthread_create(&thread, NULL, leave_with_locks, locks));
+	while (atomic_load(&step_of_owner) != 1)
+		sched_yield();
+	shared = evicted_pages(PAGES, seed);
+	for (int round = 0; round < 8; round++)
+		press();
+	atomic_store(&step_of_owner, 2);
+	CHECK_THREAD(pthread_join(thread, NULL));
+	end = patience_end();
+	for (size_t i = 0; i < 2; i++) {
+		int error = pthread_mutex_timedlock(page_at(locks, i), &end);
+
+		CHECK(error == EOWNERDEAD, "lock %zu of a dead owner: %s", i, strerror(error));
+	}
+}
+
 /* ------------------------------------------------------------------ faults at once */
 
 static pthread_barrier_t step;
@@ -509,6 +552,7 @@ static const struct check checks[] = {
 	{"exit_group", check_exit_group},
 	{"cold_exit", check_cold_exit},
 	{"robust_mutex", check_robust_mutex},
+	{"robust_mutex_cold", check_robust_mutex_cold},
 	{"two_on_one_page", check_two_on_one_page},
 	{"many_threads", check_many_threads},
 	{"signals_while_faulting", check_signals_while_faulting},
