@@ -717,13 +717,24 @@ static uintptr_t start_address(uintptr_t area)
 }
 
 /**
+ * A debugger that follows forks would follow hands, too, and stop it at each of its calls. If the
+ * debugger then waits for a page of its own, which waits for room, which hands alone can make, that
+ * is the end of the program. So tracing is not inherited, but under a seccomp filter: that may
+ * leave calls to the tracer, and what has none gets ENOSYS for them.
+ */
+static unsigned long untraced(void)
+{
+	return usw_raw(SYS_prctl, PR_GET_SECCOMP) ? 0 : CLONE_UNTRACED;
+}
+
+/**
  * The middle task: makes hands and is gone, so that hands is an orphan. The nearest subreaper (the
  * launcher) inherits it, and the program never has a child that it did not make.
  */
 static void middle_main(void *argument)
 {
 	uintptr_t top = (uintptr_t)argument - MIDDLE_STACK_BYTES;
-	long pid = usw_raw_clone(CLONE_VM, top, hands_main, argument);
+	long pid = usw_raw_clone(CLONE_VM | untraced(), top, hands_main, argument);
 
 	leave(pid < 0 ? (int)-pid : 0);
 }
@@ -732,7 +743,8 @@ static int launch_orphan(struct usw_hands_start *own)
 {
 	int status = 0;
 	/* CLONE_VFORK: when it returns, the middle task is through and its stack is free. */
-	long pid = usw_raw_clone(CLONE_VM | CLONE_VFORK, (uintptr_t)own, middle_main, own);
+	long pid = usw_raw_clone(CLONE_VM | CLONE_VFORK | untraced(), (uintptr_t)own, middle_main,
+				 own);
 
 	if (pid < 0)
 		return (int)pid;
@@ -787,7 +799,8 @@ static int launch_child(struct usw_hands_start *own)
 	long pid;
 
 	reap_old_hands();
-	pid = usw_raw_clone(CLONE_VM, (uintptr_t)own - MIDDLE_STACK_BYTES, hands_main, own);
+	pid = usw_raw_clone(CLONE_VM | untraced(), (uintptr_t)own - MIDDLE_STACK_BYTES, hands_main,
+			    own);
 	return pid < 0 ? (int)pid : 0;
 }
 

@@ -13,7 +13,6 @@
 #ifndef USW_HANDS_H
 #define USW_HANDS_H
 
-#include <linux/sched.h>
 #include <stdint.h>
 
 #include "../src/uffd_abi.h"
@@ -49,9 +48,6 @@ static inline long usw_raw6(long number, long a, long b, long c, long d, long e,
 /**
  * Start entry(argument) in a new task on a stack of its own; stack_top is aligned to 16 bytes, and
  * entry must not return. Returns the task's id, or -errno.
- *
- * Whoever traces the program and what it forks (strace -f, a debugger) does not get the task: it
- * would be stopped at every call, counted as a child that the program never made, and waited for.
  */
 static inline long usw_raw_clone(unsigned long flags, uintptr_t stack_top, void (*entry)(void *),
 				 void *argument)
@@ -71,8 +67,8 @@ static inline long usw_raw_clone(unsigned long flags, uintptr_t stack_top, void 
 			 "ud2\n"
 			 "1:"
 			 : "=a"(result)
-			 : "0"((long)SYS_clone), "D"(flags | CLONE_UNTRACED), "S"(stack_top),
-			   "d"(0L), "r"(r10), "r"(r8), "r"(r9), "r"(r12)
+			 : "0"((long)SYS_clone), "D"(flags), "S"(stack_top), "d"(0L), "r"(r10),
+			   "r"(r8), "r"(r9), "r"(r12)
 			 : "rcx", "r11", "memory");
 	return result;
 }
