@@ -17,8 +17,12 @@
 #define USW_SCAN_REGIONS 64u
 /* Pages that have just left are often asked for again: they are not compressed ahead. */
 #define USW_STANDBY_YOUNG 256u
-/* How much of a mapping one scan looks at: 20 us if all of it is there. */
+/*
+ * How much of a mapping one scan looks at, at most, and of how many pages to begin with for each that
+ * is wanted: to look at a present page whose struct page is in no cache takes 50 ns.
+ */
 #define USW_SCAN_BYTES (16ull << 20)
+#define USW_SCAN_SHARE 4u
 /* How long it is believed that the kernel refuses a mapping. */
 #define USW_REFUSAL_NS 1000000000u
 
@@ -357,6 +361,7 @@ void usw_evict_look(struct usw_target *target)
 static void pick(struct usw_target *target, struct usw_batch *batch, bool *ret_wrapped)
 {
 	struct page_region regions[USW_SCAN_REGIONS];
+	uint64_t scan_bytes = (uint64_t)batch->wanted * USW_SCAN_SHARE * USW_PAGE_BYTES;
 	uint32_t swept = 0;
 
 	while (swept < USW_SWEEP_PAGES && !batch_is_full(batch)) {
@@ -369,7 +374,11 @@ static void pick(struct usw_target *target, struct usw_batch *batch, bool *ret_w
 		}
 		struct usw_range range = target->eligible.mappings.at[i];
 		uint64_t start = usw_max(target->cursor, range.start);
-		uint64_t end = usw_min(range.end, start + USW_SCAN_BYTES);
+		// Huge pages are not cut in two.
+		uint64_t end =
+			(start + scan_bytes) / USW_HUGE_BYTES * USW_HUGE_BYTES + USW_HUGE_BYTES;
+		end = usw_min(range.end, end);
+		scan_bytes = usw_min(2 * scan_bytes, USW_SCAN_BYTES);
 		uint64_t walk_end = end;
 		int count = usw_maps_present(target->pagemap_fd, start, end, regions,
 					     USW_SCAN_REGIONS, &walk_end);
