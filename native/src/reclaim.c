@@ -54,6 +54,8 @@
 #define USW_STUCK_NS 300000000u
 #define USW_ROOM_NS 1000000000u
 #define USW_BARREN_NS 30000000u
+/* Where nothing has been to give for so long, a sweep is followed by a pause of so many times its own. */
+#define USW_BARREN_REST 9u
 /*
  * Garbage is let be up to this share of what is stored: a fifth, or a sixteenth where RAM is tight,
  * or a sixty-fourth where new objects fill vacancies, so that little is made.
@@ -336,17 +338,24 @@ static void follow_growth(struct usw_session *session)
 	}
 }
 
+/** Whether there has been nothing to give for long: memory is locked, mostly. */
+static bool is_barren(const struct usw_reclaim *reclaim)
+{
+	return reclaim->barren_since_ns && usw_now_ns() - reclaim->barren_since_ns > USW_BARREN_NS;
+}
+
 /**
  * Sweep over the targets until `need` pages have left, or everything there is was passed over as
  * often as the hottest page may ask for. Returns the pages that left.
  */
 static uint32_t sweep(struct usw_session *session, uint32_t need)
 {
+	// Once all has been passed over that often, a look in passing finds what has changed.
+	uint32_t sweeps = is_barren(&session->reclaim) ? 1 : USW_SWEEPS_MAX;
 	uint64_t barren = 0;
 	uint32_t evicted = 0;
 
-	while (evicted < need &&
-	       barren < (atomic_load(&session->targets_now) + 1) * USW_SWEEPS_MAX) {
+	while (evicted < need && barren < (atomic_load(&session->targets_now) + 1) * sweeps) {
 		// Where one has given nothing the next is asked, whatever it owes.
 		struct usw_target *target = barren ? usw_turn_next(session)
 						   : usw_turn_debtor(session);
@@ -385,7 +394,9 @@ static bool keep_reserve(struct usw_session *session)
 	}
 	if (session->reclaim.is_holding)
 		return false; // what leaves would have to be kept where there is no room
+	uint64_t start_ns = usw_now_ns();
 	uint32_t evicted = sweep(session, (uint32_t)(reserve - room));
+	session->reclaim.sweep_ns = usw_now_ns() - start_ns;
 	session->reclaim.pressed = usw_session_room(session) <= 0;
 	usw_fault_kick(session);
 	return evicted > 0;
@@ -798,14 +809,18 @@ static uint64_t interval_ns(const struct usw_session *session)
 static void sleep_until_needed(struct usw_session *session, uint32_t seen)
 {
 	struct usw_reclaim *reclaim = &session->reclaim;
-
-	if (spin_while_busy(session))
-		return;
 	struct timespec timeout = {.tv_nsec = (long)interval_ns(session)};
+	bool barren = is_barren(reclaim);
 
+	if (barren)
+		timeout.tv_nsec = (long)usw_min(USW_BARREN_REST * reclaim->sweep_ns,
+						(uint64_t)timeout.tv_nsec);
+	else if (spin_while_busy(session))
+		return;
 	atomic_store(&reclaim->sleeping, 1);
 	if (!atomic_load(&session->stopping) &&
-	    (usw_session_room(session) >= atomic_load(&session->low_pages) || reclaim->is_holding))
+	    (barren || reclaim->is_holding ||
+	     usw_session_room(session) >= atomic_load(&session->low_pages)))
 		syscall(SYS_futex, &reclaim->kick, FUTEX_WAIT_PRIVATE, seen, &timeout, NULL, 0);
 	else if (!atomic_load(&session->stopping))
 		usleep(100); // over the limit and nothing to give: others first

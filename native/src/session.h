@@ -75,6 +75,7 @@ struct usw_reclaim {
 	uint64_t stress_due_ns;
 	bool some_end;             /* a target is retired and not freed yet */
 	bool some_leave;           /* pages may be about to go by the program's own wish */
+	uint64_t sweep_ns;         /* how long the last sweep took */
 	uint64_t barren_since_ns;  /* no sweep has given anything since then; 0: the last one did */
 	uint64_t stuck_since_ns;   /* over the limit and nothing left to give since then; 0: no */
 	uint64_t cramped_since_ns; /* no tier takes anything since then; 0: one does */

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import sys
+import time
 
+import psutil
 import pytest
 
-from .fixtures import RunFunction
-from .harness import MIB, PATIENCE, Outcome, Programs
+from .fixtures import RunFunction, StartFunction
+from .harness import MIB, PATIENCE, Outcome, Programs, wait_until
 from .places import huge_memfds
 
 RESIDENT_BYTES = 64 * MIB
@@ -178,3 +180,32 @@ def test_small_program_beside_a_large_one_gives_its_share(
     status, own_faults, large_faults = map(int, outcome.stdout.split()[-3:])
     assert status == 0
     assert own_faults * 20 < large_faults, outcome.describe()
+
+
+LOCKED = """
+import ctypes, mmap, sys
+pages = mmap.mmap(-1, 64 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+address = ctypes.addressof(ctypes.c_char.from_buffer(pages))
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.mlock(ctypes.c_void_p(address), ctypes.c_size_t(64 << 20)):
+    print("mlock is not allowed here"); raise SystemExit(77)
+print("locked", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_what_cannot_leave_is_not_looked_at_without_end(start_session: StartFunction) -> None:
+    """An idle program over its limit by locked memory costs little, and it is told of."""
+    with start_session([sys.executable, "-I", "-c", LOCKED], resident="24M") as session:
+        session.wait_for_output("lock")
+        if "not allowed" in session.output():
+            pytest.skip("mlock is not allowed here")
+        wait_until(lambda: "cannot be evicted" in session.errors(), "the limit is complained of")
+        agent = psutil.Process(session.agent().pid)
+        began, before = time.monotonic(), sum(agent.cpu_times()[:2])
+        time.sleep(2)
+        used = sum(agent.cpu_times()[:2]) - before
+        share = used / (time.monotonic() - began)
+        session.send_line()
+        session.finish().require_ok()
+    assert share < 0.5, f"the agent used {share:.0%} of a processor"
