@@ -9,7 +9,6 @@ import json
 import os
 import random
 import socket
-import struct
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -18,12 +17,12 @@ from pathlib import Path
 import pytest
 from integration.harness import wait_until
 
+from uffdswap.wire import HELLO, MAGIC, WIRE_VERSION
+
 from .launching import LIMIT, Launch, error_lines, is_running, python, uffdswap
 from .test_session import count_fds
 
 NOBODY = 65534
-MAGIC, VERSION = 0x75737731, 1
-HELLO = struct.Struct("IIIIQQQ")
 
 # Runs a child for every line, which needs a handshake that works.
 PARENT = """
@@ -103,12 +102,12 @@ def is_closed(connection: socket.socket) -> bool:
         random.Random(7).randbytes(HELLO.size),
         b"x" * (HELLO.size - 1),
         b"x" * 4096,
-        HELLO.pack(MAGIC, VERSION + 1, 1, 0, 0, 0, 0),
-        HELLO.pack(MAGIC, VERSION, 1, 0, 0, 0, 0),
-        HELLO.pack(MAGIC, VERSION, 2, 0, 12345, 0, 0),
-        HELLO.pack(MAGIC, VERSION, 99, 0, 0, 0, 0),
-        HELLO.pack(MAGIC, VERSION, 1, 0, 0, 2**64 - 1, 2**64 - 1),
-        HELLO.pack(MAGIC, VERSION, 1, 0, 0, 0, 0) + b"\0",
+        HELLO.pack(MAGIC, WIRE_VERSION + 1, 1, 0, 0, 0, 0),
+        HELLO.pack(MAGIC, WIRE_VERSION, 1, 0, 0, 0, 0),
+        HELLO.pack(MAGIC, WIRE_VERSION, 2, 0, 12345, 0, 0),
+        HELLO.pack(MAGIC, WIRE_VERSION, 99, 0, 0, 0, 0),
+        HELLO.pack(MAGIC, WIRE_VERSION, 1, 0, 0, 2**64 - 1, 2**64 - 1),
+        HELLO.pack(MAGIC, WIRE_VERSION, 1, 0, 0, 0, 0) + b"\0",
     ],
     ids=[
         *("one-byte", "zeros", "noise", "short", "long", "other-version", "no-descriptors"),
@@ -147,7 +146,7 @@ sys.exit(7)
 
 @pytest.mark.parametrize("count", [1, 4, 5, 6, 9, 200])
 def test_wrong_descriptors_are_refused_and_closed(victim: Victim, count: int) -> None:
-    hello = HELLO.pack(MAGIC, VERSION, 1, 0, 0, 1 << 30, 1 << 20)
+    hello = HELLO.pack(MAGIC, WIRE_VERSION, 1, 0, 0, 1 << 30, 1 << 20)
     with victim.connect() as connection, Path(os.devnull).open("rb") as file:
         socket.send_fds(connection, [hello], [file.fileno()] * count)
         assert is_closed(connection)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -20,13 +19,11 @@ from typing import Any
 import pytest
 
 from uffdswap import agent as agent_module
-from uffdswap import protocol
+from uffdswap import protocol, wire
 from uffdswap._lib import Event, EventKind, Statistics
 from uffdswap.agent import Agent
-from uffdswap.wire import MAGIC, WIRE_VERSION
 
 HELLO = b"a hello"
-GIVE_UP = struct.Struct("=IIIIQQQ")
 SECONDS = 20.0
 
 
@@ -323,7 +320,9 @@ def test_process_that_gives_up_is_told_with_the_reason(
     harness: Harness, error: int, words: tuple[str, ...]
 ) -> None:
     harness.start()
-    harness.connect(GIVE_UP.pack(MAGIC, WIRE_VERSION, 5, 0, error, 0, 0))
+    harness.connect(
+        wire.HELLO.pack(wire.MAGIC, wire.WIRE_VERSION, wire.HELLO_GIVE_UP, 0, error, 0, 0)
+    )
     message = harness.receive()
     assert isinstance(message, protocol.Refused)
     assert message.has_given_up
@@ -352,7 +351,9 @@ def test_only_the_program_is_held_when_it_has_given_up(
     harness.start()
     if not is_program:  # without a word of it, the launcher's child is the program
         protocol.send(harness.control, protocol.Started(pid=sleeper))
-    hello = GIVE_UP.pack(MAGIC, WIRE_VERSION, 5, 0, errno.EMFILE, 0, 0).hex()
+    hello = wire.HELLO.pack(
+        wire.MAGIC, wire.WIRE_VERSION, wire.HELLO_GIVE_UP, 0, errno.EMFILE, 0, 0
+    ).hex()
     seconds = "0.3" if is_program else str(SECONDS)
     command = [sys.executable, "-I", "-S", "-c", GIVER, harness.path, hello, seconds]
     done = subprocess.run(command, capture_output=True, check=True, timeout=60, text=True)
