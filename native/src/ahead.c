@@ -5,7 +5,6 @@
  * Compressor threads and their ring. See ahead.h.
  */
 
-#include <errno.h>
 #include <linux/futex.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>

@@ -120,12 +120,18 @@ static bool take_page(struct usw_target *target, uint64_t address)
 	return false;
 }
 
+/** Where the huge page ends that an address is in, or would be. */
+static uint64_t huge_end(uint64_t address)
+{
+	return (address / USW_HUGE_BYTES + 1) * USW_HUGE_BYTES;
+}
+
 /** Huge pages side by side are one region: where the piece at `start` ends. */
 static uint64_t piece_end(const struct page_region *region, uint64_t start)
 {
 	if (!(region->categories & PAGE_IS_HUGE))
 		return region->end;
-	return usw_min(region->end, (start / USW_HUGE_BYTES + 1) * USW_HUGE_BYTES);
+	return usw_min(region->end, huge_end(start));
 }
 
 /** A huge page goes whole if every page of it is one the sweep could take. */
@@ -374,10 +380,7 @@ static void pick(struct usw_target *target, struct usw_batch *batch, bool *ret_w
 		}
 		struct usw_range range = target->eligible.mappings.at[i];
 		uint64_t start = usw_max(target->cursor, range.start);
-		// Huge pages are not cut in two.
-		uint64_t end =
-			(start + scan_bytes) / USW_HUGE_BYTES * USW_HUGE_BYTES + USW_HUGE_BYTES;
-		end = usw_min(range.end, end);
+		uint64_t end = usw_min(range.end, huge_end(start + scan_bytes));
 		scan_bytes = usw_min(2 * scan_bytes, USW_SCAN_BYTES);
 		uint64_t walk_end = end;
 		int count = usw_maps_present(target->pagemap_fd, start, end, regions,
@@ -584,17 +587,16 @@ static uint32_t publish(struct usw_target *target, struct usw_batch *batch,
 static bool has_hands(struct usw_target *target)
 {
 	int ret = usw_ring_look(target);
-	bool has_begun = __atomic_load_n(&target->ring->hands_pid, __ATOMIC_ACQUIRE);
 
-	if (ret != -ESRCH)
+	if (ret == 0 || ret == -EAGAIN)
 		return ret == 0;
 	atomic_store(&target->broken, true);
 	if (usw_target_is_running(target))
 		usw_session_report(target->session, USW_EVENT_WARNING, target->id, target->pid,
 				   "process %d %s; its memory cannot leave", target->pid,
-				   has_begun ? "has lost its helper task (was it killed?)"
-					     : "could not start its helper task (is there a limit "
-					       "on tasks?)");
+				   ret == -ESRCH ? "has lost its helper task (was it killed?)"
+						 : "could not start its helper task (is there a "
+						   "limit on tasks?)");
 	return false;
 }
 

@@ -123,7 +123,9 @@ int usw_ring_look(const struct usw_target *target)
 		return 0;
 	if (!hands_is_gone(target))
 		return -EAGAIN;
-	return has_begun(target) && is_done(target) ? 0 : -ESRCH; // it may have been quick
+	if (!has_begun(target))
+		return -ECHILD;
+	return is_done(target) ? 0 : -ESRCH; // it may have been quick
 }
 
 /** Take back what hands has not taken. False: it has, and must be waited for. */

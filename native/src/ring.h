@@ -32,7 +32,7 @@ void usw_gate_leave(struct usw_target *target);
  * Whether hands takes commands. A program hands itself in first and starts hands then, and whoever
  * stops it in between (SIGSTOP, a debugger, a freezer) may himself wait for what only others can
  * make room for: so nothing is posted before. Nor is it to a hands that has not answered what was
- * withdrawn from it. 0; -EAGAIN: not now; -ESRCH: it is gone, or could not be started.
+ * withdrawn from it. 0; -EAGAIN: not now; -ESRCH: it is gone; -ECHILD: it could not be started.
  */
 int usw_ring_look(const struct usw_target *target);
 

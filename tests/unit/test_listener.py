@@ -62,6 +62,16 @@ class Rig:
         self.listener.tick()
         return len(ready)
 
+    def turn_failing(self, error: OSError) -> None:
+        """Do what is ready while accept() fails."""
+
+        def fail(*_arguments: Any) -> None:
+            raise error
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(socket.socket, "accept", fail)
+            self.turn()
+
     def close(self) -> None:
         self.listener.close()
         self.selector.close()
@@ -113,16 +123,9 @@ def test_without_room_it_rests_and_comes_back(rig: Rig, clock: Clock) -> None:
     assert len(rig.taken) == 2
 
 
-def test_without_descriptors_it_says_so_and_rests(
-    rig: Rig, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_arguments: Any) -> None:
-        raise OSError(errno.EMFILE, "too many open files")
-
+def test_without_descriptors_it_says_so_and_rests(rig: Rig, clock: Clock) -> None:
     rig.knock()
-    with monkeypatch.context() as patch:
-        patch.setattr(socket.socket, "accept", refuse)
-        rig.turn()
+    rig.turn_failing(OSError(errno.EMFILE, "too many open files"))
     assert [error.errno for error in rig.lacks] == [errno.EMFILE]
     assert not rig.taken
     assert rig.turn() == 0
@@ -132,16 +135,9 @@ def test_without_descriptors_it_says_so_and_rests(
     assert len(rig.taken) == 1
 
 
-def test_a_client_that_has_gone_is_no_lack(
-    rig: Rig, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def gone(*_arguments: Any) -> None:
-        raise ConnectionAbortedError
-
+def test_a_client_that_has_gone_is_no_lack(rig: Rig) -> None:
     rig.knock()
-    with monkeypatch.context() as patch:
-        patch.setattr(socket.socket, "accept", gone)
-        rig.turn()
+    rig.turn_failing(ConnectionAbortedError())
     assert not rig.lacks
     assert rig.listener.deadline() is None
 
