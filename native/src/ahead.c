@@ -84,6 +84,7 @@ static void *compressor_main(void *argument)
 			sleep_until_offered(ahead, offered);
 		else if (atomic_compare_exchange_weak(&ahead->claimed, &claimed, next + 1))
 			try_compress(ahead, entry_of(ahead, next), &thread->hints);
+		usw_priority_yield();
 	}
 	return NULL;
 }

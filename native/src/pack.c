@@ -69,6 +69,7 @@ void usw_pack_segment(struct usw_packer *packer)
 		atomic_store_explicit(&packer->at, index + 1, memory_order_relaxed);
 		if (!usw_segments_find(segments, packer->segment, index, &object))
 			continue;
+		usw_priority_yield();
 		uint32_t length = pack_object(packer, &object, at);
 
 		packer->objects[packer->count++] = (struct usw_packed){

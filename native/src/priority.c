@@ -52,3 +52,8 @@ void usw_priority_wait_no_more(pthread_t thread)
 
 	pthread_setschedparam(thread, SCHED_OTHER, &none);
 }
+
+void usw_priority_yield(void)
+{
+	sched_yield();
+}

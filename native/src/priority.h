@@ -33,4 +33,13 @@ void usw_priority_wait(void);
 /** End that, for a thread that is to come to its end soon. */
 void usw_priority_wait_no_more(pthread_t thread);
 
+/**
+ * Whoever waits for this processor runs before the calling thread goes on. To be called between two
+ * pieces of work by threads that run while faults are answered. Each time such a thread wakes it is
+ * owed something, as little as its weight may be, and if the fault thread is ahead of its own share
+ * at that moment it takes that in one go: until the next tick, 4 ms later at 250 Hz (pick_eevdf() in
+ * kernel/sched/fair.c).
+ */
+void usw_priority_yield(void);
+
 #endif /* USW_PRIORITY_H */

@@ -789,6 +789,7 @@ static bool spin_while_busy(struct usw_session *session)
 			return true;
 		for (int i = 0; i < 50; i++)
 			usw_cpu_relax();
+		usw_priority_yield(); // also to what is compressed meanwhile
 	}
 }
 
