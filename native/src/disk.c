@@ -21,6 +21,8 @@
 #define USW_STATX_DIOALIGN 0x2000u
 /* A file system is left this much, or a 64th of it: others write to it too. */
 #define USW_DISK_MARGIN_BYTES (16u << 20)
+/* A file grows by so many slots: holes, but where the file system has none. */
+#define USW_REACH_SLOTS 64u
 
 static int refuse(struct usw_error *error, int code, const char *path, const char *why,
 		  const char *remedy)
@@ -228,6 +230,17 @@ int usw_disk_take(struct usw_disk *disk, uint32_t length_bytes, uint32_t *ret_sl
 	}
 	pthread_mutex_unlock(&disk->lock);
 	return ret;
+}
+
+void usw_disk_reach(struct usw_disk *disk, uint32_t slot)
+{
+	if (disk->is_device || usw_disk_offset(slot + 1) <= disk->reach_bytes)
+		return;
+	uint32_t end = (slot / USW_REACH_SLOTS + 1) * USW_REACH_SLOTS;
+
+	disk->reach_bytes = usw_disk_offset(end);
+	if (ftruncate(disk->fd, (off_t)disk->reach_bytes) < 0)
+		errno = 0;
 }
 
 void usw_disk_give(struct usw_disk *disk, uint32_t slot, uint32_t length_bytes)

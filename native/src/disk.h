@@ -39,6 +39,7 @@ struct usw_disk {
 	bool is_direct;
 	uint32_t align_bytes; /* a power of two */
 	uint32_t slot_limit;
+	uint64_t reach_bytes; /* how long the file was made; of who calls usw_disk_reach() */
 
 	pthread_mutex_t lock; /* over what follows */
 	uint64_t cap_bytes;   /* UINT64_MAX: none */
@@ -62,6 +63,14 @@ void usw_disk_close(struct usw_disk *disk);
  * Take a slot for `length_bytes`, the lowest that is free. -ENOSPC: cap, device or slots are full.
  */
 int usw_disk_take(struct usw_disk *disk, uint32_t length_bytes, uint32_t *ret_slot);
+
+/**
+ * A slot is about to be written. A write that makes a file longer has it to itself until it is
+ * done, and reads wait (ext4_dio_write_checks() in fs/ext4/file.c); one into a hole only until it
+ * has its blocks. So the file is made longer before, by 64 slots at a time. Where that fails the
+ * write does it. One thread calls.
+ */
+void usw_disk_reach(struct usw_disk *disk, uint32_t slot);
 
 /**
  * Give a slot and its space back. `length_bytes` as it was taken. One system call, slow on some.

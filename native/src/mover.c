@@ -12,7 +12,7 @@
 
 #include "mover.h"
 
-/* A move reads so much at a time, and looks after the disk each so many objects. */
+/* A move reads or writes so much at a time, and looks after the disk each so many objects. */
 #define USW_PIECE_BYTES 131072u
 #define USW_LOOK_OBJECTS 16u
 /* Buffers that were not needed for so long are given back: they count against the budget. It is done
@@ -30,14 +30,15 @@ void usw_mover_wake(struct usw_tiers *tiers)
 }
 
 /**
- * Ask for the next piece. What is read comes in small ones: a fault that wants one page from the
- * same disk waits behind them, and the program should not notice that a tier leaves. 0 or -errno.
+ * Ask for the next piece. They are small: a fault that wants one page from the same disk waits
+ * behind them. A virtual disk that takes one of its 256 descriptors for each page has no room for
+ * anything beside a segment that is written with one request. 0 or -errno.
  */
 static int ask_piece(struct usw_tiers *tiers, struct usw_move *move)
 {
 	uint64_t place = move->is_write ? move->to : move->from;
 	uint32_t left = move->length_bytes - move->asked_bytes;
-	uint32_t length = move->is_write ? left : (uint32_t)usw_min(left, USW_PIECE_BYTES);
+	uint32_t length = (uint32_t)usw_min(left, USW_PIECE_BYTES);
 
 	move->request = (struct usw_aio_request){
 		.fd = atomic_load(&tiers->at[usw_where_tier(place)].fd),
@@ -285,6 +286,7 @@ static void begin_write(struct usw_tiers *tiers, struct usw_move *move)
 {
 	int ret = make_buffer(move);
 
+	usw_disk_reach(tiers->at[usw_where_tier(move->to)].disk, usw_where_slot(move->to));
 	start(tiers, move, ret ? ret : fill_slot(tiers, move));
 	usw_aio_flush(tiers->aio);
 }
