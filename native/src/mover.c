@@ -10,16 +10,14 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "landing.h"
 #include "mover.h"
 
-/* A move reads or writes so much at a time, and looks after the disk each so many objects. */
+/* A move reads or writes so much at a time. */
 #define USW_PIECE_BYTES 131072u
-#define USW_LOOK_OBJECTS 16u
 /* Buffers that were not needed for so long are given back: they count against the budget. It is done
    before the session is called full. */
 #define USW_IDLE_MS 100
-/* So much is opened before it is written to RAM: it stays in the processor's cache. */
-#define USW_LANDING_BYTES 65536u
 
 void usw_mover_wake(struct usw_tiers *tiers)
 {
@@ -168,116 +166,16 @@ static int fill_slot(struct usw_tiers *tiers, struct usw_move *move)
 	return 0;
 }
 
-/** What comes up gathers here, as it lies in RAM, on its way into its segment. */
-struct landing {
-	int fd;
-	uint64_t to;           /* where the first byte goes in the space of segments */
-	uint32_t filled_bytes; /* what has gathered */
-	char bytes[USW_LANDING_BYTES];
-};
-
-/**
- * Write what has gathered. To a place that has no memory yet that is half the work of touching
- * each page of a mapping: nothing is zeroed first, and no page table is filled. 0 or -errno.
- */
-static int flush_landing(struct landing *landing)
-{
-	uint32_t done = 0;
-
-	while (done < landing->filled_bytes) {
-		ssize_t moved = pwrite(landing->fd, landing->bytes + done,
-				       landing->filled_bytes - done, (off_t)(landing->to + done));
-
-		if (moved < 0 && errno == EINTR)
-			continue;
-		if (moved <= 0)
-			return moved ? -errno : -ENOSPC;
-		done += (uint32_t)moved;
-	}
-	landing->to += done;
-	landing->filled_bytes = 0;
-	return 0;
-}
-
-/** Zeros up to `end`: where nothing lives any more, and between objects. 0 or -errno. */
-static int skip_to(struct landing *landing, uint64_t end)
-{
-	int ret = 0;
-
-	while (!ret && landing->to + landing->filled_bytes < end) {
-		uint64_t missing = end - landing->to - landing->filled_bytes;
-		uint32_t length =
-			(uint32_t)usw_min(missing, USW_LANDING_BYTES - landing->filled_bytes);
-
-		memset(landing->bytes + landing->filled_bytes, 0, length);
-		landing->filled_bytes += length;
-		if (landing->filled_bytes == USW_LANDING_BYTES)
-			ret = flush_landing(landing);
-	}
-	return ret;
-}
-
-/**
- * Open one object into what gathers. What cannot be opened becomes zeros, which the page's hash
- * refuses when it is asked for. 0, or -errno if there is no memory for it.
- */
-static int land(struct usw_tiers *tiers, struct usw_move *move, struct landing *landing,
-		uint32_t index, struct usw_object *object)
-{
-	uint64_t start = (uint64_t)move->segment * USW_SEGMENT_BYTES + object->offset_bytes;
-	int ret = skip_to(landing, start);
-
-	if (!ret && landing->filled_bytes + object->length_bytes > USW_LANDING_BYTES)
-		ret = flush_landing(landing);
-	if (ret)
-		return ret;
-	const char *in = move->buffer + usw_disk_object_offset(object->offset_bytes, index);
-	char *out = landing->bytes + landing->filled_bytes;
-
-	object->where = move->from;
-	struct usw_seal_bond bond = usw_tier_bond(move->segment, index, object);
-	if (!tiers->is_sealed) {
-		memcpy(out, in, object->length_bytes);
-	} else if (usw_unseal(&tiers->sealer, &bond, in, out)) {
-		memset(out, 0, object->length_bytes);
-		move->damaged[index / 64] |= (uint64_t)1 << (index % 64);
-	}
-	landing->filled_bytes += object->length_bytes;
-	return 0;
-}
-
-/** The reverse, into the segment's place in RAM, which nobody reads before it is published. */
-static int empty_slot(struct usw_tiers *tiers, struct usw_move *move)
-{
-	struct usw_segments *segments = tiers->segments;
-	const struct usw_segment *h = usw_segments_header(segments, move->segment);
-	uint64_t start = (uint64_t)move->segment * USW_SEGMENT_BYTES;
-	struct landing landing;
-	struct usw_object object;
-	int ret = 0;
-
-	landing.fd = segments->data.fd;
-	landing.to = start;
-	landing.filled_bytes = 0;
-	for (uint32_t index = 0; !ret && index < h->object_count; index++) {
-		if (index % USW_LOOK_OBJECTS == 0)
-			look_after_disk(tiers);
-		if (usw_segments_find(segments, move->segment, index, &object))
-			ret = land(tiers, move, &landing, index, &object);
-	}
-	if (!ret)
-		ret = skip_to(&landing, start + h->append_bytes);
-	if (!ret)
-		ret = flush_landing(&landing);
-	if (ret) // what is there already would be held for nothing, and by no account
-		usw_space_punch(&segments->data, start, USW_SEGMENT_BYTES);
-	return ret;
-}
-
+/** What was read is opened, by the opener if that has nothing to do: meanwhile more comes. */
 static void finish_move(struct usw_tiers *tiers, struct usw_move *move)
 {
-	if (!move->is_write && move->request.result == 0)
-		move->request.result = empty_slot(tiers, move);
+	bool is_to_open = !move->is_write && move->request.result == 0;
+
+	move->is_through = false;
+	if (is_to_open && usw_opener_take(&tiers->opener, move))
+		return;
+	if (is_to_open)
+		move->request.result = usw_land(tiers, &tiers->sealer, move, look_after_disk);
 	atomic_store_explicit(&move->stage, USW_MOVE_DONE, memory_order_release);
 	tiers->hooks.moved(tiers->hooks.context);
 }

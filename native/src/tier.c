@@ -44,6 +44,7 @@ static int make_ready(struct usw_tiers *tiers)
 		goto undo;
 	usw_aio_inject(tiers->aio, tiers->injection);
 	atomic_store(&tiers->aio_engine, usw_aio_engine(tiers->aio));
+	usw_opener_start(&tiers->opener, tiers);
 	ret = -pthread_create(&tiers->mover, NULL, usw_mover_main, tiers);
 	if (ret)
 		goto undo;
@@ -51,6 +52,7 @@ static int make_ready(struct usw_tiers *tiers)
 	tiers->is_ready = true;
 	return 0;
 undo:
+	usw_opener_stop(&tiers->opener);
 	usw_aio_destroy(tiers->aio);
 	tiers->aio = NULL;
 	usw_sealer_deinit(&tiers->sealer);
@@ -364,6 +366,7 @@ void usw_tiers_deinit(struct usw_tiers *tiers)
 		atomic_store(&tiers->stopping, true);
 		usw_mover_wake(tiers);
 		pthread_join(tiers->mover, NULL);
+		usw_opener_stop(&tiers->opener);
 		usw_aio_destroy(tiers->aio);
 		usw_sealer_deinit(&tiers->sealer);
 		usw_seal_key_destroy(&tiers->key);

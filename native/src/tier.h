@@ -28,6 +28,7 @@
 
 #include "aio.h"
 #include "disk.h"
+#include "opener.h"
 #include "seal.h"
 #include "segment.h"
 
@@ -125,7 +126,8 @@ struct usw_tiers {
 	int null_fd; /* -1: not ready */
 	_Atomic bool stopping;
 	struct usw_aio *aio;
-	struct usw_sealer sealer;
+	struct usw_sealer sealer; /* the mover's */
+	struct usw_opener opener;
 	const struct usw_aio_injection *injection; /* for tests; set before the first tier */
 
 	_Atomic uint64_t demoted_segments;

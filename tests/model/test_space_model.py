@@ -38,7 +38,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 SOURCES = (
     *("base", "space", "codec", "filter", "hash_avx2", "vswap", "segment", "vacancy", "pagemap"),
     *("compact", "dense", "pack", "standby", "equal", "disk", "aio", "seal"),
-    *("tier", "mover", "move", "placement", "priority", "deadslot"),
+    *("tier", "mover", "landing", "opener", "move", "placement", "priority", "deadslot"),
 )
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 EXIT_SECONDS = 60.0
