@@ -63,8 +63,10 @@
 #define USW_GARBAGE_SHARE 5u
 #define USW_GARBAGE_SHARE_TIGHT 16u
 #define USW_GARBAGE_SHARE_FILLED 64u
-/* How long it is collected in one go where RAM is tight. */
+/* How long it is collected in one go where RAM is tight, and at the most. */
 #define USW_COMPACT_NS 5000000u
+/* Elsewhere one part in so many of the time goes into it: a look may come after 20 ms of evicting. */
+#define USW_COMPACT_SHARE 10u
 /* A page of the highest heat is passed over this often before it goes; and once all are too young. */
 #define USW_SWEEPS_MAX (USW_PAGE_LAPS_MAX + 3u)
 #define USW_OVERDRAFT_BYTES (8u << 20)
@@ -450,7 +452,10 @@ static bool compact_if_worth(struct usw_session *session, uint64_t garbage_share
  */
 static void compact(struct usw_session *session, bool tight)
 {
-	uint64_t end_ns = usw_now_ns() + USW_COMPACT_NS;
+	uint64_t now_ns = usw_now_ns();
+	uint64_t since_ns = now_ns - session->reclaim.compacted_ns;
+	uint64_t end_ns = now_ns + (tight ? USW_COMPACT_NS
+					  : usw_min(USW_COMPACT_NS, since_ns / USW_COMPACT_SHARE));
 	bool fills = tight && !atomic_load(&session->tiers.count);
 	uint32_t share = fills   ? USW_GARBAGE_SHARE_FILLED
 			 : tight ? USW_GARBAGE_SHARE_TIGHT
@@ -460,7 +465,8 @@ static void compact(struct usw_session *session, bool tight)
 	session->vacancies.is_wanted = fills;
 	do
 		session->reclaim.compacting = compact_if_worth(session, share);
-	while (tight && session->reclaim.compacting && usw_now_ns() < end_ns);
+	while (session->reclaim.compacting && usw_now_ns() < end_ns);
+	session->reclaim.compacted_ns = usw_now_ns();
 }
 
 /** What is parked goes down as it is. */

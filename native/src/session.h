@@ -69,9 +69,10 @@ struct usw_reclaim {
 	uint64_t probed_ns;
 	uint32_t last_clock; /* the fault clock, and when it was last seen to have moved */
 	uint64_t faulted_ns;
-	bool compacting; /* the last look emptied a segment: there may be more */
-	bool packing;    /* the last look moved packed objects: there are more */
-	bool pressed;    /* the last sweep did not make room: shared pages must go, too */
+	uint64_t compacted_ns; /* when it last looked for garbage */
+	bool compacting;       /* the last look emptied a segment: there may be more */
+	bool packing;          /* the last look moved packed objects: there are more */
+	bool pressed;          /* the last sweep did not make room: shared pages must go, too */
 	uint64_t stress_due_ns;
 	bool some_end;             /* a target is retired and not freed yet */
 	bool some_leave;           /* pages may be about to go by the program's own wish */
