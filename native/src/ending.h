@@ -36,10 +36,10 @@ void usw_ending_deinit(struct usw_ending *ending);
 
 /**
  * Look which threads a process has, and what they hold: 6 us for one, 1.2 ms for 512, and a fifth
- * of the time at most. False: it is not time yet.
+ * of the time at most.
  * What cannot be found out, for want of a right or of memory, stays as it was.
  */
-bool usw_ending_look(struct usw_ending *ending, int pid);
+void usw_ending_look(struct usw_ending *ending, int pid);
 
 /** Whether a page of [start, end) must stay. */
 static inline bool usw_ending_has(const struct usw_ending *ending, uint64_t start, uint64_t end)
