@@ -5,11 +5,10 @@
  * Compressor threads and their ring. See ahead.h.
  */
 
-#include <linux/futex.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
 
 #include "ahead.h"
+#include "futex.h"
 #include "priority.h"
 
 /* A page that a thread is at takes no longer, unless the thread has lost its processor. */
@@ -63,7 +62,7 @@ static void sleep_until_offered(struct usw_ahead *ahead, uint32_t offered)
 {
 	atomic_fetch_add(&ahead->sleepers, 1);
 	if (!atomic_load(&ahead->stopping))
-		syscall(SYS_futex, &ahead->offered, FUTEX_WAIT_PRIVATE, offered, NULL, NULL, 0);
+		usw_futex_wait(&ahead->offered, offered, NULL);
 	atomic_fetch_sub(&ahead->sleepers, 1);
 }
 
@@ -80,11 +79,12 @@ static void *compressor_main(void *argument)
 
 		if (offered - next > USW_AHEAD_ENTRIES)
 			next = offered - USW_AHEAD_ENTRIES; // those before have been overwritten
-		if (next == offered)
+		if (next == offered) {
 			sleep_until_offered(ahead, offered);
-		else if (atomic_compare_exchange_weak(&ahead->claimed, &claimed, next + 1))
+		} else if (atomic_compare_exchange_weak(&ahead->claimed, &claimed, next + 1)) {
 			try_compress(ahead, entry_of(ahead, next), &thread->hints);
-		usw_priority_yield();
+			usw_priority_yield();
+		}
 	}
 	return NULL;
 }
@@ -106,16 +106,11 @@ void usw_ahead_init(struct usw_ahead *ahead, const struct usw_standby_space *sta
 	ahead->wanted = threads;
 }
 
-static void wake(struct usw_ahead *ahead, uint32_t count)
-{
-	syscall(SYS_futex, &ahead->offered, FUTEX_WAKE_PRIVATE, count, NULL, NULL, 0);
-}
-
 void usw_ahead_deinit(struct usw_ahead *ahead)
 {
 	atomic_store(&ahead->stopping, true);
 	atomic_fetch_add(&ahead->offered, 1); // who is about to sleep does not
-	wake(ahead, USW_AHEAD_THREADS_MAX);
+	usw_futex_wake(&ahead->offered, USW_AHEAD_THREADS_MAX);
 	for (uint32_t i = 0; i < ahead->started; i++) {
 		usw_priority_wait_no_more(ahead->threads[i].thread);
 		pthread_join(ahead->threads[i].thread, NULL);
@@ -181,7 +176,7 @@ void usw_ahead_wake(struct usw_ahead *ahead)
 	uint32_t sleepers = atomic_load(&ahead->sleepers);
 
 	if (open && sleepers)
-		wake(ahead, (uint32_t)usw_min(open, sleepers));
+		usw_futex_wake(&ahead->offered, (uint32_t)usw_min(open, sleepers));
 }
 
 /** While another thread is at the page that is wanted: compress the one that is farthest off. */

@@ -5,11 +5,9 @@
  * The thread that opens. See opener.h.
  */
 
-#include <linux/futex.h>
-#include <sys/syscall.h>
-
-#include "landing.h"
 #include "opener.h"
+#include "futex.h"
+#include "landing.h"
 
 static void open_move(struct usw_opener *opener)
 {
@@ -34,14 +32,14 @@ static void *opener_main(void *argument)
 		else if (work & USW_OPENER_ENDS)
 			return NULL;
 		else
-			syscall(SYS_futex, &opener->work, FUTEX_WAIT_PRIVATE, 0, NULL, NULL, 0);
+			usw_futex_wait(&opener->work, 0, NULL);
 	}
 }
 
 static void tell(struct usw_opener *opener, enum usw_opener_work bit)
 {
 	atomic_fetch_or(&opener->work, bit);
-	syscall(SYS_futex, &opener->work, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+	usw_futex_wake(&opener->work, 1);
 }
 
 void usw_opener_start(struct usw_opener *opener, struct usw_tiers *tiers)

@@ -6,11 +6,10 @@
  */
 
 #include <errno.h>
-#include <linux/futex.h>
 #include <stdlib.h>
-#include <sys/syscall.h>
 
 #include "compact.h"
+#include "futex.h"
 #include "pack.h"
 #include "priority.h"
 
@@ -92,8 +91,7 @@ static void *packer_main(void *argument)
 		uint32_t stage = atomic_load_explicit(&packer->stage, memory_order_acquire);
 
 		if (stage != USW_PACK_ASKED) {
-			syscall(SYS_futex, &packer->stage, FUTEX_WAIT_PRIVATE, stage, NULL, NULL,
-				0);
+			usw_futex_wait(&packer->stage, stage, NULL);
 			continue;
 		}
 		usw_pack_segment(packer);
@@ -112,18 +110,13 @@ void usw_packer_init(struct usw_packer *packer, struct usw_vswap *vswap, uint64_
 		.vswap = vswap, .hash_seed = hash_seed, .done = done, .context = context};
 }
 
-static void wake(struct usw_packer *packer)
-{
-	syscall(SYS_futex, &packer->stage, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
-}
-
 void usw_packer_deinit(struct usw_packer *packer)
 {
 	if (packer->is_started) {
 		atomic_store(&packer->stopping, true);
 		// It looks at `stopping` and then sleeps while the stage is what it has seen.
 		atomic_store(&packer->stage, USW_PACK_ENDED);
-		wake(packer);
+		usw_futex_wake(&packer->stage, 1);
 		usw_priority_wait_no_more(packer->thread);
 		pthread_join(packer->thread, NULL);
 	}
@@ -222,7 +215,7 @@ static void begin(struct usw_packer *packer, enum usw_pack_need need)
 	packer->seen_at = 0;
 	packer->seen_ns = usw_now_ns();
 	atomic_store_explicit(&packer->stage, USW_PACK_ASKED, memory_order_release);
-	wake(packer);
+	usw_futex_wake(&packer->stage, 1);
 }
 
 static bool is_due(const struct usw_packer *packer, enum usw_pack_need need)

@@ -11,15 +11,14 @@
  */
 
 #include <errno.h>
-#include <linux/futex.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/syscall.h>
 
 #include "compact.h"
 #include "control.h"
 #include "demote.h"
 #include "evict.h"
+#include "futex.h"
 #include "priority.h"
 #include "session.h"
 #include "turn.h"
@@ -83,7 +82,7 @@ void usw_reclaim_kick(struct usw_session *session)
 	atomic_fetch_add(&reclaim->kick, 1);
 	if (!atomic_load(&reclaim->sleeping))
 		return;
-	syscall(SYS_futex, &reclaim->kick, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+	usw_futex_wake(&reclaim->kick, 1);
 }
 
 // --- Accounts -----------------------------------------------------------------------------------
@@ -828,7 +827,7 @@ static void sleep_until_needed(struct usw_session *session, uint32_t seen)
 	if (!atomic_load(&session->stopping) &&
 	    (barren || reclaim->is_holding ||
 	     usw_session_room(session) >= atomic_load(&session->low_pages)))
-		syscall(SYS_futex, &reclaim->kick, FUTEX_WAIT_PRIVATE, seen, &timeout, NULL, 0);
+		usw_futex_wait(&reclaim->kick, seen, &timeout);
 	else if (!atomic_load(&session->stopping))
 		usleep(100); // over the limit and nothing to give: others first
 	atomic_store(&reclaim->sleeping, 0);

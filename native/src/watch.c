@@ -5,12 +5,10 @@
  * Watching residency. See watch.h.
  */
 
-#include <linux/futex.h>
-#include <sys/syscall.h>
-
+#include "watch.h"
+#include "futex.h"
 #include "priority.h"
 #include "uffd.h"
-#include "watch.h"
 
 /*
  * How fast two cores use fresh memory up, in huge pages: look again before the room is gone. Pages
@@ -48,7 +46,7 @@ void usw_watch_kick(struct usw_session *session)
 	    !atomic_load_explicit(&session->stopping, memory_order_relaxed))
 		return;
 	atomic_fetch_add(&watch->kick, 1);
-	syscall(SYS_futex, &watch->kick, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+	usw_futex_wake(&watch->kick, 1);
 }
 
 int64_t usw_watch_margin(const struct usw_session *session)
@@ -158,7 +156,7 @@ static void *registrar_main(void *argument)
 	usw_priority_hurry_most();
 	while (!atomic_load(&session->stopping)) {
 		if (!atomic_load(&registrar->asked)) {
-			syscall(SYS_futex, &registrar->asked, FUTEX_WAIT_PRIVATE, 0, NULL, NULL, 0);
+			usw_futex_wait(&registrar->asked, 0, NULL);
 			continue;
 		}
 		register_growth(session);
@@ -171,7 +169,7 @@ static void *registrar_main(void *argument)
 static void ask(struct usw_registrar *registrar)
 {
 	atomic_store(&registrar->asked, 1);
-	syscall(SYS_futex, &registrar->asked, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+	usw_futex_wake(&registrar->asked, 1);
 }
 
 /** Send a registrar that is not on its way yet, if there is one. */
@@ -293,7 +291,7 @@ static void sleep_for_interval(struct usw_session *session, bool grown)
 	struct timespec timeout = {
 		.tv_nsec = (long)(asleep ? asleep_ns(session) : interval_ns(session))};
 	if (!atomic_load(&session->stopping))
-		syscall(SYS_futex, &watch->kick, FUTEX_WAIT_PRIVATE, seen, &timeout, NULL, 0);
+		usw_futex_wait(&watch->kick, seen, &timeout);
 	atomic_store(&watch->dozing, false);
 	if (!asleep || atomic_load(&watch->kick) == seen)
 		return;
