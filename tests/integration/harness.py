@@ -356,6 +356,10 @@ class Session:
         below = processes_below(self.pid)
         return [process for process in below if not process.is_agent and not process.is_hands]
 
+    def hands(self) -> list[int]:
+        """Return the PID of each target's hands, as far as they have begun."""
+        return [process.pid for process in processes_below(self.pid) if process.is_hands]
+
     def finish(self) -> Outcome:
         """Wait for the end, which the supervisor brings about at the timeout."""
         if self._process.stdin:

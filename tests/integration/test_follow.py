@@ -16,7 +16,7 @@ import pytest
 from uffdswap.bench.counters import workload_path
 
 from .fixtures import StartFunction
-from .harness import Programs, Session, processes_below, wait_until
+from .harness import Programs, Session, wait_until
 
 REAL_TIME = ("chrt", "--fifo", "10")
 PAGING = ("24M", "150000")
@@ -27,14 +27,10 @@ def require_two_processors() -> None:
         pytest.skip("needs two processors to choose from")
 
 
-def hands_of(session: Session) -> list[int]:
-    return [process.pid for process in processes_below(session.pid) if process.is_hands]
-
-
 def tasks_that_follow(session: Session) -> list[int]:
     threads = Path(f"/proc/{session.agent().pid}/task").iterdir()
     answering = (task for task in threads if (task / "comm").read_text() == "uffdswap-fault\n")
-    return [*(int(task.name) for task in answering), *hands_of(session)]
+    return [*(int(task.name) for task in answering), *session.hands()]
 
 
 def is_running(session: Session, program: str) -> bool:
@@ -81,8 +77,8 @@ def test_hands_that_does_not_run_is_let_go(
 ) -> None:
     require_two_processors()
     with start_session([programs("race_write"), "3"], resident="8M") as session:
-        wait_until(lambda: bool(hands_of(session)), "the program has hands")
-        (hands,) = hands_of(session)
+        wait_until(lambda: bool(session.hands()), "the program has hands")
+        (hands,) = session.hands()
         wait_until(lambda: len(os.sched_getaffinity(hands)) == 1, "hands follows the program")
         os.kill(hands, signal.SIGSTOP)
         wait_until(lambda: len(os.sched_getaffinity(hands)) > 1, "it may run elsewhere")
@@ -94,8 +90,8 @@ def test_hands_is_let_go_while_the_program_walks(start_session: StartFunction) -
     require_two_processors()
     walk = (workload_path(), *["--pattern", "seq-read", "--size", "64M", "--seconds", "3"])
     with start_session(walk, resident="16M") as session:
-        wait_until(lambda: bool(hands_of(session)), "the program has hands")
-        (hands,) = hands_of(session)
+        wait_until(lambda: bool(session.hands()), "the program has hands")
+        (hands,) = session.hands()
 
         def is_alone() -> bool:
             here = {len(os.sched_getaffinity(task)) for task in tasks_that_follow(session)}

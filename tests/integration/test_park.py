@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from .harness import MIB, processes_below, wait_until
+from .harness import MIB, wait_until
 from .test_control import Controlled, runtime, start
 
 __all__ = ("runtime", "start")
@@ -120,15 +120,10 @@ def test_a_fork_is_parked_without_its_parent(start: Any, tmp_path: Path) -> None
     one.finish()
 
 
-def hands_of(one: Controlled) -> int:
-    (hands,) = (process.pid for process in processes_below(one.session.pid) if process.is_hands)
-    return hands
-
-
 def test_a_process_whose_hands_is_stopped_is_left_alone(start: Any) -> None:
     """As where a freezer has stopped both: nothing leaves, and nobody is killed for that."""
     one = start(48, options=("--no-disk",))
-    hands = hands_of(one)
+    (hands,) = one.session.hands()
     os.kill(hands, signal.SIGSTOP)
     assert one.json("park", one.pid)["moved_bytes"] == 0
     one.check()
@@ -143,7 +138,8 @@ def test_a_process_whose_hands_is_killed_at_rest_lives_on(start: Any) -> None:
     """As by kill(-1, SIGKILL) of the first process of a PID namespace."""
     one = start(48, options=("--no-disk",))
     one.command("park", one.pid)
-    os.kill(hands_of(one), signal.SIGKILL)
+    (hands,) = one.session.hands()
+    os.kill(hands, signal.SIGKILL)
     one.check()
     one.json("park", one.pid)
     assert "has lost its helper task" in one.session.errors()
