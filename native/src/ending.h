@@ -9,7 +9,8 @@
  * the kernel gives up without a word, and somebody waits for ever. So the page with a thread's list
  * of robust mutexes stays in memory while the thread lives, and so do those of the mutexes that are
  * on it. The C library keeps the ID beside it, 16 bytes before. What came after the last look, a
- * thread or a mutex that it locked, was touched by the thread itself just now.
+ * thread or a mutex that it locked, was touched by the thread itself just now, and is touched again
+ * when it ends in the C library's ways; of one that does neither the page may be lost (eviction.md).
  *
  * Owned by the reclaim thread, which looks before it picks.
  */
