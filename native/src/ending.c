@@ -12,6 +12,7 @@
 #include <sys/syscall.h>
 
 #include "ending.h"
+#include "task.h"
 
 /* A look is followed by a pause of so many times what it took. */
 #define USW_PAUSE_SHARE 4u
@@ -182,8 +183,7 @@ void usw_ending_look(struct usw_ending *ending, int pid)
 		return;
 	snprintf(path, sizeof(path), "/proc/%d/task", pid);
 	_cleanup_close_ int folder = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	snprintf(path, sizeof(path), "/proc/%d/mem", pid);
-	_cleanup_close_ int memory = open(path, O_RDONLY | O_CLOEXEC);
+	_cleanup_close_ int memory = usw_task_open(pid, "mem");
 	if (folder >= 0 && add_threads(&now, ending, folder, memory) &&
 	    add_left_out(&now, ending, pid, memory)) {
 		usw_ending_deinit(ending);

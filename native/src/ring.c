@@ -104,7 +104,7 @@ static void sleep_on_ring(struct usw_target *target)
 	syscall(SYS_futex, &ring->done_seq, FUTEX_WAIT, seen, &patience, NULL, 0);
 }
 
-static bool hands_is_gone(const struct usw_target *target)
+bool usw_ring_is_cut(const struct usw_target *target)
 {
 	struct pollfd connection = {.fd = target->connection, .events = POLLRDHUP};
 
@@ -121,7 +121,7 @@ int usw_ring_look(const struct usw_target *target)
 {
 	if (has_begun(target) && is_done(target))
 		return 0;
-	if (!hands_is_gone(target))
+	if (!usw_ring_is_cut(target))
 		return -EAGAIN;
 	if (!has_begun(target))
 		return -ECHILD;
@@ -156,7 +156,7 @@ int usw_ring_wait(struct usw_target *target, struct usw_answer *ret)
 			usw_follow_let_go(target);
 		if (is_done(target))
 			break;
-		bool is_gone = hands_is_gone(target);
+		bool is_gone = usw_ring_is_cut(target);
 		if ((is_gone || waited_ns > USW_RING_WITHDRAW_NS) && withdraw(target))
 			return -ECANCELED;
 		if (is_gone && !is_done(target))

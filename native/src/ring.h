@@ -48,6 +48,9 @@ void usw_ring_post(struct usw_target *target, enum usw_command_op op, uint32_t e
  */
 int usw_ring_wait(struct usw_target *target, struct usw_answer *ret);
 
+/** Whether hands has let go of its end of the connection. Any thread. */
+bool usw_ring_is_cut(const struct usw_target *target);
+
 /** End hands. Any thread. */
 void usw_ring_quit(struct usw_target *target);
 

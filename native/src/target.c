@@ -22,6 +22,7 @@
 #include "priority.h"
 #include "ring.h"
 #include "session.h"
+#include "task.h"
 #include "uffd.h"
 
 /* Slots a target's standby uses as a ring: 4 MiB, twice a huge page. */
@@ -98,15 +99,6 @@ static bool area_is_sound(int fd)
 	       fstatfs(fd, &files) == 0 && files.f_type == TMPFS_MAGIC;
 }
 
-static int open_statm(int pid)
-{
-	char path[64];
-
-	snprintf(path, sizeof(path), "/proc/%d/statm", pid);
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
-	return fd < 0 ? -errno : fd;
-}
-
 int usw_target_attach(struct usw_target *target, const struct usw_hello *hello, const int *fds,
 		      int pidfd, int pid, int connection, struct usw_error *error)
 {
@@ -118,7 +110,7 @@ int usw_target_attach(struct usw_target *target, const struct usw_hello *hello, 
 				    "the area is not a sealed memfd of the right size");
 
 	// The pid may have been reused before statm was opened; then the pidfd is dead.
-	_cleanup_close_ int statm_fd = open_statm(pid);
+	_cleanup_close_ int statm_fd = usw_task_open(pid, "statm");
 	if (statm_fd < 0 || syscall(SYS_pidfd_send_signal, pidfd, 0, NULL, 0) < 0)
 		return attach_error(error, -ESRCH, "the process is gone");
 
@@ -467,30 +459,55 @@ bool usw_target_let_go(struct usw_target *target, uint64_t page)
 				   covering.range.end - covering.range.start) == 0;
 }
 
-bool usw_target_measure(struct usw_target *target)
-{
-	char text[128];
-	unsigned long long size, resident, shared, code, library, data;
-
-	if (!atomic_load(&target->has_hands))
-		return true;
-	ssize_t got = pread(target->statm_fd, text, sizeof(text) - 1, 0);
-	if (got <= 0)
-		return false;
-	text[got] = '\0';
-	if (sscanf(text, "%llu %llu %llu %llu %llu %llu", &size, &resident, &shared, &code,
-		   &library, &data) != 6)
-		return false;
-	target->anon_pages = resident > shared ? resident - shared : 0;
-	atomic_store(&target->data_pages, data);
-	return true;
-}
-
 bool usw_target_is_running(const struct usw_target *target)
 {
 	struct pollfd exited = {.fd = target->pidfd, .events = POLLIN};
 
 	return target->pidfd < 0 || poll(&exited, 1, 0) == 0;
+}
+
+/** What statm says, in pages. False: nothing, or that its thread has no memory any more. */
+static bool read_statm(const struct usw_target *target, uint64_t *ret_anonymous, uint64_t *ret_data)
+{
+	char text[128];
+	unsigned long long size, resident, shared, code, library, data;
+	ssize_t got = pread(target->statm_fd, text, sizeof(text) - 1, 0);
+
+	text[got > 0 ? got : 0] = '\0';
+	if (sscanf(text, "%llu %llu %llu %llu %llu %llu", &size, &resident, &shared, &code,
+		   &library, &data) != 6 ||
+	    !size)
+		return false;
+	*ret_anonymous = resident > shared ? resident - shared : 0;
+	*ret_data = data;
+	return true;
+}
+
+/** Ask another thread from now on. False: there is none, or it is another program's by now. */
+static bool change_statm(struct usw_target *target)
+{
+	_cleanup_close_ int fd = usw_task_open(target->pid, "statm");
+
+	if (fd < 0 || !usw_target_is_running(target))
+		return false;
+	close(target->statm_fd);
+	target->statm_fd = fd;
+	fd = -1;
+	return true;
+}
+
+bool usw_target_measure(struct usw_target *target)
+{
+	uint64_t anonymous, data;
+
+	if (!atomic_load(&target->has_hands))
+		return true;
+	if (!read_statm(target, &anonymous, &data) &&
+	    !(change_statm(target) && read_statm(target, &anonymous, &data)))
+		return false;
+	target->anon_pages = anonymous;
+	atomic_store(&target->data_pages, data);
+	return true;
 }
 
 int usw_target_leave_out(struct usw_target *child, int smaps_fd)
@@ -562,6 +579,11 @@ bool usw_target_has_left(struct usw_target *target)
 		return false;
 	}
 	// An error (no permission, no such process) is "do not know": the pidfd tells of an exit.
-	return target->hands_pid &&
-	       syscall(SYS_kcmp, target->pid, target->hands_pid, KCMP_VM, 0, 0) > 0;
+	if (!target->hands_pid ||
+	    syscall(SYS_kcmp, target->pid, target->hands_pid, KCMP_VM, 0, 0) <= 0)
+		return false;
+	// Nor has a process left whose first thread has ended, or whose hands was killed, in whose
+	// place there may be another task by now. Hands lets go of its connection after its memory.
+	return usw_task_has_memory(target->pid) && usw_task_has_memory((int)target->hands_pid) &&
+	       !usw_ring_is_cut(target);
 }

@@ -199,7 +199,10 @@ int usw_target_arm(struct usw_target *target);
  */
 int usw_target_register(struct usw_target *target, uint64_t start, uint64_t end);
 
-/** Resident anonymous pages and data size from statm: 2 us. False: the process is gone. */
+/**
+ * Resident anonymous pages and data size from statm: 2 us. False: the process is gone. The watch
+ * thread calls.
+ */
 bool usw_target_measure(struct usw_target *target);
 
 /**

@@ -67,6 +67,7 @@ CHECKS = {
         "thread_stacks",
         "thread_exit",
         "thread_killed",
+        "first_thread_exit",
         "exit_group",
         "cold_exit",
         "robust_mutex",

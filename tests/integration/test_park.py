@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from .harness import MIB, wait_until
@@ -139,8 +141,15 @@ def test_a_process_whose_hands_is_killed_at_rest_lives_on(start: Any) -> None:
     one = start(48, options=("--no-disk",))
     one.command("park", one.pid)
     (hands,) = one.session.hands()
+    launcher = psutil.Process(hands).ppid()
+    os.kill(
+        launcher, signal.SIGSTOP
+    )  # so that hands is not reaped: it has ended, and is still there
     os.kill(hands, signal.SIGKILL)
+    wait_until(lambda: psutil.Process(hands).status() == psutil.STATUS_ZOMBIE, "hands has ended")
+    time.sleep(0.2)  # the agent asks every 50 ms whether the program is still where hands is
     one.check()
+    os.kill(launcher, signal.SIGCONT)
     one.json("park", one.pid)
     assert "has lost its helper task" in one.session.errors()
     one.check()

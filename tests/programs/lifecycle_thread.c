@@ -202,8 +202,8 @@ struct last_words {
 
 static struct last_words *map_last_words(void)
 {
-	struct last_words *last = mmap(NULL, PAGE_BYTES, PROT_READ | PROT_WRITE,
-				       MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	struct last_words *last =
+		mmap(NULL, PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 
 	CHECK(last != MAP_FAILED, "mmap: %s", strerror(errno));
 	return last;
@@ -251,6 +251,43 @@ static struct timespec patience_end(void)
 	clock_gettime(CLOCK_REALTIME, &end);
 	end.tv_sec += LAST_PATIENCE_S;
 	return end;
+}
+
+static uint64_t anonymous_bytes(void)
+{
+	unsigned long size = 0, resident = 0, file = 0;
+	FILE *stream = fopen("/proc/thread-self/statm", "r");
+
+	CHECK(stream && fscanf(stream, "%lu %lu %lu", &size, &resident, &file) == 3, "statm");
+	fclose(stream);
+	return (resident - file) * PAGE_BYTES;
+}
+
+static void *outlive_the_first(void *first)
+{
+	CHECK_THREAD(pthread_join(*(pthread_t *)first, NULL));
+	for (int round = 0; round < 3; round++) {
+		usleep(200000); /* whoever asks now and then whether the program lives does so */
+		verify(shared, PAGES, seed, 0, "without the first thread");
+		press();
+		CHECK(!limit_bytes || anonymous_bytes() < limit_bytes / 4 * 5,
+		      "%lu bytes are resident", anonymous_bytes());
+	}
+	dprintf(STDOUT_FILENO, "first_thread_exit: ok\n");
+	exit(0);
+}
+
+/* What /proc says of a process is then that it has no memory. */
+static void check_first_thread_exit(void)
+{
+	static pthread_t first;
+	pthread_t other;
+
+	shared = evicted_pages(PAGES, seed);
+	first = pthread_self();
+	usleep(150000); /* it has been asked for before, too */
+	CHECK_THREAD(pthread_create(&other, NULL, outlive_the_first, &first));
+	pthread_exit(NULL);
 }
 
 /* The kernel tells who joins a thread that it has ended, in memory that was cold for long. */
@@ -549,6 +586,7 @@ static const struct check checks[] = {
 	{"thread_stacks", check_thread_stacks},
 	{"thread_exit", check_thread_exit},
 	{"thread_killed", check_thread_killed},
+	{"first_thread_exit", check_first_thread_exit},
 	{"exit_group", check_exit_group},
 	{"cold_exit", check_cold_exit},
 	{"robust_mutex", check_robust_mutex},

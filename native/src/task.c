@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: MIT
+
+/**
+ * @file
+ * What /proc says of tasks. See task.h.
+ */
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "task.h"
+
+static int open_file(int task_id, const char *name)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/%d/%s", task_id, name);
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	return fd < 0 ? -errno : fd;
+}
+
+bool usw_task_has_memory(int task_id)
+{
+	char text[128];
+	_cleanup_close_ int fd = open_file(task_id, "statm");
+	ssize_t got = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+
+	if (got <= 0)
+		return false;
+	text[got] = '\0';
+	return strtoull(text, NULL, 10) > 0; // the size, in pages
+}
+
+/** Another thread of a process that has its memory; 0: there is none. */
+static int find_other(int pid)
+{
+	char path[64];
+	int found = 0;
+
+	snprintf(path, sizeof(path), "/proc/%d/task", pid);
+	DIR *tasks = opendir(path);
+	for (const struct dirent *entry; tasks && !found && (entry = readdir(tasks));) {
+		int task_id = atoi(entry->d_name); // "." and ".." are 0
+
+		if (task_id && task_id != pid && usw_task_has_memory(task_id))
+			found = task_id;
+	}
+	if (tasks)
+		closedir(tasks);
+	return found;
+}
+
+int usw_task_open(int pid, const char *name)
+{
+	int task_id = usw_task_has_memory(pid) ? pid : find_other(pid);
+
+	return task_id ? open_file(task_id, name) : -ESRCH;
+}

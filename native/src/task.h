@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: MIT
+
+/**
+ * @file
+ * Tasks: the threads of a process, and hands, as /proc knows them.
+ *
+ * A process may outlive its first thread, by pthread_exit(3) in main(). What /proc/PID then says of
+ * memory is that there is none, since a task that ends lets go of its memory first; another thread
+ * has to be asked. Likewise a task that ends has no memory in common with anybody.
+ *
+ * Nothing here locks or blocks. A number may be another task's when the answer comes: the caller has
+ * a pidfd, or a connection, that says whether it was the right one's until then.
+ */
+
+#ifndef USW_TASK_H
+#define USW_TASK_H
+
+#include "base.h"
+
+/** Whether a task, which may be any thread, has not let go of its memory yet: 3 us. */
+bool usw_task_has_memory(int task_id);
+
+/**
+ * Open a file in /proc of a thread that has its memory, the first if it can be, for reading.
+ * Returns a descriptor, or -ESRCH if there is none, or what open(2) says.
+ */
+int usw_task_open(int pid, const char *name);
+
+#endif /* USW_TASK_H */
