@@ -173,14 +173,14 @@ static bool add_left_out(struct usw_ending *ending, const struct usw_ending *bef
 	return true;
 }
 
-void usw_ending_look(struct usw_ending *ending, int pid)
+bool usw_ending_look(struct usw_ending *ending, int pid)
 {
 	struct usw_ending now = {0};
 	uint64_t since_ns = usw_now_ns();
 	char path[64];
 
 	if (since_ns < ending->due_ns)
-		return;
+		return false;
 	snprintf(path, sizeof(path), "/proc/%d/task", pid);
 	_cleanup_close_ int folder = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	_cleanup_close_ int memory = usw_task_open(pid, "mem");
@@ -193,4 +193,5 @@ void usw_ending_look(struct usw_ending *ending, int pid)
 	}
 	uint64_t now_ns = usw_now_ns();
 	ending->due_ns = now_ns + USW_PAUSE_SHARE * (now_ns - since_ns);
+	return true;
 }

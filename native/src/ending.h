@@ -8,11 +8,11 @@
  * thread held. To a thread that ends a fault is not reported any more: where such a page has left
  * the kernel gives up without a word, and somebody waits for ever. So the page with a thread's list
  * of robust mutexes stays in memory while the thread lives, and so do those of the mutexes that are
- * on it. The C library keeps the ID beside it, 16 bytes before. What came after the last look, a
- * thread or a mutex that it locked, was touched by the thread itself just now, and is touched again
- * when it ends in the C library's ways; of one that does neither the page may be lost (eviction.md).
+ * on it. The C library keeps the ID beside it, 16 bytes before. A thread that begins after a look
+ * may lose its page to the batch: so another look follows, and what has left comes back. A mutex
+ * that was locked since is known then only if its thread's list can be read (eviction.md).
  *
- * Owned by the reclaim thread, which looks before it picks.
+ * Owned by the reclaim thread, which looks before it picks and after.
  */
 
 #ifndef USW_ENDING_H
@@ -37,10 +37,10 @@ void usw_ending_deinit(struct usw_ending *ending);
 
 /**
  * Look which threads a process has, and what they hold: 6 us for one, 1.2 ms for 512, and a fifth
- * of the time at most.
+ * of the time at most. False: it is not time yet.
  * What cannot be found out, for want of a right or of memory, stays as it was.
  */
-void usw_ending_look(struct usw_ending *ending, int pid);
+bool usw_ending_look(struct usw_ending *ending, int pid);
 
 /** Whether a page of [start, end) must stay. */
 static inline bool usw_ending_has(const struct usw_ending *ending, uint64_t start, uint64_t end)

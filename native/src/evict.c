@@ -748,6 +748,7 @@ enum usw_evict_result usw_evict_some(struct usw_target *target, uint32_t wanted,
 		}
 	}
 	usw_age_end_batch(&target->age, batch.page_count, *ret_evicted - before);
+	target->ending_owed |= *ret_evicted != before;
 	if (wrapped)
 		usw_age_end_lap(&target->age);
 	pthread_mutex_unlock(&target->map_lock);
@@ -761,6 +762,35 @@ enum usw_evict_result usw_evict_some(struct usw_target *target, uint32_t wanted,
 		target->eligible_stale = true;
 	}
 	return wrapped ? USW_EVICT_WRAPPED : USW_EVICT_DONE;
+}
+
+/** A page that must stay and has left; 0: there is none. Caller holds map_lock. */
+static uint64_t find_strayed(const struct usw_target *target)
+{
+	for (uint32_t i = 0; i < target->ending.pages.count; i++) {
+		const struct usw_range *range = &target->ending.pages.at[i];
+
+		for (uint64_t page = range->start; page < range->end; page += USW_PAGE_BYTES) {
+			usw_page_word *word = usw_pagemap_find(&target->pagemap, page);
+
+			if (word && usw_page_state(atomic_load(word)) == USW_PAGE_EVICTED)
+				return page;
+		}
+	}
+	return 0;
+}
+
+void usw_evict_settle_ending(struct usw_target *target)
+{
+	if (!target->ending_owed || !is_evictable(target) || atomic_load(&target->page_asked) ||
+	    !usw_ending_look(&target->ending, target->pid))
+		return;
+	pthread_mutex_lock(&target->map_lock);
+	uint64_t page = find_strayed(target);
+	pthread_mutex_unlock(&target->map_lock);
+	target->ending_owed = page;
+	if (page)
+		usw_target_ask_page(target, page);
 }
 
 void usw_evict_random(struct usw_target *target, uint64_t random, uint32_t wanted,

@@ -41,6 +41,12 @@ void usw_evict_register_all(struct usw_target *target);
  */
 void usw_evict_look(struct usw_target *target);
 
+/**
+ * Bring back what must stay and has left: the page of a thread that began after the last look. One
+ * at a time; to be called again. The reclaim thread calls.
+ */
+void usw_evict_settle_ending(struct usw_target *target);
+
 /** Evict a few pages at a random place of the target, whatever their heat. For --stress. */
 void usw_evict_random(struct usw_target *target, uint64_t random, uint32_t wanted,
 		      uint32_t *ret_evicted);

@@ -11,6 +11,7 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 
+#include "answer.h"
 #include "control.h"
 #include "diskanswer.h"
 #include "event.h"
@@ -276,15 +277,26 @@ static void retire(struct usw_fault_thread *thread, struct usw_target *target)
 	usw_reclaim_kick(thread->session);
 }
 
-/** A target of this thread that somebody else wants retired. Only this thread can retire it. */
-static struct usw_target *find_retire_asked(struct usw_fault_thread *thread)
+static bool is_retire_asked(struct usw_target *target)
+{
+	return atomic_load(&target->retire_asked);
+}
+
+static bool is_page_asked(struct usw_target *target)
+{
+	return atomic_load(&target->page_asked);
+}
+
+/** A target of this thread of which somebody else wants something that only this thread can do. */
+static struct usw_target *find_asked(struct usw_fault_thread *thread,
+				     bool (*is_asked)(struct usw_target *target))
 {
 	struct usw_session *session = thread->session;
 	struct usw_target *target;
 
 	pthread_mutex_lock(&session->targets_lock);
 	for (target = session->targets; target; target = target->next)
-		if (target->thread == thread && atomic_load(&target->retire_asked) &&
+		if (target->thread == thread && is_asked(target) &&
 		    atomic_load(&target->state) == USW_TARGET_LIVE)
 			break;
 	pthread_mutex_unlock(&session->targets_lock);
@@ -297,8 +309,21 @@ static void retire_asked(struct usw_fault_thread *thread)
 
 	if (!atomic_exchange(&thread->retire_asked, false))
 		return;
-	while ((target = find_retire_asked(thread)))
+	while ((target = find_asked(thread, is_retire_asked)))
 		retire(thread, target);
+}
+
+/** What cannot be brought in now is asked for again. */
+static void bring_asked(struct usw_fault_thread *thread)
+{
+	struct usw_target *target;
+
+	if (!atomic_exchange(&thread->page_asked, false))
+		return;
+	while ((target = find_asked(thread, is_page_asked))) {
+		usw_answer_unasked(thread, target, atomic_load(&target->page_asked));
+		atomic_store(&target->page_asked, 0);
+	}
 }
 
 // --- The thread ---------------------------------------------------------------------------------
@@ -376,8 +401,10 @@ static void wait_and_settle(struct usw_fault_thread *thread, int timeout_ms)
 		if ((events[i].data.u64 & 7) == USW_SOURCE_PIDFD)
 			retire(thread,
 			       (struct usw_target *)(uintptr_t)(events[i].data.u64 & ~(uint64_t)7));
-	if (kicked)
+	if (kicked) {
 		retire_asked(thread);
+		bring_asked(thread);
+	}
 }
 
 void *usw_fault_main(void *argument)

@@ -496,6 +496,12 @@ static bool settle_leaving(struct usw_session *session)
 	return any;
 }
 
+static void settle_endings(struct usw_session *session)
+{
+	for (struct usw_target *target = session->targets; target; target = target->next)
+		usw_evict_settle_ending(target);
+}
+
 static void housekeep(struct usw_session *session)
 {
 	bool tight = atomic_load(&session->memory_limit_bytes) != UINT64_MAX &&
@@ -504,6 +510,7 @@ static void housekeep(struct usw_session *session)
 	usw_vswap_collect(&session->vswap);
 	usw_equal_fit(&session->equal);
 	session->reclaim.some_leave = settle_leaving(session);
+	settle_endings(session);
 	compact(session, tight);
 	pack(session, tight);
 	usw_demote_step(session, false);

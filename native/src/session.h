@@ -46,6 +46,7 @@ struct usw_fault_thread {
 	int epoll_fd;
 	int kick_fd;
 	_Atomic bool retire_asked; /* some target of this thread has retire_asked set */
+	_Atomic bool page_asked;   /* or page_asked */
 	_Atomic uint32_t deferred_count;
 	struct usw_target *deferred_list;
 	int processor;                            /* where it has moved to; -1: nowhere */

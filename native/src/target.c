@@ -555,14 +555,26 @@ void usw_target_kill(struct usw_target *target, const char *why)
 				   target->pid, "%s", why);
 }
 
-void usw_target_ask_retire(struct usw_target *target)
+static void kick(const struct usw_fault_thread *thread)
 {
 	uint64_t one = 1;
 
+	if (write(thread->kick_fd, &one, sizeof(one)) < 0)
+		return; // EAGAIN: the counter is full of kicks nobody has read yet
+}
+
+void usw_target_ask_retire(struct usw_target *target)
+{
 	atomic_store(&target->retire_asked, true);
 	atomic_store(&target->thread->retire_asked, true);
-	if (write(target->thread->kick_fd, &one, sizeof(one)) < 0)
-		return; // EAGAIN: the counter is full of kicks nobody has read yet
+	kick(target->thread);
+}
+
+void usw_target_ask_page(struct usw_target *target, uint64_t page)
+{
+	atomic_store(&target->page_asked, page);
+	atomic_store(&target->thread->page_asked, true);
+	kick(target->thread);
 }
 
 bool usw_target_has_left(struct usw_target *target)

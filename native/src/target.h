@@ -72,8 +72,9 @@ struct usw_target {
 	uint32_t id;
 	uint64_t token; /* what its token page will say to a forked child's shim; random */
 	_Atomic uint32_t state;
-	_Atomic bool retire_asked; /* by whom the fault thread does not hear otherwise */
-	_Atomic bool broken;       /* can no longer be evicted from */
+	_Atomic uint64_t page_asked; /* that reclaim wants back in; 0: none, or it was seen to */
+	_Atomic bool retire_asked;   /* by whom the fault thread does not hear otherwise */
+	_Atomic bool broken;         /* can no longer be evicted from */
 	_Atomic bool kill_reported;
 	_Atomic uint32_t pins; /* not freed while somebody uses it without a lock */
 
@@ -151,6 +152,7 @@ struct usw_target {
 	struct usw_standby standby;
 	struct usw_equal_run equal_run; /* where its next page may be stored already */
 	struct usw_maps eligible;
+	bool ending_owed;          /* pages have left since the last look at that; reclaim */
 	struct usw_ending ending;  /* not to be evicted: the kernel writes there in the end */
 	struct usw_ranges refused; /* the kernel would not register it */
 	uint64_t refused_ns;       /* when `refused` was last emptied */
@@ -266,6 +268,9 @@ void usw_target_poison_all(struct usw_target *target);
 
 /** Ask the target's fault thread to retire it. Any thread. */
 void usw_target_ask_retire(struct usw_target *target);
+
+/** Have the fault thread bring an evicted page in, if it can at once. The reclaim thread calls. */
+void usw_target_ask_page(struct usw_target *target, uint64_t page);
 
 /** True if the program no longer runs in this address space (it called exec). Reclaim thread. */
 bool usw_target_has_left(struct usw_target *target);

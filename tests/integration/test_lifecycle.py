@@ -116,6 +116,16 @@ def test_memory_is_as_without_us(
     assert f"{check}: ok" in outcome.stdout, outcome.describe()
 
 
+def test_a_thread_that_has_just_begun_ends_as_without_us(
+    programs: Programs, uffdswap_run: RunFunction
+) -> None:
+    """Its stack is what --stress begins at most often, and nobody knew of it before that."""
+    limit = "16M"
+    for seed in range(16):
+        command = [programs("lifecycle_thread"), "cold_exit", limit, seed]
+        uffdswap_run(command, resident=limit, stress=20_000).require_ok(paged=True)
+
+
 @pytest.mark.parametrize("program", CHECKS)
 def test_checks_hold_on_the_bare_kernel(
     program: str, programs: Programs, bare_run: RunFunction
