@@ -150,7 +150,7 @@ def test_second_term_after_the_grace_time_kills() -> None:
         assert launch.line() == "got SIGTERM"
         time.sleep(0.05)  # longer than the grace time: it is time itself that is tested
         launch.process.send_signal(signal.SIGTERM)
-        assert launch.finish()[0] == -signal.SIGKILL
+        assert launch.end()[0] == -signal.SIGKILL
         assert not is_running(program)
 
 
