@@ -293,8 +293,9 @@ static enum usw_verdict fill(struct usw_fault_thread *thread, struct usw_target 
 	// The run may leave its mapping, which is refused whole: then the one page will do.
 	if (ret && !done && length > 1)
 		ret = usw_uffd_copy(target->uffd, page, thread->zeros, USW_PAGE_BYTES, &done);
-	// The kernel fills no page here for us, but by itself once the mapping is not ours any more.
-	if (ret == -EFAULT && !done && usw_target_let_go(target, page))
+	// The kernel fills no page here for us, or none so small, but by itself once the mapping is
+	// not ours any more.
+	if ((ret == -EFAULT || ret == -EINVAL) && !done && usw_target_let_go(target, page))
 		ret = -ENOENT;
 	if (!done)
 		return usw_answer_failed(thread, target, page, ret);

@@ -25,6 +25,9 @@
 #include "task.h"
 #include "uffd.h"
 
+/* The larger of the two sizes of huge pages. */
+#define USW_GIANT_BYTES (1u << 30)
+
 /* Slots a target's standby uses as a ring: 4 MiB, twice a huge page. */
 #define USW_STANDBY_RING_SLOTS 1024u
 /* Runs of zero pages found by one scan. */
@@ -438,25 +441,39 @@ bool usw_target_owns(struct usw_target *target, uint64_t page)
 	return false;
 }
 
-bool usw_target_let_go(struct usw_target *target, uint64_t page)
+/** Unregister a range of which no page has left: that would read as zeros. 0, or -errno. */
+static int let_go(struct usw_target *target, const struct usw_range *range)
 {
-	struct covering covering = {.page = page, .range = {page, page + USW_PAGE_BYTES}};
-	uint64_t address;
 	usw_page_word *word;
 
-	// A child without hands has told nobody of its mappings: then the one page will do.
-	if (target->maps_fd >= 0)
-		usw_maps_for_each(target->maps_fd, 0, visit_covering, &covering);
-	for (address = covering.range.start;
-	     (word = usw_pagemap_next(&target->pagemap, &address, covering.range.end));
+	for (uint64_t address = range->start;
+	     (word = usw_pagemap_next(&target->pagemap, &address, range->end));
 	     address += USW_PAGE_BYTES) {
 		enum usw_page_state state = usw_page_state(atomic_load(word));
 
 		if (state == USW_PAGE_EVICTED || state == USW_PAGE_EVICTING)
-			return false; // it would read as zeros
+			return -EBUSY;
 	}
-	return usw_uffd_unregister(target->uffd, covering.range.start,
-				   covering.range.end - covering.range.start) == 0;
+	return usw_uffd_unregister(target->uffd, range->start, range->end - range->start);
+}
+
+bool usw_target_let_go(struct usw_target *target, uint64_t page)
+{
+	struct covering covering = {.page = page, .range = {page, page + USW_PAGE_BYTES}};
+
+	if (target->maps_fd >= 0)
+		usw_maps_for_each(target->maps_fd, 0, visit_covering, &covering);
+	int ret = let_go(target, &covering.range);
+
+	// A child without hands has told nobody of its mappings: then the one page will do, which
+	// may be a huge one. Those have one of two sizes.
+	for (uint64_t bytes = USW_HUGE_BYTES; ret == -EINVAL && bytes <= USW_GIANT_BYTES;
+	     bytes *= USW_GIANT_BYTES / USW_HUGE_BYTES) {
+		uint64_t start = page & ~(bytes - 1);
+
+		ret = let_go(target, &(struct usw_range){start, start + bytes});
+	}
+	return ret == 0;
 }
 
 bool usw_target_is_running(const struct usw_target *target)

@@ -224,9 +224,10 @@ void usw_target_check_inherited(struct usw_target *child);
 bool usw_target_owns(struct usw_target *target, uint64_t page);
 
 /**
- * Unregister the mapping with a page of which the kernel has just said -EFAULT to a copy: a private
- * one of /dev/zero, which it takes for anonymous memory, but behind the end of an empty file. It
- * may have been registered with the rest of a stretch and is not on the list of registered ranges.
+ * Unregister the mapping with a page that the kernel has just refused to copy: -EFAULT for a private
+ * one of /dev/zero, which it takes for anonymous memory, but behind the end of an empty file, and
+ * -EINVAL for a huge page of hugetlbfs, which no small one can fill. It may have been registered
+ * with the rest of a stretch and is not on the list of registered ranges.
  * Nothing can take its place before the caller, the fault thread, has read the event of that.
  * False: not done, since a page of it has left, or for want of memory.
  */
