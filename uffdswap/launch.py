@@ -406,7 +406,10 @@ class Launcher:
             self._warn_of_refusal(f"the program's connection was refused: {message.text}")
             return  # it is managed, and stays so
         if is_program:
-            raise SessionFailed(f'cannot manage "{self._command[0]}"', cause=message.text)
+            # What has handed itself in before is not what was refused now.
+            later = f"what process {self._pid} executed"
+            what = later if self._handed_in else f'"{self._command[0]}"'
+            raise SessionFailed(f"cannot manage {what}", cause=message.text)
         self._warn_of_refusal(f"process {message.pid} is not managed: {message.text}")
 
     def _warn_of_refusal(self, text: str) -> None:

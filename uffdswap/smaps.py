@@ -57,23 +57,26 @@ def unmanaged(lines: Iterable[str]) -> dict[str, int] | None:
     mappings = 0
     header: list[str] = []
     size_bytes = 0
+    has_key = False
     for line in lines:
         if not line[:1].isupper():  # addresses are in lower case
-            header, size_bytes = line.split(maxsplit=5), 0
+            header, size_bytes, has_key = line.split(maxsplit=5), 0, False
             mappings += 1
             continue
         name, _colon, value = line.partition(":")
         if name in _COUNTED:
             size_bytes += int(value.split()[0]) * 1024
+        elif name == "ProtectionKey":
+            has_key = value.strip() != "0"
         elif name == "VmFlags":  # the last line of a mapping
-            kind = _kind(header, value.split())
+            kind = _kind(header, value.split(), has_key=has_key)
             if kind is not None:
                 found[kind] += size_bytes
                 found["total"] += size_bytes
     return found if mappings else None
 
 
-def _kind(header: list[str], flags: list[str]) -> str | None:
+def _kind(header: list[str], flags: list[str], *, has_key: bool) -> str | None:
     """Return why a mapping cannot leave; None if it can, or is our own."""
     _addresses, permissions, _offset, _device, inode, *rest = header
     name = rest[0].rstrip("\n") if rest else ""
@@ -85,6 +88,6 @@ def _kind(header: list[str], flags: list[str]) -> str | None:
         return "shared"
     if inode != "0":
         return "file"
-    if not _is_managed(permissions, inode, name):
+    if has_key or not _is_managed(permissions, inode, name):
         return "other"
     return "locked" if "lo" in flags else None

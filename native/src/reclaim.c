@@ -692,9 +692,11 @@ static void warn_unmanaged(struct usw_session *session)
 	    over <= (int64_t)(USW_OVERDRAFT_BYTES / USW_PAGE_BYTES))
 		return;
 	session->reclaim.warned_unmanaged = true;
-	usw_session_report(session, USW_EVENT_WARNING, 0, 0,
-			   "the limit is below what cannot be evicted (%llu MiB resident)",
-			   resident_mib(session));
+	usw_session_report(
+		session, USW_EVENT_WARNING, 0, 0,
+		"the limit is below what cannot leave (%llu MiB are resident); `uffdswap "
+		"status --json` tells by kind what is not managed",
+		resident_mib(session));
 }
 
 /** What to do when a sweep over everything gave nothing. */

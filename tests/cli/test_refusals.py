@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -209,6 +210,16 @@ def test_soft_limit_that_leaves_the_shim_no_memory_is_named(witness: Witness) ->
 def test_hard_limit_that_leaves_no_room_is_named(witness: Witness, limit: str) -> None:
     done = run_limited(limit, "-q", "--no-disk", "--", *witness.command)
     witness.require_refusal(done, f"raise the hard limit (ulimit -H{limit[0]}")
+
+
+def test_later_image_without_descriptors_is_not_blamed_on_the_first(witness: Witness) -> None:
+    command = " ".join(("ulimit -Sn 10; exec", *witness.command))
+    done = run("sh", "-c", command)
+    assert done.returncode == 125
+    assert not witness.path.exists()
+    (line,) = error_lines(done.stderr)
+    assert re.search(r"cannot manage what process \d+ executed", line), line
+    assert "ulimit -n" in line
 
 
 def test_child_without_descriptors_runs_and_is_told_of(witness: Witness) -> None:

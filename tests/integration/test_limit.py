@@ -200,7 +200,7 @@ def test_what_cannot_leave_is_not_looked_at_without_end(start_session: StartFunc
         session.wait_for_output("lock")
         if "not allowed" in session.output():
             pytest.skip("mlock is not allowed here")
-        wait_until(lambda: "cannot be evicted" in session.errors(), "the limit is complained of")
+        wait_until(lambda: "cannot leave" in session.errors(), "the limit is complained of")
         agent = psutil.Process(session.agent().pid)
         began, before = time.monotonic(), sum(agent.cpu_times()[:2])
         time.sleep(2)

@@ -41,6 +41,10 @@ def mapping(header: str, rss_kib: int, flags: str = "rd wr", **more: int) -> lis
     return [header + "\n", "Size:  100 kB\n", *fields, f"VmFlags: {flags} \n"]
 
 
+def keyed(lines: list[str], key: int) -> list[str]:
+    return [*lines[:-1], f"ProtectionKey:  {key:>7}\n", lines[-1]]
+
+
 @pytest.mark.parametrize(
     ("lines", "kind", "kib"),
     [
@@ -55,6 +59,8 @@ def mapping(header: str, rss_kib: int, flags: str = "rd wr", **more: int) -> lis
         (mapping("1000-3000 rw-p 0 00:00 0    [stack]", 12), "other", 12),
         (mapping("1000-3000 rwxp 0 00:00 0 ", 4), "other", 4),
         (mapping("1000-3000 r--p 0 00:00 0 ", 4), "other", 4),
+        (keyed(mapping("1000-3000 rw-p 0 00:00 0 ", 8), 0), None, 0),
+        (keyed(mapping("1000-3000 rw-p 0 00:00 0 ", 8), 1), "other", 8),
         (
             mapping(
                 "1000-3000 rw-p 0 00:0f 1  /anon_hugepage (deleted)",
