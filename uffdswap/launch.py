@@ -243,6 +243,21 @@ class Launcher:
             raise elf.refusal(program.path, error) from error
         self._tell(INFO, f"agent {self._agent.pid}, program {self._pid}")
         self._send(protocol.Started(pid=self._pid))
+        if self._config.memory_bytes is not None:
+            self._warn_of_budget(self._config.memory_bytes)
+
+    def _warn_of_budget(self, memory_bytes: int) -> None:
+        """Say so if the budget will never be reached, since somebody else's limit is lower."""
+        from .machine import available_memory_bytes  # noqa: PLC0415 # the program has started
+        from .units import format_size  # noqa: PLC0415
+
+        with contextlib.suppress(SetupFailed):
+            available_bytes = available_memory_bytes()
+            if memory_bytes > available_bytes:
+                budget, available = format_size(memory_bytes), format_size(available_bytes)
+                what = f"the budget of {budget} is more than the {available} that the machine"
+                why = "or a cgroup allows: the kernel may end the program before it is reached"
+                self._tell(WARNING, f"{what} {why}; give --memory less")
         _allow_descriptors()
 
     # --- The loop --------------------------------------------------------------------------------

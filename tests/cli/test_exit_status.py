@@ -55,6 +55,15 @@ def test_without_a_limit_the_program_runs_and_a_line_says_so() -> None:
     assert not uffdswap("run", "--memory", "max", "--", "true").stderr
 
 
+def test_budget_above_what_there_is_is_taken_and_a_line_says_so() -> None:
+    done = uffdswap("run", "--memory", "4000T", "--", "true")
+    assert done.returncode == 0
+    (line,) = error_lines(done.stderr)
+    assert "the budget of 3.91 PiB is more than the" in line
+    assert "give --memory less" in line
+    assert not uffdswap("run", "-q", "--memory", "4000T", "--", "true").stderr
+
+
 def test_program_that_is_not_there_is_127() -> None:
     for name in ("no-such-program", "/no/such/program", ""):
         done = run(name)
