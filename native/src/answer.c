@@ -16,6 +16,11 @@
 #include "session.h"
 #include "uffd.h"
 
+/*
+ * An event that has been announced for so long, and not raised, waits for what is behind it. One
+ * that is raised is read before a fault is tried again.
+ */
+#define USW_UNRAISED_NS 20000000u
 /* Zero pages that are let go at once when they are written one after the other. */
 #define USW_WRITE_PAGES_MAX 16u
 
@@ -308,6 +313,21 @@ static enum usw_verdict fill(struct usw_fault_thread *thread, struct usw_target 
 }
 
 /**
+ * A hole that could not be filled. mremap(2) of locked memory has what it has grown by filled before
+ * it says that it has moved it, and until it has said so the kernel neither answers faults nor moves
+ * pages, so that no room is made either. Such a hole is left to the kernel: it cannot leave anyway.
+ */
+static enum usw_verdict leave_hole(struct usw_target *target, uint64_t page)
+{
+	bool is_changing = usw_uffd_probe(target->uffd, page) == USW_UFFD_UNKNOWN;
+
+	return usw_lasts(&target->changing_since_ns, is_changing, USW_UNRAISED_NS) &&
+			       usw_target_leave_rest(target, page)
+		       ? USW_DROPPED
+		       : USW_DEFER;
+}
+
+/**
  * A hole: memory nobody has touched yet, or has given back. Zeros are copied, not mapped: a mapped
  * zero page would become a real one at its first write, without a message and past the limit.
  */
@@ -317,7 +337,7 @@ static enum usw_verdict fill_hole(struct usw_fault_thread *thread, struct usw_ta
 	int64_t room = usw_session_room(thread->session);
 
 	if (!usw_answer_has_room(thread, target, fault))
-		return USW_DEFER;
+		return leave_hole(target, fault->page);
 	if (fault->page == target->hole_next)
 		target->hole_window =
 			(uint32_t)usw_min(target->hole_window * 2 + 1, USW_HOLE_PAGES_MAX);
@@ -338,7 +358,7 @@ static enum usw_verdict fill_hole(struct usw_fault_thread *thread, struct usw_ta
 			       state == USW_PAGE_RESIDENT);
 	}
 	atomic_fetch_add(&target->filling, 1);
-	return verdict;
+	return verdict == USW_DEFER ? leave_hole(target, fault->page) : verdict;
 }
 
 /**

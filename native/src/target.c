@@ -476,6 +476,21 @@ bool usw_target_let_go(struct usw_target *target, uint64_t page)
 	return ret == 0;
 }
 
+bool usw_target_leave_rest(struct usw_target *target, uint64_t page)
+{
+	struct covering covering = {.page = page, .range = {page, page + USW_PAGE_BYTES}};
+
+	if (target->maps_fd >= 0)
+		usw_maps_for_each(target->maps_fd, 0, visit_covering, &covering);
+	covering.range.start = page;
+	pthread_mutex_lock(&target->map_lock);
+	int ret = let_go(target, &covering.range);
+	if (!ret && !disown(target, page, covering.range.end))
+		atomic_store(&target->broken, true);
+	pthread_mutex_unlock(&target->map_lock);
+	return ret == 0;
+}
+
 bool usw_target_is_running(const struct usw_target *target)
 {
 	struct pollfd exited = {.fd = target->pidfd, .events = POLLIN};

@@ -164,9 +164,10 @@ struct usw_target {
 	uint64_t owed_pages;  /* what it is to give before its turn is over */
 	uint32_t barren_laps; /* of the sweep that have given nothing, one after the other */
 	uint64_t scanned_data_pages;
-	uint64_t scan_due_ns;    /* its mappings are not read again before */
-	uint64_t alone_since_ns; /* forked, and has not brought its hands; 0: not seen yet */
-	uint64_t ends_since_ns;  /* retired, and somebody is there still; 0: not seen yet */
+	uint64_t scan_due_ns;       /* its mappings are not read again before */
+	uint64_t alone_since_ns;    /* forked, and has not brought its hands; 0: not seen yet */
+	uint64_t changing_since_ns; /* an event is announced; fault thread */
+	uint64_t ends_since_ns;     /* retired, and somebody is there still; 0: not seen yet */
 	uint32_t posted_seq;
 	_Atomic uint32_t hands_pid; /* confirmed to share the program's memory; 0: not yet */
 };
@@ -232,6 +233,12 @@ bool usw_target_owns(struct usw_target *target, uint64_t page);
  * False: not done, since a page of it has left, or for want of memory.
  */
 bool usw_target_let_go(struct usw_target *target, uint64_t page);
+
+/**
+ * Leave a hole, and what comes after it in its mapping, to the kernel: unregistered, and off the
+ * list. Not where a page has left. False: not done. The fault thread calls, without map_lock.
+ */
+bool usw_target_leave_rest(struct usw_target *target, uint64_t page);
 
 /** Drop what the page map says of [start, end). Caller holds map_lock. */
 void usw_target_forget(struct usw_target *target, uint64_t start, uint64_t end);

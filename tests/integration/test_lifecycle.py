@@ -31,6 +31,7 @@ CHECKS = {
         "mprotect_readonly",
         "mprotect_none",
         "mlock",
+        "mremap_locked",
         "populate",
         "cold",
         "map_fixed",

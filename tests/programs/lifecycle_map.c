@@ -326,6 +326,28 @@ static void check_mlock(void)
 	verify(start, PAGES, seed, 0, "unlocked and evicted");
 }
 
+/* Locked memory that grows is filled before anybody is told that it has moved. */
+static void check_mremap_locked(void)
+{
+	size_t locked = 256, grown = 1024;
+	char *start = evicted_pages(PAGES, seed);
+	char *middle = (char *)page_at(start, PAGES / 2);
+
+	if (mlock(middle, locked * PAGE_BYTES))
+		skip("mlock of a MiB is not allowed (RLIMIT_MEMLOCK)");
+	char *moved = mremap(middle, locked * PAGE_BYTES, grown * PAGE_BYTES, MREMAP_MAYMOVE);
+	if (moved == MAP_FAILED && errno == EAGAIN)
+		skip("mlock of 4 MiB is not allowed (RLIMIT_MEMLOCK)");
+	CHECK(moved != MAP_FAILED, "mremap: %s", strerror(errno));
+	verify(start, PAGES / 2, seed, 0, "before what was locked");
+	verify(moved, locked, seed, PAGES / 2, "moved");
+	verify_zero(moved + locked * PAGE_BYTES, grown - locked, "grown by");
+	CHECK_CALL(munlock(moved, grown * PAGE_BYTES));
+	fill(moved, grown, seed + 1, 0);
+	evict(moved, grown);
+	verify(moved, grown, seed + 1, 0, "unlocked and evicted");
+}
+
 static void check_populate(void)
 {
 	char *start = evicted_pages(PAGES, seed);
@@ -600,6 +622,7 @@ static const struct check checks[] = {
 	{"mprotect_readonly", check_mprotect_readonly},
 	{"mprotect_none", check_mprotect_none},
 	{"mlock", check_mlock},
+	{"mremap_locked", check_mremap_locked},
 	{"populate", check_populate},
 	{"cold", check_cold},
 	{"map_fixed", check_map_fixed},
