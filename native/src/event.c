@@ -10,6 +10,7 @@
  */
 
 #include <errno.h>
+#include <string.h>
 
 #include "event.h"
 #include "uffd.h"
@@ -27,8 +28,52 @@ static void apply_remove(struct usw_target *target, uint64_t start, uint64_t end
 		usw_target_kill(target, "out of memory while following a madvise");
 }
 
+// --- Moves that have not said all ---------------------------------------------------------------
+
+/*
+ * mremap(2) says that it has moved memory, and when that has been read and its thread runs again, that
+ * it has unmapped the old place. That place is free all the time: another thread may have moved its
+ * memory there by then and have said so. Nothing else can be there, for as long as an event is
+ * announced no page comes in.
+ */
+
+static void expect_unmap(struct usw_target *target, uint64_t start, uint64_t end)
+{
+	// As many threads in mremap at a time, or moves that keep the old place: the oldest goes.
+	if (target->owed_count == USW_OWED_MAX)
+		memmove(&target->owed[0], &target->owed[1],
+			--target->owed_count * sizeof(target->owed[0]));
+	target->owed[target->owed_count++] = (struct usw_range){start, end};
+}
+
+/** Whether an unmapping is the second half of a move, which has taken all away. */
+static bool was_expected(struct usw_target *target, uint64_t start, uint64_t end)
+{
+	for (uint32_t i = 0; i < target->owed_count; i++) {
+		if (target->owed[i].start != start || target->owed[i].end != end)
+			continue;
+		memmove(&target->owed[i], &target->owed[i + 1],
+			(--target->owed_count - i) * sizeof(target->owed[0]));
+		return true;
+	}
+	return false;
+}
+
+void usw_event_settle(struct usw_target *target)
+{
+	// With MREMAP_DONTUNMAP nothing more comes. The kernel answers again once all that was
+	// announced has been read.
+	if (target->owed_count &&
+	    usw_uffd_probe(target->uffd, target->token_page) != USW_UFFD_UNKNOWN)
+		target->owed_count = 0;
+}
+
+// --- One event ----------------------------------------------------------------------------------
+
 static void apply_unmap(struct usw_target *target, uint64_t start, uint64_t end)
 {
+	if (was_expected(target, start, end))
+		return;
 	forget_and_prune(target, start, end);
 	usw_leaving_returned(&target->leaving, start, end); // it is gone
 	if (!usw_ranges_remove(&target->registered, start, end))
@@ -90,6 +135,7 @@ static void apply_remap(struct usw_target *target, uint64_t from, uint64_t to,
 	    !move_registered(target, from, to, length_bytes))
 		usw_target_kill(target, "out of memory while following a remap");
 	usw_pagemap_prune(&target->pagemap, from, from + length_bytes);
+	expect_unmap(target, from, from + length_bytes);
 }
 
 /** The child refers to the same descriptors: counts go up, not one page is copied. */

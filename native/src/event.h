@@ -17,6 +17,11 @@
 #include "session.h"
 
 /**
+ * Take note, before events are read, of what is not going to be told any more. Fault thread.
+ */
+void usw_event_settle(struct usw_target *target);
+
+/**
  * Apply the events among `count` messages. Fault thread; takes map_lock, so it waits for a batch
  * in flight. The caller has set events_pending and raised the epoch; this clears events_pending.
  */

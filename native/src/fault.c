@@ -182,6 +182,8 @@ static bool pump_once(struct usw_fault_thread *thread, struct usw_target *target
 	struct uffd_msg messages[USW_MESSAGES_MAX];
 	bool events = false;
 	bool answered = false;
+
+	usw_event_settle(target);
 	int count = read_messages(target, messages, &events);
 
 	if (count == 0)

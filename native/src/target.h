@@ -61,6 +61,9 @@ struct usw_fault {
 	bool is_again; /* it could not be answered before: nothing new is learned from it */
 };
 
+/* Moves of memory that may be half told at a time: as many as there are threads that do it. */
+#define USW_OWED_MAX 64u
+
 enum usw_target_state {
 	USW_TARGET_LIVE = 1,
 	USW_TARGET_RETIRED = 2, /* the fault thread has let go; the reclaim thread frees it */
@@ -152,6 +155,8 @@ struct usw_target {
 	struct usw_standby standby;
 	struct usw_equal_run equal_run; /* where its next page may be stored already */
 	struct usw_maps eligible;
+	struct usw_range owed[USW_OWED_MAX]; /* places whose unmapping is still to be told */
+	uint32_t owed_count;                 /* fault thread */
 	bool ending_owed;          /* pages have left since the last look at that; reclaim */
 	struct usw_ending ending;  /* not to be evicted: the kernel writes there in the end */
 	struct usw_ranges refused; /* the kernel would not register it */

@@ -21,6 +21,7 @@ RACES = (
     ("race_map", "dontneed"),
     ("race_map", "mremap"),
     ("race_map", "mprotect"),
+    ("race_move",),
     ("race_replace",),
     ("race_fork",),
     ("race_missing",),
