@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/syscall.h>
 
 #include "answer.h"
 #include "content.h"
@@ -14,6 +15,7 @@
 #include "park.h"
 #include "prefetch.h"
 #include "session.h"
+#include "task.h"
 #include "uffd.h"
 
 /*
@@ -317,12 +319,14 @@ static enum usw_verdict fill(struct usw_fault_thread *thread, struct usw_target 
  * it says that it has moved it, and until it has said so the kernel neither answers faults nor moves
  * pages, so that no room is made either. Such a hole is left to the kernel: it cannot leave anyway.
  */
-static enum usw_verdict leave_hole(struct usw_target *target, uint64_t page)
+static enum usw_verdict leave_hole(struct usw_target *target, const struct usw_fault *fault)
 {
-	bool is_changing = usw_uffd_probe(target->uffd, page) == USW_UFFD_UNKNOWN;
+	bool is_changing = usw_uffd_probe(target->uffd, fault->page) == USW_UFFD_UNKNOWN;
 
+	// Threads that move memory all the time are as good a reason, but for one that is in the call.
 	return usw_lasts(&target->changing_since_ns, is_changing, USW_UNRAISED_NS) &&
-			       usw_target_leave_rest(target, page)
+			       usw_task_is_in(target->pid, fault->thread_id, SYS_mremap) &&
+			       usw_target_leave_rest(target, fault->page)
 		       ? USW_DROPPED
 		       : USW_DEFER;
 }
@@ -337,7 +341,7 @@ static enum usw_verdict fill_hole(struct usw_fault_thread *thread, struct usw_ta
 	int64_t room = usw_session_room(thread->session);
 
 	if (!usw_answer_has_room(thread, target, fault))
-		return leave_hole(target, fault->page);
+		return leave_hole(target, fault);
 	if (fault->page == target->hole_next)
 		target->hole_window =
 			(uint32_t)usw_min(target->hole_window * 2 + 1, USW_HOLE_PAGES_MAX);
@@ -358,7 +362,7 @@ static enum usw_verdict fill_hole(struct usw_fault_thread *thread, struct usw_ta
 			       state == USW_PAGE_RESIDENT);
 	}
 	atomic_fetch_add(&target->filling, 1);
-	return verdict == USW_DEFER ? leave_hole(target, fault->page) : verdict;
+	return verdict == USW_DEFER ? leave_hole(target, fault) : verdict;
 }
 
 /**

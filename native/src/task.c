@@ -60,3 +60,19 @@ int usw_task_open(int pid, const char *name)
 
 	return task_id ? open_file(task_id, name) : -ESRCH;
 }
+
+bool usw_task_is_in(int pid, uint32_t thread_id, long call)
+{
+	char path[64];
+	char text[32];
+
+	snprintf(path, sizeof(path), "/proc/%d/task/%u/syscall", pid, thread_id);
+	_cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t got = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+
+	if (got <= 0)
+		return false;
+	text[got] = '\0';
+	// The number and its arguments; -1 outside of any, "running" where it does not wait.
+	return text[0] >= '0' && text[0] <= '9' && strtol(text, NULL, 10) == call;
+}

@@ -26,4 +26,7 @@ bool usw_task_has_memory(int task_id);
  */
 int usw_task_open(int pid, const char *name);
 
+/** Whether a thread is in a system call, waiting. False also if that is not for us to know. */
+bool usw_task_is_in(int pid, uint32_t thread_id, long call);
+
 #endif /* USW_TASK_H */

@@ -11,6 +11,7 @@
 
 #include <pthread.h>
 #include <signal.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -85,10 +86,26 @@ static void test_a_process_without_its_first_thread(void)
 	end(child);
 }
 
+static void test_a_thread_in_a_call(void)
+{
+	pid_t child = fork();
+
+	if (!child)
+		sleep_on(NULL);
+	for (int i = 0; i < 5000 && !usw_task_is_in(child, (uint32_t)child, SYS_pause); i++)
+		usleep(1000);
+	CHECK_THAT(usw_task_is_in(child, (uint32_t)child, SYS_pause), ==, 1);
+	CHECK_THAT(usw_task_is_in(child, (uint32_t)child, SYS_mremap), ==, 0);
+	end(child);
+	CHECK_THAT(usw_task_is_in(child, (uint32_t)child, SYS_pause), ==, 0);
+	CHECK_THAT(usw_task_is_in(getpid(), (uint32_t)getpid(), SYS_pause), ==, 0);
+}
+
 int main(void)
 {
 	test_a_process_that_lives();
 	test_a_process_that_has_ended();
 	test_a_process_without_its_first_thread();
+	test_a_thread_in_a_call();
 	return 0;
 }
