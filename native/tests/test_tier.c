@@ -208,12 +208,12 @@ static void test_down_and_up(bool is_sealed, const struct usw_aio_injection *inj
 
 static int fails_while_set(void *context, const struct usw_aio_request *request)
 {
-	return request->is_write && *(bool *)context ? -EIO : 0;
+	return request->is_write && atomic_load((atomic_bool *)context) ? -EIO : 0;
 }
 
 static void test_a_failed_write_leaves_all_where_it_was(void)
 {
-	bool failing = true;
+	atomic_bool failing = true;
 	const struct usw_aio_injection injection = {.before = fails_while_set, .context = &failing};
 
 	world_init(true, &injection);
@@ -226,7 +226,7 @@ static void test_a_failed_write_leaves_all_where_it_was(void)
 	CHECK_EQ(segments.used_bytes, used);
 	CHECK_EQ(count_wrong(), 0);
 	run(UINT64_MAX, is_given_back);
-	failing = false;
+	atomic_store(&failing, false);
 	run(UINT64_MAX, all_are_down);
 	CHECK_EQ(tiers.at[1].write_failures, 0);
 	CHECK_EQ(reports, 1);
@@ -242,7 +242,7 @@ static bool two_have_failed(void)
 static void test_a_disk_that_only_fails_is_no_room(void)
 {
 	const struct usw_tiers_plan plan = {.demote_bytes = UINT64_MAX};
-	bool failing = true;
+	atomic_bool failing = true;
 	const struct usw_aio_injection injection = {.before = fails_while_set, .context = &failing};
 
 	world_init(true, &injection);
@@ -255,7 +255,7 @@ static void test_a_disk_that_only_fails_is_no_room(void)
 		usw_tiers_step(&tiers, &plan);
 		usleep(200);
 	}
-	failing = false;
+	atomic_store(&failing, false);
 	run(UINT64_MAX, all_are_down);
 	CHECK(usw_tiers_have_room(&tiers));
 	world_deinit();
