@@ -243,6 +243,7 @@ class Launcher:
             raise elf.refusal(program.path, error) from error
         self._tell(INFO, f"agent {self._agent.pid}, program {self._pid}")
         self._send(protocol.Started(pid=self._pid))
+        _allow_descriptors()
         if self._config.memory_bytes is not None:
             self._warn_of_budget(self._config.memory_bytes)
 
@@ -258,7 +259,6 @@ class Launcher:
                 what = f"the budget of {budget} is more than the {available} that the machine"
                 why = "or a cgroup allows: the kernel may end the program before it is reached"
                 self._tell(WARNING, f"{what} {why}; give --memory less")
-        _allow_descriptors()
 
     # --- The loop --------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from integration.harness import wait_until
 
 from uffdswap._lib import shim_path
 
@@ -82,6 +83,21 @@ def test_soft_limits_are_the_program_s_own() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
     assert differences(preexec_fn=lower) == {}
+
+
+@pytest.mark.parametrize("options", [("--resident", "1G"), ("--memory", "1G"), ("-q",)])
+def test_launcher_may_open_as_much_as_there_may_be(options: tuple[str, ...]) -> None:
+    """It holds several descriptors of every process of the session, whatever the limit is on."""
+
+    def lower() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (77, 500))
+
+    def limits() -> tuple[int, int]:
+        return resource.prlimit(launch.pid, resource.RLIMIT_NOFILE)
+
+    with Launch(("cat",), options=options, preexec_fn=lower) as launch:
+        wait_until(lambda: limits() == (500, 500), "the launcher's limit is lifted")
+        assert launch.finish()[0] == 0
 
 
 def test_ignored_and_blocked_signals_stay_so() -> None:
