@@ -37,12 +37,17 @@ static void apply_remove(struct usw_target *target, uint64_t start, uint64_t end
  * announced no page comes in.
  */
 
+static void drop_owed(struct usw_target *target, uint32_t i)
+{
+	memmove(&target->owed[i], &target->owed[i + 1],
+		(--target->owed_count - i) * sizeof(target->owed[0]));
+}
+
 static void expect_unmap(struct usw_target *target, uint64_t start, uint64_t end)
 {
 	// As many threads in mremap at a time, or moves that keep the old place: the oldest goes.
 	if (target->owed_count == USW_OWED_MAX)
-		memmove(&target->owed[0], &target->owed[1],
-			--target->owed_count * sizeof(target->owed[0]));
+		drop_owed(target, 0);
 	target->owed[target->owed_count++] = (struct usw_range){start, end};
 }
 
@@ -52,8 +57,7 @@ static bool was_expected(struct usw_target *target, uint64_t start, uint64_t end
 	for (uint32_t i = 0; i < target->owed_count; i++) {
 		if (target->owed[i].start != start || target->owed[i].end != end)
 			continue;
-		memmove(&target->owed[i], &target->owed[i + 1],
-			(--target->owed_count - i) * sizeof(target->owed[0]));
+		drop_owed(target, i);
 		return true;
 	}
 	return false;

@@ -279,50 +279,33 @@ static void retire(struct usw_fault_thread *thread, struct usw_target *target)
 	usw_reclaim_kick(thread->session);
 }
 
-static bool is_retire_asked(struct usw_target *target)
-{
-	return atomic_load(&target->retire_asked);
-}
-
-static bool is_page_asked(struct usw_target *target)
-{
-	return atomic_load(&target->page_asked);
-}
-
 /** A target of this thread of which somebody else wants something that only this thread can do. */
-static struct usw_target *find_asked(struct usw_fault_thread *thread,
-				     bool (*is_asked)(struct usw_target *target))
+static struct usw_target *find_asked(struct usw_fault_thread *thread)
 {
 	struct usw_session *session = thread->session;
 	struct usw_target *target;
 
 	pthread_mutex_lock(&session->targets_lock);
 	for (target = session->targets; target; target = target->next)
-		if (target->thread == thread && is_asked(target) &&
-		    atomic_load(&target->state) == USW_TARGET_LIVE)
+		if (target->thread == thread && atomic_load(&target->state) == USW_TARGET_LIVE &&
+		    (atomic_load(&target->retire_asked) || atomic_load(&target->page_asked)))
 			break;
 	pthread_mutex_unlock(&session->targets_lock);
 	return target;
 }
 
-static void retire_asked(struct usw_fault_thread *thread)
+/** Retire, or bring a page in; what cannot be brought in now is asked for again. */
+static void do_asked(struct usw_fault_thread *thread)
 {
 	struct usw_target *target;
 
-	if (!atomic_exchange(&thread->retire_asked, false))
+	if (!atomic_exchange(&thread->is_asked, false))
 		return;
-	while ((target = find_asked(thread, is_retire_asked)))
-		retire(thread, target);
-}
-
-/** What cannot be brought in now is asked for again. */
-static void bring_asked(struct usw_fault_thread *thread)
-{
-	struct usw_target *target;
-
-	if (!atomic_exchange(&thread->page_asked, false))
-		return;
-	while ((target = find_asked(thread, is_page_asked))) {
+	while ((target = find_asked(thread))) {
+		if (atomic_load(&target->retire_asked)) {
+			retire(thread, target);
+			continue;
+		}
 		usw_answer_unasked(thread, target, atomic_load(&target->page_asked));
 		atomic_store(&target->page_asked, 0);
 	}
@@ -363,16 +346,19 @@ void usw_fault_thread_deinit(struct usw_fault_thread *thread)
 	thread->epoll_fd = thread->kick_fd = -1;
 }
 
-void usw_fault_kick(struct usw_session *session)
+void usw_fault_kick_one(const struct usw_fault_thread *thread)
 {
 	uint64_t one = 1;
 
-	for (uint32_t i = 0; i < session->thread_count; i++) {
-		if (atomic_load(&session->threads[i].deferred_count) == 0)
-			continue;
-		if (write(session->threads[i].kick_fd, &one, sizeof(one)) < 0)
-			continue; // EAGAIN: full of kicks already
-	}
+	if (write(thread->kick_fd, &one, sizeof(one)) < 0)
+		return; // EAGAIN: the counter is full of kicks nobody has read yet
+}
+
+void usw_fault_kick(struct usw_session *session)
+{
+	for (uint32_t i = 0; i < session->thread_count; i++)
+		if (atomic_load(&session->threads[i].deferred_count))
+			usw_fault_kick_one(&session->threads[i]);
 }
 
 /** Wait for anything at all, then settle it. */
@@ -403,10 +389,8 @@ static void wait_and_settle(struct usw_fault_thread *thread, int timeout_ms)
 		if ((events[i].data.u64 & 7) == USW_SOURCE_PIDFD)
 			retire(thread,
 			       (struct usw_target *)(uintptr_t)(events[i].data.u64 & ~(uint64_t)7));
-	if (kicked) {
-		retire_asked(thread);
-		bring_asked(thread);
-	}
+	if (kicked)
+		do_asked(thread);
 }
 
 void *usw_fault_main(void *argument)

@@ -5,12 +5,11 @@
  * Running where the program runs. See follow.h.
  */
 
-#include <fcntl.h>
 #include <sched.h>
-#include <stdio.h>
 #include <string.h>
 
 #include "follow.h"
+#include "task.h"
 
 /* How often to look where the threads run that fault: 5 us each time. */
 #define USW_FOLLOW_NS 1000000u
@@ -34,16 +33,10 @@ static int read_field(const char *text, int wanted)
 /** The processor that a thread last ran on; -1: not to be had, or not to be shared with it. */
 static int processor_of(int pid, uint32_t thread_id)
 {
-	char path[64];
 	char text[512];
 
-	snprintf(path, sizeof(path), "/proc/%d/task/%u/stat", pid, thread_id);
-	_cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
+	if (!usw_task_read(pid, thread_id, "stat", text, sizeof(text)))
 		return -1;
-	ssize_t got = read(fd, text, sizeof(text) - 1);
-	text[got > 0 ? got : 0] = '\0';
-
 	int policy = read_field(text, USW_STAT_POLICY);
 	bool is_shared = policy == SCHED_OTHER || policy == SCHED_BATCH || policy == SCHED_IDLE;
 	return is_shared ? read_field(text, USW_STAT_PROCESSOR) : -1;

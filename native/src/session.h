@@ -45,8 +45,7 @@ struct usw_fault_thread {
 	bool started;
 	int epoll_fd;
 	int kick_fd;
-	_Atomic bool retire_asked; /* some target of this thread has retire_asked set */
-	_Atomic bool page_asked;   /* or page_asked */
+	_Atomic bool is_asked; /* some target of this thread has retire_asked or page_asked set */
 	_Atomic uint32_t deferred_count;
 	struct usw_target *deferred_list;
 	int processor;                            /* where it has moved to; -1: nowhere */
@@ -255,6 +254,8 @@ void usw_reclaim_kick(struct usw_session *session);
 
 /** Make the fault threads look at their waiting faults again, if there are any. */
 void usw_fault_kick(struct usw_session *session);
+/** Have one fault thread look at what it is asked for. Any thread. */
+void usw_fault_kick_one(const struct usw_fault_thread *thread);
 
 void *usw_fault_main(void *fault_thread);
 void *usw_reclaim_main(void *session);

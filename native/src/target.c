@@ -441,6 +441,16 @@ bool usw_target_owns(struct usw_target *target, uint64_t page)
 	return false;
 }
 
+/** The mapping with a page. Of a child without hands, which has told nobody of any, the page alone. */
+static struct usw_range mapping_of(const struct usw_target *target, uint64_t page)
+{
+	struct covering covering = {.page = page, .range = {page, page + USW_PAGE_BYTES}};
+
+	if (target->maps_fd >= 0)
+		usw_maps_for_each(target->maps_fd, 0, visit_covering, &covering);
+	return covering.range;
+}
+
 /** Unregister a range of which no page has left: that would read as zeros. 0, or -errno. */
 static int let_go(struct usw_target *target, const struct usw_range *range)
 {
@@ -459,14 +469,10 @@ static int let_go(struct usw_target *target, const struct usw_range *range)
 
 bool usw_target_let_go(struct usw_target *target, uint64_t page)
 {
-	struct covering covering = {.page = page, .range = {page, page + USW_PAGE_BYTES}};
+	struct usw_range mapping = mapping_of(target, page);
+	int ret = let_go(target, &mapping);
 
-	if (target->maps_fd >= 0)
-		usw_maps_for_each(target->maps_fd, 0, visit_covering, &covering);
-	int ret = let_go(target, &covering.range);
-
-	// A child without hands has told nobody of its mappings: then the one page will do, which
-	// may be a huge one. Those have one of two sizes.
+	// The one page of a child without hands may be a huge one. Those have one of two sizes.
 	for (uint64_t bytes = USW_HUGE_BYTES; ret == -EINVAL && bytes <= USW_GIANT_BYTES;
 	     bytes *= USW_GIANT_BYTES / USW_HUGE_BYTES) {
 		uint64_t start = page & ~(bytes - 1);
@@ -478,14 +484,11 @@ bool usw_target_let_go(struct usw_target *target, uint64_t page)
 
 bool usw_target_leave_rest(struct usw_target *target, uint64_t page)
 {
-	struct covering covering = {.page = page, .range = {page, page + USW_PAGE_BYTES}};
+	struct usw_range rest = {page, mapping_of(target, page).end};
 
-	if (target->maps_fd >= 0)
-		usw_maps_for_each(target->maps_fd, 0, visit_covering, &covering);
-	covering.range.start = page;
 	pthread_mutex_lock(&target->map_lock);
-	int ret = let_go(target, &covering.range);
-	if (!ret && !disown(target, page, covering.range.end))
+	int ret = let_go(target, &rest);
+	if (!ret && !disown(target, rest.start, rest.end))
 		atomic_store(&target->broken, true);
 	pthread_mutex_unlock(&target->map_lock);
 	return ret == 0;
@@ -587,26 +590,22 @@ void usw_target_kill(struct usw_target *target, const char *why)
 				   target->pid, "%s", why);
 }
 
-static void kick(const struct usw_fault_thread *thread)
+static void ask(struct usw_fault_thread *thread)
 {
-	uint64_t one = 1;
-
-	if (write(thread->kick_fd, &one, sizeof(one)) < 0)
-		return; // EAGAIN: the counter is full of kicks nobody has read yet
+	atomic_store(&thread->is_asked, true);
+	usw_fault_kick_one(thread);
 }
 
 void usw_target_ask_retire(struct usw_target *target)
 {
 	atomic_store(&target->retire_asked, true);
-	atomic_store(&target->thread->retire_asked, true);
-	kick(target->thread);
+	ask(target->thread);
 }
 
 void usw_target_ask_page(struct usw_target *target, uint64_t page)
 {
 	atomic_store(&target->page_asked, page);
-	atomic_store(&target->thread->page_asked, true);
-	kick(target->thread);
+	ask(target->thread);
 }
 
 bool usw_target_has_left(struct usw_target *target)

@@ -23,16 +23,23 @@ static int open_file(int task_id, const char *name)
 	return fd < 0 ? -errno : fd;
 }
 
+bool usw_task_read(int pid, uint32_t thread_id, const char *name, char *ret, size_t bytes)
+{
+	char in_task[48];
+
+	snprintf(in_task, sizeof(in_task), "task/%u/%s", thread_id, name);
+	_cleanup_close_ int fd = open_file(pid, in_task);
+	ssize_t got = fd < 0 ? -1 : read(fd, ret, bytes - 1);
+	ret[got > 0 ? got : 0] = '\0';
+	return got > 0;
+}
+
 bool usw_task_has_memory(int task_id)
 {
 	char text[128];
-	_cleanup_close_ int fd = open_file(task_id, "statm");
-	ssize_t got = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
 
-	if (got <= 0)
-		return false;
-	text[got] = '\0';
-	return strtoull(text, NULL, 10) > 0; // the size, in pages
+	return usw_task_read(task_id, (uint32_t)task_id, "statm", text, sizeof(text)) &&
+	       strtoull(text, NULL, 10) > 0; // the size, in pages
 }
 
 /** Another thread of a process that has its memory; 0: there is none. */
@@ -63,16 +70,9 @@ int usw_task_open(int pid, const char *name)
 
 bool usw_task_is_in(int pid, uint32_t thread_id, long call)
 {
-	char path[64];
 	char text[32];
 
-	snprintf(path, sizeof(path), "/proc/%d/task/%u/syscall", pid, thread_id);
-	_cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
-	ssize_t got = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
-
-	if (got <= 0)
-		return false;
-	text[got] = '\0';
 	// The number and its arguments; -1 outside of any, "running" where it does not wait.
-	return text[0] >= '0' && text[0] <= '9' && strtol(text, NULL, 10) == call;
+	return usw_task_read(pid, thread_id, "syscall", text, sizeof(text)) && text[0] >= '0' &&
+	       text[0] <= '9' && strtol(text, NULL, 10) == call;
 }

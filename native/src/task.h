@@ -17,6 +17,12 @@
 
 #include "base.h"
 
+/**
+ * Read the beginning of a file in /proc of one thread of a process, as a string. False: there is
+ * no such thread, it may not be looked at, or there is nothing to read.
+ */
+bool usw_task_read(int pid, uint32_t thread_id, const char *name, char *ret, size_t bytes);
+
 /** Whether a task, which may be any thread, has not let go of its memory yet: 3 us. */
 bool usw_task_has_memory(int task_id);
 
