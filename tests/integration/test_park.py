@@ -142,9 +142,7 @@ def test_a_process_whose_hands_is_killed_at_rest_lives_on(start: Any) -> None:
     one.command("park", one.pid)
     (hands,) = one.session.hands()
     launcher = psutil.Process(hands).ppid()
-    os.kill(
-        launcher, signal.SIGSTOP
-    )  # so that hands is not reaped: it has ended, and is still there
+    os.kill(launcher, signal.SIGSTOP)  # it reaps hands, which is to be there when it has ended
     os.kill(hands, signal.SIGKILL)
     wait_until(lambda: psutil.Process(hands).status() == psutil.STATUS_ZOMBIE, "hands has ended")
     time.sleep(0.2)  # the agent asks every 50 ms whether the program is still where hands is

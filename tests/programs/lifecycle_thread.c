@@ -202,8 +202,8 @@ struct last_words {
 
 static struct last_words *map_last_words(void)
 {
-	struct last_words *last =
-		mmap(NULL, PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	struct last_words *last = mmap(NULL, PAGE_BYTES, PROT_READ | PROT_WRITE,
+				       MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 
 	CHECK(last != MAP_FAILED, "mmap: %s", strerror(errno));
 	return last;

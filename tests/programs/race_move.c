@@ -21,7 +21,7 @@
 #define MOVES 12ul
 
 static uint64_t deadline_ns;
-static pthread_barrier_t gate; /* all grow at a time, and what they have is cold by then */
+static pthread_barrier_t gate; /* all grow at a time */
 static atomic_bool is_over;
 static atomic_ulong moves;
 
@@ -31,7 +31,6 @@ static void grow_and_check(uint64_t round_seed)
 	char *array = map_pages(pages);
 
 	fill(array, pages, round_seed, 0);
-	press();
 	pthread_barrier_wait(&gate);
 	for (size_t i = 0; i < MOVES; i++) {
 		char *moved = mremap(array, pages * PAGE_BYTES, (pages + GROWTH) * PAGE_BYTES,
