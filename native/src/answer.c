@@ -126,7 +126,7 @@ usw_page_word *usw_answer_find_evicted(const struct usw_target *target, uint64_t
 {
 	usw_page_word *word = usw_pagemap_find(&target->pagemap, page);
 
-	if (usw_unlikely(usw_target_may_be_wiped(target, page)))
+	if (usw_unlikely(target->told_count || usw_target_may_be_wiped(target, page)))
 		return NULL;
 	*ret = word ? atomic_load_explicit(word, memory_order_acquire) : 0;
 	return usw_page_state(*ret) == USW_PAGE_EVICTED ? word : NULL;
@@ -411,6 +411,9 @@ static enum usw_verdict answer_token(struct usw_fault_thread *thread, struct usw
 enum usw_verdict usw_answer(struct usw_fault_thread *thread, struct usw_target *target,
 			    const struct usw_fault *fault)
 {
+	// The page map does not say yet what is where; an answer would be refused as well.
+	if (usw_unlikely(target->told_count))
+		return leave_hole(target, fault);
 	if (usw_unlikely(fault->page == target->token_page))
 		return answer_token(thread, target, fault->page);
 	if (usw_unlikely(fault->flags & UFFD_PAGEFAULT_FLAG_WP))

@@ -2,40 +2,41 @@
 
 /**
  * @file
- * Applying events to the page map. See event.h.
+ * In which order what has been told is followed. See event.h.
  *
- * All of it runs on the target's fault thread under map_lock: no batch is in flight, so no page is
- * EVICTING (unless the target is lost anyway), and a fork is seen exactly as it was: while its
- * event was unread the kernel let nobody move pages in or out.
+ * All of it runs on the target's fault thread; the page map changes under map_lock. No page leaves
+ * or comes while something is told and not followed: events_pending keeps batches away, answers
+ * wait, and until the last event of the moment is read the kernel lets nobody move pages either.
+ *
+ * A call of the program is over before its events are told, one after the other, and a thread that
+ * was interrupted tells late. Others' calls may come in between, and be told first:
+ *
+ *   - mremap(2) tells of its move, and then that it has unmapped the old place. That is free all
+ *     the time: another thread's memory may be there by then, and has said so. The unmapping that a
+ *     move brings takes nothing away.
+ *   - The place that memory moves to is free. If by our books it is not, whoever left it has not
+ *     said so yet: the move waits for that.
+ *   - A child has what its parent had when it was made. Its fork waits for all that is announced, and
+ *     the child itself tells which of the moves it has seen.
+ *
+ * What waits in vain (a place may be left without an event, MREMAP_DONTUNMAP unmaps nothing) is
+ * known when the kernel answers again: then all that was announced has been read.
  */
 
 #include <errno.h>
 #include <string.h>
 
 #include "event.h"
+#include "fault.h"
+#include "layout.h"
 #include "uffd.h"
 
-static void forget_and_prune(struct usw_target *target, uint64_t start, uint64_t end)
+static bool overlap(uint64_t a_start, uint64_t a_end, uint64_t b_start, uint64_t b_end)
 {
-	usw_target_forget(target, start, end);
-	usw_pagemap_prune(&target->pagemap, start, end);
+	return a_start < b_end && b_start < a_end;
 }
 
-static void apply_remove(struct usw_target *target, uint64_t start, uint64_t end)
-{
-	forget_and_prune(target, start, end);
-	if (!usw_leaving_note(&target->leaving, target->pagemap_fd, start, end))
-		usw_target_kill(target, "out of memory while following a madvise");
-}
-
-// --- Moves that have not said all ---------------------------------------------------------------
-
-/*
- * mremap(2) says that it has moved memory, and when that has been read and its thread runs again, that
- * it has unmapped the old place. That place is free all the time: another thread may have moved its
- * memory there by then and have said so. Nothing else can be there, for as long as an event is
- * announced no page comes in.
- */
+// --- Unmappings that moves bring ----------------------------------------------------------------
 
 static void drop_owed(struct usw_target *target, uint32_t i)
 {
@@ -51,7 +52,7 @@ static void expect_unmap(struct usw_target *target, uint64_t start, uint64_t end
 	target->owed[target->owed_count++] = (struct usw_range){start, end};
 }
 
-/** Whether an unmapping is the second half of a move, which has taken all away. */
+/** Whether an unmapping is the second half of a move. It is expected no more. */
 static bool was_expected(struct usw_target *target, uint64_t start, uint64_t end)
 {
 	for (uint32_t i = 0; i < target->owed_count; i++) {
@@ -63,147 +64,164 @@ static bool was_expected(struct usw_target *target, uint64_t start, uint64_t end
 	return false;
 }
 
-void usw_event_settle(struct usw_target *target)
+// --- What has to wait ---------------------------------------------------------------------------
+
+/** Whether by our books something is in a place. */
+static bool is_taken(struct usw_target *target, uint64_t start, uint64_t end)
 {
-	// With MREMAP_DONTUNMAP nothing more comes. The kernel answers again once all that was
-	// announced has been read.
-	if (target->owed_count &&
-	    usw_uffd_probe(target->uffd, target->token_page) != USW_UFFD_UNKNOWN)
-		target->owed_count = 0;
+	uint64_t address = start;
+	uint32_t i = usw_ranges_find(&target->registered, start);
+
+	return usw_pagemap_next(&target->pagemap, &address, end) ||
+	       (i < target->registered.count && target->registered.at[i].start < end);
 }
 
-// --- One event ----------------------------------------------------------------------------------
-
-static void apply_unmap(struct usw_target *target, uint64_t start, uint64_t end)
+/** Whether a message concerns memory of which our books say that a move, told before, has it. */
+static bool is_behind(const struct uffd_msg *message, const struct uffd_msg *move)
 {
-	if (was_expected(target, start, end))
-		return;
-	forget_and_prune(target, start, end);
-	usw_leaving_returned(&target->leaving, start, end); // it is gone
-	if (!usw_ranges_remove(&target->registered, start, end))
-		usw_target_kill(target, "out of memory while following an unmap");
-}
+	uint64_t from = move->arg.remap.from, to = move->arg.remap.to, length = move->arg.remap.len;
+	uint64_t start = message->arg.remove.start, end = message->arg.remove.end;
 
-/** Move the words of a range. False: no memory for a node. */
-static bool move_words(struct usw_target *target, uint64_t from, uint64_t to, uint64_t length_bytes)
-{
-	uint64_t address = from;
-	usw_page_word *word;
-
-	while ((word = usw_pagemap_next(&target->pagemap, &address, from + length_bytes))) {
-		usw_page_word *there = usw_pagemap_make(&target->pagemap, address - from + to);
-
-		if (!there)
-			return false;
-		atomic_store_explicit(there, atomic_load_explicit(word, memory_order_relaxed),
-				      memory_order_release);
-		atomic_store_explicit(word, 0, memory_order_release);
-		address += USW_PAGE_BYTES;
+	switch (message->event) {
+	case UFFD_EVENT_REMAP:
+		start = message->arg.remap.from;
+		return overlap(start, start + message->arg.remap.len, from, from + length);
+	case UFFD_EVENT_UNMAP: // of the other place it may be what the move waits for
+		return overlap(start, end, from, from + length);
+	case UFFD_EVENT_REMOVE:
+		return overlap(start, end, from, from + length) ||
+		       overlap(start, end, to, to + length);
+	default:
+		return false;
 	}
-	return true;
 }
 
-/** Put on the list at `to` what of [from, from + length) is on it. False: no memory. */
-static bool move_registered(struct usw_target *target, uint64_t from, uint64_t to,
-			    uint64_t length_bytes)
+/** Whether what has been told cannot be followed before other things are. */
+static bool has_to_wait(struct usw_target *target, uint32_t which)
 {
-	struct usw_ranges moved = {0};
-	const struct usw_ranges *all = &target->registered;
-	uint64_t end = from + length_bytes;
-	bool fits = true;
+	const struct uffd_msg *message = &target->told[which].message;
 
-	for (uint32_t i = usw_ranges_find(all, from);
-	     fits && i < all->count && all->at[i].start < end; i++)
-		fits = usw_ranges_append(&moved, usw_max(all->at[i].start, from) - from + to,
-					 usw_min(all->at[i].end, end) - from + to);
-	fits = fits && usw_ranges_remove(&target->registered, from, end) &&
-	       usw_ranges_remove(&target->registered, to, to + length_bytes);
-	for (uint32_t i = 0; fits && i < moved.count; i++)
-		fits = usw_ranges_add(&target->registered, moved.at[i].start, moved.at[i].end);
-	usw_ranges_free(&moved);
-	return fits;
+	for (uint32_t i = 0; i < which; i++) {
+		const struct uffd_msg *before = &target->told[i].message;
+
+		if (before->event == UFFD_EVENT_FORK ||
+		    (before->event == UFFD_EVENT_REMAP && is_behind(message, before)))
+			return true;
+	}
+	if (message->event == UFFD_EVENT_REMAP)
+		return is_taken(target, message->arg.remap.to,
+				message->arg.remap.to + message->arg.remap.len);
+	return message->event == UFFD_EVENT_FORK;
 }
 
-/**
- * What was on the list of registered ranges stays on it, piece by piece: words outside of the list
- * count as left over, and are forgotten when their place is registered again.
- */
-static void apply_remap(struct usw_target *target, uint64_t from, uint64_t to,
-			uint64_t length_bytes)
+// --- Following ----------------------------------------------------------------------------------
+
+static struct usw_told take_told(struct usw_target *target, uint32_t which)
 {
-	forget_and_prune(target, to, to + length_bytes);
-	// A madvise(2) that has not got there yet finds other memory, or none.
-	usw_leaving_returned(&target->leaving, from, from + length_bytes);
-	usw_leaving_returned(&target->leaving, to, to + length_bytes);
-	if (!move_words(target, from, to, length_bytes) ||
-	    !move_registered(target, from, to, length_bytes))
-		usw_target_kill(target, "out of memory while following a remap");
-	usw_pagemap_prune(&target->pagemap, from, from + length_bytes);
-	expect_unmap(target, from, from + length_bytes);
+	struct usw_told told = target->told[which];
+
+	memmove(&target->told[which], &target->told[which + 1],
+		(--target->told_count - which) * sizeof(target->told[0]));
+	return told;
 }
 
-/** The child refers to the same descriptors: counts go up, not one page is copied. */
-static bool share_words(struct usw_target *parent, struct usw_target *child)
+static void follow_one(struct usw_target *target, uint32_t which)
 {
-	uint64_t address = 0;
-	usw_page_word *word;
+	struct usw_told told = take_told(target, which);
+	const struct uffd_msg *message = &told.message;
 
-	while ((word = usw_pagemap_next(&parent->pagemap, &address, USW_ADDRESS_END))) {
-		uint64_t now = atomic_load_explicit(word, memory_order_relaxed);
-		usw_page_word *there = usw_pagemap_make(&child->pagemap, address);
+	switch (message->event) {
+	case UFFD_EVENT_FORK:
+		usw_fault_turn_away(target, told.child);
+		usw_layout_fork(target, told.child);
+		break;
+	case UFFD_EVENT_REMAP:
+		usw_layout_remap(target, message->arg.remap.from, message->arg.remap.to,
+				 message->arg.remap.len);
+		break;
+	case UFFD_EVENT_REMOVE:
+		usw_layout_remove(target, message->arg.remove.start, message->arg.remove.end);
+		break;
+	case UFFD_EVENT_UNMAP:
+		usw_layout_unmap(target, message->arg.remove.start, message->arg.remove.end);
+		break;
+	default:
+		break;
+	}
+}
 
-		if (!there)
-			return false;
-		if (usw_page_state(now) == USW_PAGE_EVICTING) {
-			usw_assert(atomic_load(&parent->broken));
-			atomic_store(&child->broken, true);
+/** Follow what need not wait, in the order in which it was told. */
+static void follow(struct usw_target *target)
+{
+	for (uint32_t i = 0; i < target->told_count;) {
+		if (has_to_wait(target, i)) {
+			i++;
+			continue;
 		}
-		if (usw_page_id(now))
-			usw_vswap_get(&parent->session->vswap, usw_page_id(now));
-		atomic_store_explicit(there, now, memory_order_relaxed);
-		address += USW_PAGE_BYTES;
+		follow_one(target, i);
+		i = 0; // others may have waited for this
 	}
-	return true;
 }
 
-/**
- * Ranges that the child has as zeros, although the parent's content was evicted. Only smaps tells
- * which, so it is read only if something was evicted at all. The parent runs on as soon as its
- * event was read, and may say MADV_WIPEONFORK of what the child has: so the child's handshake has
- * the last word, also if the parent is gone by now. What the child does not have at all is left to
- * that, too: see usw_target_check_inherited().
- */
-static void note_wiped(struct usw_target *parent, struct usw_target *child)
-{
-	struct usw_ranges wiped = {0};
-	uint64_t address = 0;
-	bool fits = true;
+// --- Forks --------------------------------------------------------------------------------------
 
-	if (!usw_pagemap_next(&child->pagemap, &address, USW_ADDRESS_END))
-		return;
-	if (parent->smaps_fd < 0 || usw_maps_wiped(parent->smaps_fd, &wiped))
-		child->inherited_unchecked = true;
-	for (uint32_t i = 0; i < wiped.count; i++) {
-		address = wiped.at[i].start;
-		if (usw_pagemap_next(&child->pagemap, &address, wiped.at[i].end))
-			fits &= usw_ranges_add(&child->maybe_wiped, wiped.at[i].start,
-					       wiped.at[i].end);
+static bool has_left(const struct usw_target *child, const struct uffd_msg *move)
+{
+	return move->event == UFFD_EVENT_REMAP &&
+	       usw_uffd_probe(child->uffd, move->arg.remap.from) == USW_UFFD_NONE;
+}
+
+/** Whether the child was made after a move: the old place is empty, or the next is there. */
+static bool has_seen(const struct usw_target *parent, const struct usw_target *child,
+		     const struct uffd_msg *move)
+{
+	if (move->event != UFFD_EVENT_REMAP || has_left(child, move))
+		return move->event == UFFD_EVENT_REMAP;
+	for (uint32_t i = 0; i < parent->told_count; i++)
+		if (parent->told[i].message.arg.remap.to == move->arg.remap.from &&
+		    has_left(child, &parent->told[i].message))
+			return true;
+	return false;
+}
+
+/** Whether an unmapping has made room for a move. */
+static bool has_made_room(const struct uffd_msg *unmap, const struct uffd_msg *move)
+{
+	return unmap->event == UFFD_EVENT_UNMAP &&
+	       overlap(unmap->arg.remove.start, unmap->arg.remove.end, move->arg.remap.to,
+		       move->arg.remap.to + move->arg.remap.len);
+}
+
+static void put_before(struct usw_target *target, uint32_t which, uint32_t *place)
+{
+	struct usw_told told = take_told(target, which);
+
+	memmove(&target->told[*place + 1], &target->told[*place],
+		(target->told_count++ - *place) * sizeof(target->told[0]));
+	target->told[(*place)++] = told;
+}
+
+/** Put the moves that a child has seen before its fork, the first that waits. */
+static void order_fork(struct usw_target *target)
+{
+	uint32_t fork = 0;
+
+	while (fork < target->told_count && target->told[fork].message.event != UFFD_EVENT_FORK)
+		fork++;
+	for (uint32_t i = fork + 1; i < target->told_count; i++) {
+		struct uffd_msg move = target->told[i].message;
+
+		if (!has_seen(target, target->told[fork].child, &move))
+			continue;
+		for (uint32_t j = fork + 1; j < i; j++)
+			if (has_made_room(&target->told[j].message, &move))
+				put_before(target, j, &fork);
+		put_before(target, i, &fork);
 	}
-	usw_ranges_free(&wiped);
-	atomic_store(&child->may_be_wiped, child->maybe_wiped.count > 0);
-	if (!fits)
-		child->inherited_unchecked = true;
 }
 
-static bool copy_ranges(struct usw_ranges *to, const struct usw_ranges *from)
-{
-	for (uint32_t i = 0; i < from->count; i++)
-		if (!usw_ranges_append(to, from->at[i].start, from->at[i].end))
-			return false;
-	return true;
-}
-
-static void apply_fork(struct usw_target *parent, int uffd)
+/** Take note of a child. It waits, from its first fault on, for its fork to be followed. */
+static struct usw_target *expect_child(struct usw_target *parent, int uffd)
 {
 	struct usw_target *child = usw_target_create(parent->session);
 
@@ -211,56 +229,101 @@ static void apply_fork(struct usw_target *parent, int uffd)
 		// Closing the descriptor would leave the child with zeros for evicted pages, and
 		// without its pid it cannot be killed: end the parent, which ends the session.
 		usw_session_kill_all(parent->session, "out of memory while following a fork");
-		return;
+		return NULL;
 	}
 	child->uffd = uffd;
 	child->token_page = parent->token_page;
 	atomic_store(&child->armed, true);
-	bool fits = share_words(parent, child) &&
-		    copy_ranges(&child->registered, &parent->registered);
-	note_wiped(parent, child);
-	uint32_t id;
-	if (usw_session_adopt(parent->session, child, &id) || !fits)
-		usw_session_kill_all(parent->session, "out of memory while following a fork");
+	usw_fault_await(parent, child);
+	return child;
+}
+
+// --- All ----------------------------------------------------------------------------------------
+
+/** Follow all that has been told, as if nothing more was announced. */
+static void follow_all(struct usw_target *target)
+{
+	while (target->told_count) {
+		order_fork(target);
+		follow(target);
+		if (target->told_count)
+			follow_one(target, 0);
+	}
+}
+
+static void hear(struct usw_target *target, const struct uffd_msg *message)
+{
+	struct usw_counters *counters = &target->thread->counters;
+	struct usw_told told = {.message = *message};
+
+	switch (message->event) {
+	case UFFD_EVENT_FORK:
+		usw_count(counters, events_fork, 1);
+		told.child = expect_child(target, (int)message->arg.fork.ufd);
+		if (!told.child)
+			return;
+		break;
+	case UFFD_EVENT_REMAP:
+		usw_count(counters, events_remap, 1);
+		expect_unmap(target, message->arg.remap.from,
+			     message->arg.remap.from + message->arg.remap.len);
+		break;
+	case UFFD_EVENT_REMOVE:
+		usw_count(counters, events_remove, 1);
+		break;
+	case UFFD_EVENT_UNMAP:
+		usw_count(counters, events_unmap, 1);
+		if (was_expected(target, message->arg.remove.start, message->arg.remove.end))
+			return;
+		break;
+	default:
+		return;
+	}
+	if (target->told_count == USW_TOLD_MAX)
+		follow_all(target);
+	target->told[target->told_count++] = told;
+}
+
+/** The page map tells the truth again, unless something has to wait. Caller holds map_lock. */
+static void publish(struct usw_target *target)
+{
+	atomic_store(&target->layout_changed, true);
+	atomic_store(&target->events_pending, target->told_count > 0);
 }
 
 void usw_event_apply(struct usw_target *target, const struct uffd_msg *messages, int count)
 {
-	struct usw_counters *counters = &target->thread->counters;
-
 	pthread_mutex_lock(&target->map_lock);
 	usw_target_wipe(target);
 	for (int i = 0; i < count; i++) {
-		const struct uffd_msg *message = &messages[i];
-
-		switch (message->event) {
-		case UFFD_EVENT_FORK:
-			usw_count(counters, events_fork, 1);
-			apply_fork(target, (int)message->arg.fork.ufd);
-			break;
-		case UFFD_EVENT_REMAP:
-			usw_count(counters, events_remap, 1);
-			apply_remap(target, message->arg.remap.from, message->arg.remap.to,
-				    message->arg.remap.len);
-			break;
-		case UFFD_EVENT_REMOVE:
-			usw_count(counters, events_remove, 1);
-			apply_remove(target, message->arg.remove.start, message->arg.remove.end);
-			break;
-		case UFFD_EVENT_UNMAP:
-			usw_count(counters, events_unmap, 1);
-			apply_unmap(target, message->arg.remove.start, message->arg.remove.end);
-			break;
-		default:
-			break;
-		}
+		hear(target, &messages[i]);
+		follow(target);
 	}
 	// A handshake that mapped the ring meanwhile (under the lock) may have missed the last
 	// rise.
 	if (target->ring)
 		__atomic_store_n(&target->ring->epoch, atomic_load(&target->epoch),
 				 __ATOMIC_SEQ_CST);
-	atomic_store(&target->layout_changed, true);
-	atomic_store(&target->events_pending, false);
+	publish(target);
 	pthread_mutex_unlock(&target->map_lock);
+}
+
+void usw_event_conclude(struct usw_target *target)
+{
+	target->owed_count = 0;
+	if (!target->told_count)
+		return;
+	pthread_mutex_lock(&target->map_lock);
+	follow_all(target);
+	publish(target);
+	pthread_mutex_unlock(&target->map_lock);
+}
+
+void usw_event_settle(struct usw_target *target)
+{
+	if (!target->owed_count && !target->told_count)
+		return;
+	if (usw_uffd_probe(target->uffd, target->token_page) != USW_UFFD_UNKNOWN ||
+	    usw_uffd_is_dead(target->uffd))
+		usw_event_conclude(target);
 }

@@ -17,14 +17,17 @@
 #include "session.h"
 
 /**
- * Take note, before events are read, of what is not going to be told any more. Fault thread.
- */
-void usw_event_settle(struct usw_target *target);
-
-/**
- * Apply the events among `count` messages. Fault thread; takes map_lock, so it waits for a batch
- * in flight. The caller has set events_pending and raised the epoch; this clears events_pending.
+ * Apply the events among `count` messages. Takes map_lock, so it waits for a batch in flight. The
+ * caller has set events_pending and raised the epoch; this clears events_pending, unless something
+ * waits: then `told_count` of the target is not 0 until usw_event_settle() has found that it waits
+ * no more. The target's fault thread, as the rest.
  */
 void usw_event_apply(struct usw_target *target, const struct uffd_msg *messages, int count);
+
+/** Before events are read: if nothing is announced any more, do what has waited for it. */
+void usw_event_settle(struct usw_target *target);
+
+/** Nothing more is going to be read: do what has waited. */
+void usw_event_conclude(struct usw_target *target);
 
 #endif /* USW_EVENT_H */

@@ -35,6 +35,16 @@
 
 // --- Waiting faults -----------------------------------------------------------------------------
 
+/** Have a target looked at in a millisecond. */
+static void visit_again(struct usw_fault_thread *thread, struct usw_target *target)
+{
+	if (target->on_deferred_list)
+		return;
+	target->on_deferred_list = true;
+	target->next_deferred = thread->deferred_list;
+	thread->deferred_list = target;
+}
+
 /** Put a fault aside that cannot be answered now. */
 static void defer(struct usw_fault_thread *thread, struct usw_target *target,
 		  const struct usw_fault *fault)
@@ -52,11 +62,7 @@ static void defer(struct usw_fault_thread *thread, struct usw_target *target,
 	target->deferred[waiting].is_again = true;
 	atomic_store(&target->deferred_waiting, waiting + 1);
 	atomic_fetch_add(&thread->deferred_count, 1);
-	if (!target->on_deferred_list) {
-		target->on_deferred_list = true;
-		target->next_deferred = thread->deferred_list;
-		thread->deferred_list = target;
-	}
+	visit_again(thread, target);
 }
 
 void usw_fault_finish(struct usw_fault_thread *thread, const struct usw_fault *fault,
@@ -99,7 +105,7 @@ static void retry_target(struct usw_fault_thread *thread, struct usw_target *tar
 	atomic_fetch_sub(&thread->deferred_count, waiting - left);
 }
 
-/** Try all waiting faults again: first read what their targets have to say. */
+/** Try again all that waits: first read what its targets have to say. */
 static void retry_deferred(struct usw_fault_thread *thread)
 {
 	struct usw_target **link = &thread->deferred_list;
@@ -109,7 +115,8 @@ static void retry_deferred(struct usw_fault_thread *thread)
 
 		usw_fault_pump(thread, target);
 		retry_target(thread, target);
-		if (atomic_load_explicit(&target->deferred_waiting, memory_order_relaxed) == 0) {
+		if (atomic_load_explicit(&target->deferred_waiting, memory_order_relaxed) == 0 &&
+		    !target->told_count) {
 			target->on_deferred_list = false;
 			*link = target->next_deferred;
 		} else {
@@ -191,6 +198,8 @@ static bool pump_once(struct usw_fault_thread *thread, struct usw_target *target
 	uint64_t now_ns = usw_now_ns();
 	if (events)
 		usw_event_apply(target, messages, count);
+	if (target->told_count)
+		visit_again(thread, target);
 	for (int i = 0; i < count; i++) {
 		if (messages[i].event != UFFD_EVENT_PAGEFAULT)
 			continue;
@@ -236,6 +245,22 @@ int usw_fault_serve(struct usw_fault_thread *thread, struct usw_target *target)
 	return target->pidfd >= 0 ? usw_fault_watch_exit(target) : 0;
 }
 
+void usw_fault_await(struct usw_target *parent, struct usw_target *child)
+{
+	struct epoll_event event = {
+		.events = EPOLLIN,
+		.data.u64 = (uintptr_t)parent | USW_SOURCE_UFFD,
+	};
+
+	// Without it the child is found a little later.
+	epoll_ctl(parent->thread->epoll_fd, EPOLL_CTL_ADD, child->uffd, &event);
+}
+
+void usw_fault_turn_away(struct usw_target *parent, struct usw_target *child)
+{
+	epoll_ctl(parent->thread->epoll_fd, EPOLL_CTL_DEL, child->uffd, NULL);
+}
+
 int usw_fault_watch_exit(struct usw_target *target)
 {
 	struct epoll_event event = {
@@ -266,6 +291,7 @@ static void retire(struct usw_fault_thread *thread, struct usw_target *target)
 
 	if (thread->disk)
 		usw_diskfault_forget(thread->disk, target);
+	usw_event_conclude(target);
 
 	// The lock keeps a late handshake from adding a pidfd behind our back. The descriptors must
 	// leave the epoll set by name: others hold duplicates, so closing ours would not do it.
@@ -393,6 +419,16 @@ static void wait_and_settle(struct usw_fault_thread *thread, int timeout_ms)
 		do_asked(thread);
 }
 
+/** At the end of the session: every child is known by then, and is not left without content. */
+static void conclude_all(struct usw_fault_thread *thread)
+{
+	struct usw_target *target = NULL;
+
+	while ((target = usw_session_walk(thread->session, target)))
+		if (target->thread == thread)
+			usw_event_conclude(target);
+}
+
 void *usw_fault_main(void *argument)
 {
 	struct usw_fault_thread *thread = argument;
@@ -413,5 +449,6 @@ void *usw_fault_main(void *argument)
 			retry_deferred(thread);
 		start_reads(thread);
 	}
+	conclude_all(thread);
 	return NULL;
 }

@@ -20,6 +20,9 @@ void usw_fault_thread_deinit(struct usw_fault_thread *thread);
 
 /** Begin to serve a target. Any thread. */
 int usw_fault_serve(struct usw_fault_thread *thread, struct usw_target *target);
+/** A child that is not served yet has its parent looked at when it says something; or no more. */
+void usw_fault_await(struct usw_target *parent, struct usw_target *child);
+void usw_fault_turn_away(struct usw_target *parent, struct usw_target *child);
 /** Watch the pidfd a forked child's handshake brought. Any thread. */
 int usw_fault_watch_exit(struct usw_target *target);
 

@@ -63,6 +63,14 @@ struct usw_fault {
 
 /* Moves of memory that may be half told at a time: as many as there are threads that do it. */
 #define USW_OWED_MAX 64u
+/* Events of one target that wait at a time. */
+#define USW_TOLD_MAX 128u
+
+/** An event that has been read and not been followed yet. */
+struct usw_told {
+	struct uffd_msg message;
+	struct usw_target *child; /* of a fork; nobody else knows it */
+};
 
 enum usw_target_state {
 	USW_TARGET_LIVE = 1,
@@ -141,6 +149,12 @@ struct usw_target {
 	uint64_t write_next;  /* the same for first writes to zero pages */
 	uint32_t write_window;
 
+	uint64_t changing_since_ns; /* an event is announced */
+	uint32_t owed_count;        /* moves whose second half is still to be told */
+	uint32_t told_count;        /* events that wait for others: see event.c */
+	struct usw_range owed[USW_OWED_MAX];
+	struct usw_told told[USW_TOLD_MAX];
+
 	/* Written by the fault thread, read by the control thread. */
 	_Atomic uint64_t faults;   /* evicted pages that came back because they were touched */
 	_Atomic uint64_t refaults; /* of those, touched again soon after they had left */
@@ -155,8 +169,6 @@ struct usw_target {
 	struct usw_standby standby;
 	struct usw_equal_run equal_run; /* where its next page may be stored already */
 	struct usw_maps eligible;
-	struct usw_range owed[USW_OWED_MAX]; /* places whose unmapping is still to be told */
-	uint32_t owed_count;                 /* fault thread */
 	bool ending_owed;          /* pages have left since the last look at that; reclaim */
 	struct usw_ending ending;  /* not to be evicted: the kernel writes there in the end */
 	struct usw_ranges refused; /* the kernel would not register it */
@@ -169,10 +181,9 @@ struct usw_target {
 	uint64_t owed_pages;  /* what it is to give before its turn is over */
 	uint32_t barren_laps; /* of the sweep that have given nothing, one after the other */
 	uint64_t scanned_data_pages;
-	uint64_t scan_due_ns;       /* its mappings are not read again before */
-	uint64_t alone_since_ns;    /* forked, and has not brought its hands; 0: not seen yet */
-	uint64_t changing_since_ns; /* an event is announced; fault thread */
-	uint64_t ends_since_ns;     /* retired, and somebody is there still; 0: not seen yet */
+	uint64_t scan_due_ns;    /* its mappings are not read again before */
+	uint64_t alone_since_ns; /* forked, and has not brought its hands; 0: not seen yet */
+	uint64_t ends_since_ns;  /* retired, and somebody is there still; 0: not seen yet */
 	uint32_t posted_seq;
 	_Atomic uint32_t hands_pid; /* confirmed to share the program's memory; 0: not yet */
 };

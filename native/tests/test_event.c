@@ -7,9 +7,16 @@
  * Method: a target without a process, words put in by hand, events as the kernel sends them.
  */
 
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+
 #include "check.h"
 #include "event.h"
 #include "session.h"
+#include "uffd.h"
 
 #define BASE ((uint64_t)0x7f0000000000)
 #define OTHER ((uint64_t)0x7f1000000000)
@@ -37,19 +44,24 @@ static void stop(struct usw_target *target)
 	usw_nodes_destroy(&session.nodes);
 }
 
-/** Pages [first, first + count) from BASE are out, and their range is on the list. */
-static void evict(struct usw_target *target, uint64_t first, uint64_t count)
+/** `count` pages are out, and their range is on the list. */
+static void evict_at(struct usw_target *target, uint64_t start_address, uint64_t count)
 {
-	for (uint64_t i = first; i < first + count; i++) {
-		usw_page_word *word = usw_pagemap_make(&target->pagemap, BASE + PAGES(i));
+	for (uint64_t i = 0; i < count; i++) {
+		usw_page_word *word = usw_pagemap_make(&target->pagemap, start_address + PAGES(i));
 		uint32_t id;
 
 		CHECK(word);
 		CHECK_EQ(usw_vswap_alloc(&session.vswap, USW_BACKEND_ZERO, 0, 0, &id), 0);
 		atomic_store(word, usw_page_make(USW_PAGE_EVICTED, 0, id, 0));
 	}
-	CHECK(usw_ranges_add(&target->registered, BASE + PAGES(first),
-			     BASE + PAGES(first + count)));
+	CHECK(usw_ranges_add(&target->registered, start_address, start_address + PAGES(count)));
+}
+
+/** Pages [first, first + count) from BASE. */
+static void evict(struct usw_target *target, uint64_t first, uint64_t count)
+{
+	evict_at(target, BASE + PAGES(first), count);
 }
 
 static bool is_evicted(struct usw_target *target, uint64_t address)
@@ -80,6 +92,20 @@ static void remap(struct usw_target *target, uint64_t from, uint64_t to, uint64_
 	message.arg.remap.to = to;
 	message.arg.remap.len = PAGES(count);
 	usw_event_apply(target, &message, 1);
+}
+
+static void say(struct usw_target *target, uint8_t event, uint64_t start, uint64_t count)
+{
+	struct uffd_msg message = {.event = event};
+
+	message.arg.remove.start = start;
+	message.arg.remove.end = start + PAGES(count);
+	usw_event_apply(target, &message, 1);
+}
+
+static void unmap(struct usw_target *target, uint64_t start, uint64_t count)
+{
+	say(target, UFFD_EVENT_UNMAP, start, count);
 }
 
 static void test_remap_of_a_part_that_was_never_evicted_from(void)
@@ -113,7 +139,9 @@ static void test_remap_over_what_was_evicted(void)
 
 	evict(target, 0, 2);
 	evict(target, 8, 8);
+	unmap(target, BASE + PAGES(8), 4);
 	remap(target, BASE, BASE + PAGES(8), 4);
+	unmap(target, BASE, 4);
 	check_evicted(target, BASE, 8, 0, 0);
 	check_evicted(target, BASE + PAGES(8), 4, 0, 2);
 	check_evicted(target, BASE + PAGES(12), 4, 0, 4);
@@ -139,12 +167,205 @@ static void test_unmap_and_remove(void)
 	stop(target);
 }
 
+// --- Two threads, told in another order than they have done it ----------------------------------
+
+/** Pages 0 to 4 are one thread's, a fifth is out of the other's. */
+static struct usw_target *start_two(void)
+{
+	struct usw_target *target = start();
+
+	evict(target, 0, 4);
+	evict(target, 16, 1);
+	CHECK(usw_ranges_add(&target->registered, BASE + PAGES(17), BASE + PAGES(20)));
+	return target;
+}
+
+/** The first one's is at OTHER, the other's is where it was. */
+static void check_two(struct usw_target *target)
+{
+	CHECK_EQ(target->told_count, 0);
+	CHECK(!atomic_load(&target->events_pending));
+	check_evicted(target, OTHER, 4, 0, 4);
+	CHECK(is_evicted(target, BASE) && !is_evicted(target, BASE + PAGES(1)));
+	CHECK(usw_ranges_cover(&target->registered, BASE, BASE + PAGES(4)));
+	check_evicted(target, BASE + PAGES(16), 4, 0, 0);
+	stop(target);
+}
+
+static void test_a_move_waits_for_the_one_that_has_made_room(void)
+{
+	struct usw_target *target = start_two();
+
+	evict(target, 32, 4);
+	CHECK(usw_ranges_add(&target->registered, OTHER, OTHER + PAGES(4)));
+	remap(target, BASE + PAGES(16), BASE, 4);
+	unmap(target, BASE + PAGES(16), 4);
+	CHECK(atomic_load(&target->events_pending));
+	unmap(target, OTHER, 4);
+	remap(target, BASE, OTHER, 4);
+	unmap(target, BASE, 4);
+	check_evicted(target, BASE + PAGES(32), 4, 0, 4);
+	check_two(target);
+}
+
+static void test_a_move_waits_for_what_was_unmapped(void)
+{
+	struct usw_target *target = start_two();
+
+	remap(target, BASE + PAGES(16), BASE, 4);
+	unmap(target, BASE + PAGES(16), 4);
+	CHECK(is_evicted(target, BASE + PAGES(16)));
+	unmap(target, BASE, 4);
+	CHECK(!atomic_load(&target->events_pending));
+	CHECK(is_evicted(target, BASE) && !is_evicted(target, BASE + PAGES(1)));
+	CHECK(!is_evicted(target, BASE + PAGES(16)));
+	stop(target);
+}
+
+static void test_a_chain_of_moves(void)
+{
+	struct usw_target *target = start_two();
+
+	evict(target, 32, 4);
+	remap(target, BASE + PAGES(32), BASE + PAGES(16), 4); // the last of three was told first
+	remap(target, BASE + PAGES(16), BASE, 4);
+	remap(target, BASE, OTHER, 4);
+	CHECK_EQ(target->told_count, 0);
+	check_evicted(target, BASE + PAGES(16), 4, 0, 4);
+	unmap(target, BASE + PAGES(16), 4);
+	unmap(target, BASE + PAGES(32), 4);
+	unmap(target, BASE, 4);
+	check_evicted(target, BASE + PAGES(16), 4, 0, 4); // all of these were expected
+	unmap(target, BASE + PAGES(16), 4);
+	check_two(target);
+}
+
+static void test_memory_given_back_is_that_which_has_come(void)
+{
+	struct usw_target *target = start_two();
+
+	remap(target, BASE + PAGES(16), BASE, 4);
+	say(target, UFFD_EVENT_REMOVE, BASE, 4);
+	CHECK_EQ(target->told_count, 2);
+	remap(target, BASE, OTHER, 4);
+	CHECK_EQ(target->told_count, 0);
+	check_evicted(target, OTHER, 4, 0, 4);
+	CHECK(!is_evicted(target, BASE));
+	CHECK(usw_ranges_cover(&target->registered, BASE, BASE + PAGES(4)));
+	stop(target);
+}
+
+static void test_what_waits_in_vain(void)
+{
+	struct usw_target *target = start_two();
+
+	remap(target, BASE + PAGES(16), BASE, 4);
+	usw_event_settle(target); // who has no userfaultfd says nothing
+	CHECK_EQ(target->told_count, 1);
+	usw_event_conclude(target);
+	CHECK_EQ(target->told_count, 0);
+	CHECK(is_evicted(target, BASE) && !is_evicted(target, BASE + PAGES(1)));
+	CHECK(!atomic_load(&target->events_pending));
+	stop(target);
+}
+
+static void test_more_than_can_wait(void)
+{
+	struct usw_target *target = start();
+
+	evict(target, 0, 1);
+	for (uint64_t i = 0; i < 2 * USW_TOLD_MAX; i++) {
+		CHECK(usw_ranges_add(&target->registered, OTHER + PAGES(i), OTHER + PAGES(i + 1)));
+		remap(target, i ? OTHER + PAGES(i - 1) : BASE, OTHER + PAGES(i), 1);
+	}
+	usw_event_conclude(target);
+	check_evicted(target, OTHER, 2 * USW_TOLD_MAX, 2 * USW_TOLD_MAX - 1, 2 * USW_TOLD_MAX);
+	stop(target);
+}
+
+// --- Forks --------------------------------------------------------------------------------------
+
+/** A child in whose address space `count` pages at `start` are registered: this one, or none is. */
+static void fork_with(struct usw_target *parent, void *start, uint64_t count)
+{
+	struct uffd_msg message = {.event = UFFD_EVENT_FORK};
+	struct uffdio_api api = {.api = UFFD_API};
+	int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
+
+	CHECK(uffd >= 0 && ioctl(uffd, UFFDIO_API, &api) == 0);
+	CHECK_EQ(usw_uffd_register(uffd, (uintptr_t)start, PAGES(count)), 0);
+	message.arg.fork.ufd = (uint32_t)uffd;
+	usw_event_apply(parent, &message, 1);
+	CHECK_EQ(parent->told[parent->told_count - 1].message.event, UFFD_EVENT_FORK);
+}
+
+/** The child of a parent, which has concluded. */
+static struct usw_target *take_child(struct usw_target *parent)
+{
+	struct usw_target *child = session.targets;
+
+	CHECK(child && child->state == USW_TARGET_LIVE && !child->next);
+	CHECK_EQ(parent->told_count, 0);
+	session.targets = NULL;
+	return child;
+}
+
+/** A move is told after a fork. Where does the child have the memory? */
+static void fork_then_move(bool child_has_moved)
+{
+	void *places =
+		mmap(NULL, PAGES(8), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	CHECK(places != MAP_FAILED);
+	uint64_t from = (uintptr_t)places, to = from + PAGES(4);
+	struct usw_target *target = start();
+
+	evict_at(target, from, 4);
+	evict_at(target, to, 2); // this makes room
+	fork_with(target, (void *)(uintptr_t)(child_has_moved ? to : from), 4);
+	unmap(target, to, 4);
+	remap(target, from, to, 4);
+	unmap(target, from, 4);
+	check_evicted(target, from, 4, 0, 4); // the fork is not followed, so nothing is
+	CHECK(atomic_load(&target->events_pending));
+	usw_event_conclude(target);
+	check_evicted(target, to, 4, 0, 4);
+	check_evicted(target, from, 4, 0, 0);
+	struct usw_target *child = take_child(target);
+	check_evicted(child, child_has_moved ? to : from, 4, 0, 4);
+	CHECK_EQ(is_evicted(child, from), !child_has_moved);
+	usw_target_forget(child, 0, USW_ADDRESS_END);
+	usw_target_destroy(child);
+	stop(target);
+	munmap(places, PAGES(8));
+}
+
+static void test_forks(void)
+{
+	int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
+
+	if (uffd < 0) { // no process of this machine or container may have one
+		printf("skipped: userfaultfd: %s\n", strerror(errno));
+		return;
+	}
+	close(uffd);
+	fork_then_move(false);
+	fork_then_move(true);
+}
+
 int main(void)
 {
 	check_start(60);
+	session.thread_count = 1;
 	test_remap_of_a_part_that_was_never_evicted_from();
 	test_remap_cuts_what_lies_around();
 	test_remap_over_what_was_evicted();
 	test_unmap_and_remove();
+	test_a_move_waits_for_the_one_that_has_made_room();
+	test_a_move_waits_for_what_was_unmapped();
+	test_a_chain_of_moves();
+	test_memory_given_back_is_that_which_has_come();
+	test_what_waits_in_vain();
+	test_more_than_can_wait();
+	test_forks();
 	return 0;
 }

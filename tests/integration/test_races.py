@@ -22,6 +22,8 @@ RACES = (
     ("race_map", "mremap"),
     ("race_map", "mprotect"),
     ("race_move",),
+    ("race_follow", "move"),
+    ("race_follow", "fork"),
     ("race_replace",),
     ("race_fork",),
     ("race_missing",),
@@ -46,12 +48,21 @@ def test_a_move_that_the_kernel_tries_twice_loses_nothing(
     assert "ok" in outcome.stdout, outcome.describe()
 
 
-@pytest.mark.parametrize("race", ["race_write", "race_fork"])
+RACES_AT_THE_LIMIT = (
+    ("race_write",),
+    ("race_fork",),
+    ("race_follow", "move"),
+    ("race_follow", "fork"),
+)
+
+
+@pytest.mark.parametrize("race", RACES_AT_THE_LIMIT, ids=map("-".join, RACES_AT_THE_LIMIT))
 def test_race_at_the_limit_loses_nothing(
-    race: str, programs: Programs, uffdswap_run: RunFunction
+    race: tuple[str, ...], programs: Programs, uffdswap_run: RunFunction
 ) -> None:
+    name, *mode = race
     outcome = uffdswap_run(
-        [programs(race), SECONDS], stress=STRESS, resident="8M", freeze_ms=FREEZE_MS
+        [programs(name), *mode, SECONDS], stress=STRESS, resident="8M", freeze_ms=FREEZE_MS
     )
     outcome.require_ok(paged=True)
     if outcome.stops is None:

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: MIT
+
+/**
+ * @file
+ * What one change of an address space does to the page map and the list. See layout.h.
+ *
+ * No batch is in flight, so no page is EVICTING (unless the target is lost anyway).
+ */
+
+#include "layout.h"
+
+static void forget_and_prune(struct usw_target *target, uint64_t start, uint64_t end)
+{
+	usw_target_forget(target, start, end);
+	usw_pagemap_prune(&target->pagemap, start, end);
+}
+
+void usw_layout_remove(struct usw_target *target, uint64_t start, uint64_t end)
+{
+	forget_and_prune(target, start, end);
+	if (!usw_leaving_note(&target->leaving, target->pagemap_fd, start, end))
+		usw_target_kill(target, "out of memory while following a madvise");
+}
+
+void usw_layout_unmap(struct usw_target *target, uint64_t start, uint64_t end)
+{
+	forget_and_prune(target, start, end);
+	usw_leaving_returned(&target->leaving, start, end); // it is gone
+	if (!usw_ranges_remove(&target->registered, start, end))
+		usw_target_kill(target, "out of memory while following an unmap");
+}
+
+/** Move the words of a range. False: no memory for a node. */
+static bool move_words(struct usw_target *target, uint64_t from, uint64_t to, uint64_t length_bytes)
+{
+	uint64_t address = from;
+	usw_page_word *word;
+
+	while ((word = usw_pagemap_next(&target->pagemap, &address, from + length_bytes))) {
+		usw_page_word *there = usw_pagemap_make(&target->pagemap, address - from + to);
+
+		if (!there)
+			return false;
+		atomic_store_explicit(there, atomic_load_explicit(word, memory_order_relaxed),
+				      memory_order_release);
+		atomic_store_explicit(word, 0, memory_order_release);
+		address += USW_PAGE_BYTES;
+	}
+	return true;
+}
+
+/** Put on the list at `to` what of [from, from + length) is on it. False: no memory. */
+static bool move_registered(struct usw_target *target, uint64_t from, uint64_t to,
+			    uint64_t length_bytes)
+{
+	struct usw_ranges moved = {0};
+	const struct usw_ranges *all = &target->registered;
+	uint64_t end = from + length_bytes;
+	bool fits = true;
+
+	for (uint32_t i = usw_ranges_find(all, from);
+	     fits && i < all->count && all->at[i].start < end; i++)
+		fits = usw_ranges_append(&moved, usw_max(all->at[i].start, from) - from + to,
+					 usw_min(all->at[i].end, end) - from + to);
+	fits = fits && usw_ranges_remove(&target->registered, from, end) &&
+	       usw_ranges_remove(&target->registered, to, to + length_bytes);
+	for (uint32_t i = 0; fits && i < moved.count; i++)
+		fits = usw_ranges_add(&target->registered, moved.at[i].start, moved.at[i].end);
+	usw_ranges_free(&moved);
+	return fits;
+}
+
+/**
+ * What was on the list of registered ranges stays on it, piece by piece: words outside of the list
+ * count as left over, and are forgotten when their place is registered again.
+ */
+void usw_layout_remap(struct usw_target *target, uint64_t from, uint64_t to, uint64_t length_bytes)
+{
+	forget_and_prune(target, to, to + length_bytes);
+	// A madvise(2) that has not got there yet finds other memory, or none.
+	usw_leaving_returned(&target->leaving, from, from + length_bytes);
+	usw_leaving_returned(&target->leaving, to, to + length_bytes);
+	if (!move_words(target, from, to, length_bytes) ||
+	    !move_registered(target, from, to, length_bytes))
+		usw_target_kill(target, "out of memory while following a remap");
+	usw_pagemap_prune(&target->pagemap, from, from + length_bytes);
+}
+
+/** The child refers to the same descriptors: counts go up, not one page is copied. */
+static bool share_words(struct usw_target *parent, struct usw_target *child)
+{
+	uint64_t address = 0;
+	usw_page_word *word;
+
+	while ((word = usw_pagemap_next(&parent->pagemap, &address, USW_ADDRESS_END))) {
+		uint64_t now = atomic_load_explicit(word, memory_order_relaxed);
+		usw_page_word *there = usw_pagemap_make(&child->pagemap, address);
+
+		if (!there)
+			return false;
+		if (usw_page_state(now) == USW_PAGE_EVICTING) {
+			usw_assert(atomic_load(&parent->broken));
+			atomic_store(&child->broken, true);
+		}
+		if (usw_page_id(now))
+			usw_vswap_get(&parent->session->vswap, usw_page_id(now));
+		atomic_store_explicit(there, now, memory_order_relaxed);
+		address += USW_PAGE_BYTES;
+	}
+	return true;
+}
+
+/**
+ * Ranges that the child has as zeros, although the parent's content was evicted. Only smaps tells
+ * which, so it is read only if something was evicted at all. The parent runs on as soon as its
+ * event was read, and may say MADV_WIPEONFORK of what the child has: so the child's handshake has
+ * the last word, also if the parent is gone by now. What the child does not have at all is left to
+ * that, too: see usw_target_check_inherited().
+ */
+static void note_wiped(struct usw_target *parent, struct usw_target *child)
+{
+	struct usw_ranges wiped = {0};
+	uint64_t address = 0;
+	bool fits = true;
+
+	if (!usw_pagemap_next(&child->pagemap, &address, USW_ADDRESS_END))
+		return;
+	if (parent->smaps_fd < 0 || usw_maps_wiped(parent->smaps_fd, &wiped))
+		child->inherited_unchecked = true;
+	for (uint32_t i = 0; i < wiped.count; i++) {
+		address = wiped.at[i].start;
+		if (usw_pagemap_next(&child->pagemap, &address, wiped.at[i].end))
+			fits &= usw_ranges_add(&child->maybe_wiped, wiped.at[i].start,
+					       wiped.at[i].end);
+	}
+	usw_ranges_free(&wiped);
+	atomic_store(&child->may_be_wiped, child->maybe_wiped.count > 0);
+	if (!fits)
+		child->inherited_unchecked = true;
+}
+
+static bool copy_ranges(struct usw_ranges *to, const struct usw_ranges *from)
+{
+	for (uint32_t i = 0; i < from->count; i++)
+		if (!usw_ranges_append(to, from->at[i].start, from->at[i].end))
+			return false;
+	return true;
+}
+
+void usw_layout_fork(struct usw_target *parent, struct usw_target *child)
+{
+	bool fits = share_words(parent, child) &&
+		    copy_ranges(&child->registered, &parent->registered);
+	uint32_t id;
+
+	note_wiped(parent, child);
+	if (usw_session_adopt(parent->session, child, &id) || !fits)
+		usw_session_kill_all(parent->session, "out of memory while following a fork");
+}
