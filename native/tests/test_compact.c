@@ -15,6 +15,7 @@
 #include "check.h"
 #include "compact.h"
 #include "pack.h"
+#include "priority.h"
 #include "vacancy.h"
 
 #define SEGMENT_PAGES (USW_SEGMENT_BYTES / USW_PAGE_BYTES)
@@ -373,10 +374,15 @@ static void run_owner(struct storm *storm)
 	}
 }
 
-/** The packer takes what processor time nobody wants: on a busy machine it may have had none. */
+/**
+ * The packer takes what processor time nobody wants: on a busy machine it has had none, and would get
+ * none now.
+ */
 static void let_pack(struct usw_packer *packer)
 {
 	while (packer->packed_pages <= 100 && !packer->is_impossible) {
+		if (packer->is_started)
+			usw_priority_wait_no_more(packer->thread);
 		usw_pack_step(packer, USW_PACK_COLD);
 		packer->after_ns = 0;
 		usleep(1000);
