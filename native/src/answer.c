@@ -12,6 +12,7 @@
 #include "answer.h"
 #include "content.h"
 #include "diskanswer.h"
+#include "guard.h"
 #include "park.h"
 #include "prefetch.h"
 #include "session.h"
@@ -184,6 +185,8 @@ int usw_answer_hand_in(struct usw_fault_thread *thread, struct usw_target *targe
 static void look_ahead(struct usw_fault_thread *thread, struct usw_target *target,
 		       const struct usw_fault *fault)
 {
+	if (usw_unlikely(!usw_guards_are_seen(target)))
+		return;
 	struct usw_forecast forecast =
 		usw_streams_note(&target->streams, fault->thread_id, fault->page / USW_PAGE_BYTES);
 
@@ -250,7 +253,7 @@ int usw_answer_unasked(struct usw_fault_thread *thread, struct usw_target *targe
 	uint64_t done;
 	usw_page_word *word = usw_answer_find_evicted(target, page, &now);
 
-	if (!word)
+	if (!word || !usw_guards_are_seen(target))
 		return 0;
 	int ret =
 		usw_content_load(thread->session, usw_page_id(now), thread->page, &backend, &place);
@@ -258,6 +261,8 @@ int usw_answer_unasked(struct usw_fault_thread *thread, struct usw_target *targe
 		return ask_for(thread, target, page, usw_page_id(now), &place);
 	if (ret)
 		return 0; // damaged: the fault that asks for it will say so
+	if (!usw_guards_clip(target, page, 1))
+		return 0;
 	ret = usw_uffd_copy(target->uffd, page, thread->page, USW_PAGE_BYTES, &done);
 	if (ret)
 		return ret == -EAGAIN || ret == -ENOMEM ? -EAGAIN : 0;
@@ -358,8 +363,10 @@ static enum usw_verdict fill_hole(struct usw_fault_thread *thread, struct usw_ta
 		uint32_t limit =
 			(uint32_t)usw_min(target->hole_window, room > 0 ? (uint64_t)room : 1);
 
-		verdict = fill(thread, target, fault->page, hole_length(target, fault->page, limit),
-			       state == USW_PAGE_RESIDENT);
+		uint32_t length = hole_length(target, fault->page, limit);
+
+		length = 1 + usw_guards_before(target, fault->page + USW_PAGE_BYTES, length - 1);
+		verdict = fill(thread, target, fault->page, length, state == USW_PAGE_RESIDENT);
 	}
 	atomic_fetch_add(&target->filling, 1);
 	return verdict == USW_DEFER ? leave_hole(target, fault) : verdict;

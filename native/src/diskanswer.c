@@ -12,6 +12,7 @@
 #include "answer.h"
 #include "diskanswer.h"
 #include "fault.h"
+#include "guard.h"
 #include "session.h"
 #include "uffd.h"
 
@@ -218,6 +219,8 @@ static enum usw_verdict settle_read(struct usw_fault_thread *thread, struct usw_
 							     where, why);
 	} else if (!usw_answer_has_room(thread, target, &fault)) {
 		verdict = read->is_ahead ? USW_DROPPED : USW_DEFER;
+	} else if (read->is_ahead && !usw_guards_clip(target, fault.page, 1)) {
+		verdict = USW_DROPPED;
 	} else {
 		int ret = usw_answer_hand_in(thread, target, fault.page, word, now,
 					     usw_diskfault_page(read), USW_BACKEND_OBJECT, true,
@@ -271,6 +274,7 @@ static uint32_t settle_run(struct usw_fault_thread *thread, uint32_t from)
 			break;
 		count++;
 	}
+	count = usw_guards_clip(first->target, first->fault.page, count);
 	if (count < 2)
 		return 0;
 	usw_uffd_copy(first->target->uffd, first->fault.page, usw_diskfault_page(first),

@@ -10,6 +10,7 @@
 
 #include "content.h"
 #include "evict.h"
+#include "guard.h"
 #include "ring.h"
 
 /* Pages looked at in one go when few of them can be taken: keeps the thread responsive. */
@@ -391,6 +392,7 @@ static void pick(struct usw_target *target, struct usw_batch *batch, bool *ret_w
 			target->eligible_stale = true;
 			return;
 		}
+		count = usw_guards_take_out(target, regions, count);
 		if (count > 0 && !may_leave(target, range, regions, count)) {
 			target->cursor = range.end;
 			continue;

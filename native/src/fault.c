@@ -17,6 +17,7 @@
 #include "event.h"
 #include "fault.h"
 #include "follow.h"
+#include "guard.h"
 #include "priority.h"
 #include "ring.h"
 #include "uffd.h"
@@ -314,13 +315,17 @@ static struct usw_target *find_asked(struct usw_fault_thread *thread)
 	pthread_mutex_lock(&session->targets_lock);
 	for (target = session->targets; target; target = target->next)
 		if (target->thread == thread && atomic_load(&target->state) == USW_TARGET_LIVE &&
-		    (atomic_load(&target->retire_asked) || atomic_load(&target->page_asked)))
+		    (atomic_load(&target->retire_asked) || atomic_load(&target->page_asked) ||
+		     atomic_load(&target->guard_asked)))
 			break;
 	pthread_mutex_unlock(&session->targets_lock);
 	return target;
 }
 
-/** Retire, or bring a page in; what cannot be brought in now is asked for again. */
+/**
+ * Retire, or forget what guards replace, or bring a page in; what cannot be done now is asked for
+ * again.
+ */
 static void do_asked(struct usw_fault_thread *thread)
 {
 	struct usw_target *target;
@@ -332,7 +337,14 @@ static void do_asked(struct usw_fault_thread *thread)
 			retire(thread, target);
 			continue;
 		}
-		usw_answer_unasked(thread, target, atomic_load(&target->page_asked));
+		uint64_t guard = atomic_exchange(&target->guard_asked, 0);
+		uint64_t page = atomic_load(&target->page_asked);
+
+		if (guard)
+			usw_guards_forget(target, guard);
+		if (!page)
+			continue;
+		usw_answer_unasked(thread, target, page);
 		atomic_store(&target->page_asked, 0);
 	}
 }

@@ -373,8 +373,9 @@ int usw_maps_present(int pagemap_fd, uint64_t start, uint64_t end, struct page_r
 {
 	const struct pm_scan_arg present = {
 		.category_inverted = PAGE_IS_PFNZERO | PAGE_IS_FILE,
-		.category_mask = PAGE_IS_PRESENT | PAGE_IS_PFNZERO | PAGE_IS_FILE,
-		.return_mask = PAGE_IS_HUGE,
+		.category_mask = PAGE_IS_PFNZERO | PAGE_IS_FILE,
+		.category_anyof_mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+		.return_mask = PAGE_IS_HUGE | PAGE_IS_SWAPPED,
 	};
 
 	return scan_pages(pagemap_fd, present, start, end, regions, capacity, ret_walk_end);
@@ -391,6 +392,17 @@ int usw_maps_there(int pagemap_fd, uint64_t start, uint64_t end, struct page_reg
 	};
 
 	return scan_pages(pagemap_fd, there, start, end, regions, capacity, ret_walk_end);
+}
+
+int usw_maps_guards(int pagemap_fd, uint64_t start, uint64_t end, struct page_region *regions,
+		    uint32_t capacity, uint64_t *ret_walk_end)
+{
+	const struct pm_scan_arg guards = {
+		.category_mask = PAGE_IS_SWAPPED,
+		.return_mask = PAGE_IS_SWAPPED,
+	};
+
+	return scan_pages(pagemap_fd, guards, start, end, regions, capacity, ret_walk_end);
 }
 
 int usw_maps_zeros(int pagemap_fd, uint64_t start, uint64_t end, struct page_region *regions,

@@ -73,9 +73,10 @@ int usw_maps_read(int maps_fd, struct usw_maps *ret);
 void usw_maps_free(struct usw_maps *maps);
 
 /**
- * Present private pages in [start, end): fills up to `capacity` regions and stores where the walk
- * stopped. A region's categories have PAGE_IS_HUGE if its pages are mapped huge. Returns the
- * number of regions or -errno. About 5 ns a page.
+ * Present private pages in [start, end), and what usw_maps_guards() finds: fills up to `capacity`
+ * regions and stores where the walk stopped. A region's categories have PAGE_IS_HUGE if its pages
+ * are mapped huge, and PAGE_IS_SWAPPED if they are not present. Returns the number of regions or
+ * -errno. About 5 ns a page.
  */
 int usw_maps_present(int pagemap_fd, uint64_t start, uint64_t end, struct page_region *regions,
 		     uint32_t capacity, uint64_t *ret_walk_end);
@@ -86,6 +87,14 @@ int usw_maps_present(int pagemap_fd, uint64_t start, uint64_t end, struct page_r
  */
 int usw_maps_there(int pagemap_fd, uint64_t start, uint64_t end, struct page_region *regions,
 		   uint32_t capacity, uint64_t *ret_walk_end);
+
+/**
+ * Pages in [start, end) that hold something and are not present: guards (MADV_GUARD_INSTALL), and
+ * what only newer kernels tell from them (PAGE_IS_GUARD), pages in the kernel's own swap or on the
+ * move. Nothing is to be copied to any of them. Same arguments and result.
+ */
+int usw_maps_guards(int pagemap_fd, uint64_t start, uint64_t end, struct page_region *regions,
+		    uint32_t capacity, uint64_t *ret_walk_end);
 
 /**
  * Mapped zero pages in [start, end): memory that was read and never written. Same arguments and

@@ -21,17 +21,18 @@
  *    |    stays NONE)     |  |                        in   v     v
  *    |      not moved     |  +------------------------ RESIDENT  POISONED
  *    |    back to before  v
- *    +--- unmap, remove: from any state but EVICTING
+ *    +--- unmap, remove: from any state but EVICTING; a guard: from EVICTED
  *
  * A RESIDENT word with an ID has a kept copy: if the page leaves again unchanged (same hash), the
  * ID still holds its content. `heat` is learned each time the page comes in and goes out with it;
  * it says how many `laps` of the sweep the page then stays, which are counted down. `stamp` is the
  * session's fault clock when the page came in, a lap was counted or it left.
  *
- * Threads: words change by atomic stores of whoever owns the transition: EVICTED -> RESIDENT or
- * POISONED is the target's fault thread, everything from and to EVICTING is the reclaim thread.
- * Layout (nodes appear and go, ranges are cleared or moved) changes under the target's map_lock;
- * the fault thread reads without it, because it is itself the only one that removes nodes.
+ * Threads: words change by atomic stores of whoever owns the transition: EVICTED -> RESIDENT,
+ * POISONED or, for a guard, NONE is the target's fault thread, everything from and to EVICTING is
+ * the reclaim thread. Layout (nodes appear and go, ranges are cleared or moved) changes under the
+ * target's map_lock; the fault thread reads without it, because it is itself the only one that
+ * removes nodes.
  */
 
 #ifndef USW_PAGEMAP_H

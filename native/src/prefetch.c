@@ -10,6 +10,7 @@
 #include "answer.h"
 #include "content.h"
 #include "diskanswer.h"
+#include "guard.h"
 #include "park.h"
 #include "prefetch.h"
 #include "session.h"
@@ -38,11 +39,12 @@ static bool bring_in(struct usw_fault_thread *thread, struct usw_target *target,
 {
 	uint64_t done = 0;
 	uint32_t count = run->count;
+	uint32_t clear = usw_guards_clip(target, run->start, count);
 
 	run->count = 0;
-	if (!count)
-		return true;
-	usw_uffd_copy(target->uffd, run->start, thread->window, (uint64_t)count * USW_PAGE_BYTES,
+	if (!clear)
+		return !count;
+	usw_uffd_copy(target->uffd, run->start, thread->window, (uint64_t)clear * USW_PAGE_BYTES,
 		      &done);
 	uint32_t brought = (uint32_t)(done / USW_PAGE_BYTES);
 	for (uint32_t i = 0; i < brought; i++)

@@ -45,7 +45,7 @@ struct usw_fault_thread {
 	bool started;
 	int epoll_fd;
 	int kick_fd;
-	_Atomic bool is_asked; /* some target of this thread has retire_asked or page_asked set */
+	_Atomic bool is_asked; /* some target of this thread has one of its *_asked set */
 	_Atomic uint32_t deferred_count;
 	struct usw_target *deferred_list;
 	int processor;                            /* where it has moved to; -1: nowhere */
@@ -136,6 +136,7 @@ struct usw_parking {
 struct usw_session {
 	struct usw_config config;
 	uint64_t hash_seed;
+	bool has_guards; /* programs may have: the kernel knows MADV_GUARD_INSTALL */
 
 	struct usw_segments segments;
 	struct usw_vacancies vacancies; /* reclaim thread */

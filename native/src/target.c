@@ -608,6 +608,15 @@ void usw_target_ask_page(struct usw_target *target, uint64_t page)
 	ask(target->thread);
 }
 
+void usw_target_ask_forget(struct usw_target *target, uint64_t page)
+{
+	uint64_t none = 0;
+
+	// One at a time: the sweep comes by again.
+	if (atomic_compare_exchange_strong(&target->guard_asked, &none, page))
+		ask(target->thread);
+}
+
 bool usw_target_has_left(struct usw_target *target)
 {
 	if (!target->hands_pid && target->ring) {

@@ -83,9 +83,10 @@ struct usw_target {
 	uint32_t id;
 	uint64_t token; /* what its token page will say to a forked child's shim; random */
 	_Atomic uint32_t state;
-	_Atomic uint64_t page_asked; /* that reclaim wants back in; 0: none, or it was seen to */
-	_Atomic bool retire_asked;   /* by whom the fault thread does not hear otherwise */
-	_Atomic bool broken;         /* can no longer be evicted from */
+	_Atomic uint64_t page_asked;  /* that reclaim wants back in; 0: none, or it was seen to */
+	_Atomic uint64_t guard_asked; /* where reclaim saw one in place of what has left; or 0 */
+	_Atomic bool retire_asked;    /* by whom the fault thread does not hear otherwise */
+	_Atomic bool broken;          /* can no longer be evicted from */
 	_Atomic bool kill_reported;
 	_Atomic uint32_t pins; /* not freed while somebody uses it without a lock */
 
@@ -295,6 +296,9 @@ void usw_target_ask_retire(struct usw_target *target);
 
 /** Have the fault thread bring an evicted page in, if it can at once. The reclaim thread calls. */
 void usw_target_ask_page(struct usw_target *target, uint64_t page);
+
+/** Have the fault thread forget what guards replace, from a page on. The reclaim thread calls. */
+void usw_target_ask_forget(struct usw_target *target, uint64_t page);
 
 /** True if the program no longer runs in this address space (it called exec). Reclaim thread. */
 bool usw_target_has_left(struct usw_target *target);

@@ -192,6 +192,11 @@ struct procmap_query {
 #define MADV_COLLAPSE 25
 #endif
 
+#ifndef MADV_GUARD_INSTALL /* 6.13: accesses end in SIGSEGV, and what was there is gone */
+#define MADV_GUARD_INSTALL 102
+#define MADV_GUARD_REMOVE 103
+#endif
+
 #ifndef MFD_NOEXEC_SEAL /* 6.3 */
 #define MFD_NOEXEC_SEAL 0x0008U
 #endif

@@ -13,6 +13,7 @@
 #include "check.h"
 #include "diskanswer.h"
 #include "fault.h"
+#include "guard.h"
 #include "session.h"
 #include "uffd.h"
 
@@ -29,7 +30,9 @@ static struct usw_segment headers[2];
 
 static int called = -1;           /* a read that the next message calls from reserve */
 static bool has_room;             /* for what is handed in */
+static uint64_t guard;            /* a page that must not be copied to; 0: none */
 static uint32_t settled;          /* reads */
+static uint32_t handed_in;        /* of them */
 static uint32_t unasked;          /* of them, ahead of a fault */
 static uint64_t last_page;        /* that was handed in */
 static uint64_t asked[ASKED_MAX]; /* pages, of a disk, since begin() */
@@ -155,6 +158,7 @@ int usw_answer_hand_in(UNUSED struct usw_fault_thread *t, UNUSED struct usw_targ
 		       UNUSED bool is_kept, bool touched)
 {
 	last_page = page;
+	handed_in++;
 	unasked += !touched;
 	return 0;
 }
@@ -169,6 +173,13 @@ void usw_answer_settle(UNUSED struct usw_fault_thread *t, UNUSED usw_page_word *
 		       UNUSED uint64_t now, UNUSED enum usw_backend backend, UNUSED bool is_kept,
 		       UNUSED bool touched)
 {
+}
+
+uint32_t usw_guards_clip(UNUSED struct usw_target *t, uint64_t page, uint32_t count)
+{
+	bool is_in = guard >= page && guard < page + count * USW_PAGE_BYTES;
+
+	return guard && is_in ? (uint32_t)((guard - page) / USW_PAGE_BYTES) : count;
 }
 
 void usw_reclaim_kick(UNUSED struct usw_session *s)
@@ -197,7 +208,8 @@ static void begin(void)
 	thread.session = &session;
 	thread.disk = &disk;
 	has_room = true;
-	settled = unasked = 0;
+	settled = unasked = handed_in = 0;
+	guard = 0;
 	asked_count = 0;
 }
 
@@ -284,6 +296,22 @@ static void test_what_is_read_ahead_is_not_touched(void)
 	look_until_sleep();
 	CHECK_EQ(settled, 10);
 	CHECK_EQ(unasked, 5);
+}
+
+/** Nor has a guard: only who has touched its page gets the content. */
+static void test_what_is_read_ahead_takes_no_guard_away(void)
+{
+	for (uint32_t waits = 0; waits < 2; waits++) {
+		begin();
+		for (uint32_t i = 0; i < 10; i++) {
+			put(i, USW_READ_DONE, false);
+			disk.at[i].is_ahead = i != 5 || !waits;
+		}
+		guard = disk.at[5].fault.page;
+		look_until_sleep();
+		CHECK_EQ(settled, 10);
+		CHECK_EQ(handed_in, 9 + waits);
+	}
 }
 
 /** Who waits is woken when all that came ahead of him is there: he sleeps once for a walk. */
@@ -375,6 +403,7 @@ int main(void)
 	test_none_is_passed_over_for_long();
 	test_a_page_called_while_others_are_settled_is_not_forgotten();
 	test_what_is_read_ahead_is_not_touched();
+	test_what_is_read_ahead_takes_no_guard_away();
 	test_who_walks_is_woken_last();
 	test_what_is_ahead_takes_no_room_from_who_waits();
 	test_no_room_is_no_reason_to_spin();

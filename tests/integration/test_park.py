@@ -87,6 +87,20 @@ def test_restore_on_a_budget_without_room_for_segments(start: Any, tmp_path: Pat
     one.finish()
 
 
+@pytest.mark.parametrize("where", ["ram", "disk", "disk without room for segments"])
+def test_restore_takes_no_guard_away(where: str, start: Any, tmp_path: Path) -> None:
+    """A guard that the program has put where a page was is no place for what that page held."""
+    options = ("--no-disk",) if where == "ram" else ("--disk", str(tmp_path))
+    one = start(64, memory="48M" if "without" in where else "1G", options=options)
+    one.command("park", one.pid)
+    one.tell("guard", "guard")
+    if "no guards" in one.session.output():
+        pytest.skip("MADV_GUARD_INSTALL is not in this kernel (6.13)")
+    one.command("restore", one.pid)
+    one.tell("overflow", "stopped")
+    one.session.finish().require_ok(may_vanish=True)
+
+
 def test_a_disk_that_cannot_hold_it_takes_what_it_can(start: Any, tmp_path: Path) -> None:
     one = start(96, options=("--disk", f"{tmp_path}:8M"))
     one.command("park", one.pid)

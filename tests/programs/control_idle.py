@@ -4,6 +4,8 @@
 Usage: control_idle.py MIB. Prints "ready PID"; then "check" answers "right" or "WRONG", "touch"
 reads one byte in every page of the first MiB and answers "touched", "fork" makes a child that
 says "child PID" and checks when it gets SIGUSR1, and "wait" says "child right" or "WRONG" of it.
+"guard" makes every sixteenth page a guard and answers "guarded", or "no guards" where the kernel
+has none; "overflow" answers "stopped" while no access to one of them succeeds, or "WRONG".
 """
 
 import mmap
@@ -14,6 +16,7 @@ import sys
 
 PAGE = 4096
 NOISE_BYTES = 1 << 20
+MADV_GUARD_INSTALL = 102
 NOISE = random.Random(0).randbytes(NOISE_BYTES + PAGE // 2)
 
 
@@ -32,6 +35,34 @@ def is_right(memory: mmap.mmap, pages: int) -> bool:
     return all(
         memory[number * PAGE : (number + 1) * PAGE] == content(number) for number in range(pages)
     )
+
+
+def guards(pages: int) -> range:
+    return range(8 * PAGE, pages * PAGE, 16 * PAGE)
+
+
+def guard(memory: mmap.mmap, pages: int) -> str:
+    try:
+        for start in guards(pages):
+            memory.madvise(MADV_GUARD_INSTALL, start, PAGE)
+    except OSError:
+        return "no guards"
+    return "guarded"
+
+
+def is_guarded(memory: mmap.mmap, pages: int) -> bool:
+    """Have the kernel read the guards, since we would not survive it."""
+    reader, writer = os.pipe()
+    view = memoryview(memory)
+    for start in guards(pages):
+        try:
+            os.write(writer, view[start : start + 1])
+        except OSError:
+            continue
+        return False
+    os.close(reader)
+    os.close(writer)
+    return True
 
 
 def main() -> None:
@@ -55,6 +86,10 @@ def main() -> None:
                 os._exit(0 if is_right(memory, pages) else 1)
         elif command == "wait":
             print("WRONG" if os.wait()[1] else "child right", flush=True)
+        elif command == "guard":
+            print(guard(memory, pages), flush=True)
+        elif command == "overflow":
+            print("stopped" if is_guarded(memory, pages) else "WRONG", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 /**
  * @file
- * Life of a mapping: what unmap, madvise, brk, mremap, mprotect and mlock must do to evicted memory.
+ * Life of a mapping: what unmap, madvise, brk, mremap, mprotect and mlock must do to evicted memory,
+ * and what it must not do to guards.
  *
  * Each check brings a range out of memory, does one thing to it, and compares with what the same
  * call does to memory that is present. Run bare, the checks test themselves.
@@ -15,6 +16,11 @@
 #include <sys/shm.h>
 
 #define PAGES 1536ul /* 6 MiB */
+
+#ifndef MADV_GUARD_INSTALL /* 6.13 */
+#define MADV_GUARD_INSTALL 102
+#define MADV_GUARD_REMOVE 103
+#endif
 
 /* ------------------------------------------------------------------ accesses that may fault */
 
@@ -606,6 +612,106 @@ static void check_holes(void)
 	verify(start, PAGES, seed, 0, "neighbour");
 }
 
+/* ------------------------------------------------------------------ guards */
+
+/* Make a page inaccessible, and throw away what it holds. */
+static void install_guard(void *page)
+{
+	if (madvise(page, PAGE_BYTES, MADV_GUARD_INSTALL)) {
+		CHECK(errno == EINVAL, "MADV_GUARD_INSTALL: %s", strerror(errno));
+		skip("MADV_GUARD_INSTALL is not in this kernel (6.13)");
+	}
+}
+
+/* Every sixteenth page. */
+static void install_guards(char *start)
+{
+	for (size_t page = 8; page < PAGES; page += 16)
+		install_guard(page_at(start, page));
+}
+
+/* Walk over the others, which brings pages in ahead of it. */
+static void verify_between_guards(char *start, const char *what)
+{
+	verify(start, 8, seed, 0, what);
+	for (size_t page = 9; page < PAGES; page += 16)
+		verify(page_at(start, page), page + 15 < PAGES ? 15 : PAGES - page, seed, page,
+		       what);
+}
+
+static void expect_guards(char *start, const char *what)
+{
+	for (size_t page = 8; page < PAGES; page += 16)
+		CHECK(write_signal(page_at(start, page)) == SIGSEGV,
+		      "%s: no guard at page %zu any more", what, page);
+}
+
+static void remove_guards(char *start, const char *what)
+{
+	for (size_t page = 8; page < PAGES; page += 16) {
+		CHECK_CALL(madvise(page_at(start, page), PAGE_BYTES, MADV_GUARD_REMOVE));
+		verify_zero(page_at(start, page), 1, what);
+	}
+}
+
+/* Between pages that have left: the walk that brings those back must not take the guards away. */
+static void check_guards(void)
+{
+	char *start = evicted_pages(PAGES, seed);
+
+	catch_faults();
+	install_guards(start);
+	verify_between_guards(start, "beside guards");
+	expect_guards(start, "after the walk");
+	press();
+	press();
+	verify_between_guards(start, "beside guards, again");
+	expect_guards(start, "after pressure");
+	remove_guards(start, "where a guard was");
+	verify_between_guards(start, "beside former guards");
+}
+
+/* In memory that fills up, where a run of holes is filled at once. */
+static void check_guards_growing(void)
+{
+	char *start;
+
+	catch_faults();
+	press();
+	press();
+	start = map_pages(PAGES);
+	install_guards(start);
+	for (size_t page = 0; page < PAGES; page++)
+		if (page % 16 != 8)
+			fill(page_at(start, page), 1, seed, page);
+	expect_guards(start, "after growing");
+	evict(start, PAGES);
+	verify_between_guards(start, "grown between guards");
+	expect_guards(start, "after pressure");
+	remove_guards(start, "never written");
+}
+
+/* What had left is void, though nobody touches what is beside it, and a child has it void as well. */
+static void check_guards_removed(void)
+{
+	size_t half = PAGES / 2;
+	char *start = evicted_pages(PAGES, seed);
+	pid_t child;
+
+	for (size_t page = 0; page < half; page++)
+		install_guard(page_at(start, page));
+	for (int round = 0; round < 4; round++)
+		press();
+	child = fork();
+	CHECK_CALL(child);
+	CHECK_CALL(madvise(start, half * PAGE_BYTES, MADV_GUARD_REMOVE));
+	verify_zero(start, half, child ? "where guards were" : "where guards were, in a child");
+	verify(page_at(start, half), PAGES - half, seed, half, "the other half");
+	if (!child)
+		_exit(0);
+	expect_child_ok(child, "a child with the guards");
+}
+
 static const struct check checks[] = {
 	{"munmap", check_munmap},
 	{"dontneed", check_dontneed},
@@ -634,6 +740,9 @@ static const struct check checks[] = {
 	{"executable", check_executable},
 	{"many_mappings", check_many_mappings},
 	{"holes", check_holes},
+	{"guards", check_guards},
+	{"guards_growing", check_guards_growing},
+	{"guards_removed", check_guards_removed},
 };
 
 int main(int argc, char **argv)
