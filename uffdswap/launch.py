@@ -137,6 +137,7 @@ class Launcher:
         self._failure: SessionFailed | None = None
         self._statistics: protocol.Statistics | None = None
         self._warned_of_refusal = False
+        self._kept_signals: set[int] = set()  # that could not be passed on
 
     def run(self, environment: Mapping[str, str]) -> Outcome:
         """Run the program to its end.
@@ -328,7 +329,7 @@ class Launcher:
     def _forward(self, info: _libc.SignalInfo) -> None:
         if self._ended is not None:
             return
-        if info.code == _libc.SI_KERNEL and os.getpgid(self._pid) == os.getpgrp():
+        if info.code == _libc.SI_KERNEL and _is_in_our_group(self._pid):
             return  # from the terminal, which has sent it to the program too
         number = info.number
         if number == signal.SIGTERM:
@@ -336,7 +337,18 @@ class Launcher:
             self._term_at = self._term_at or now
             if now - self._term_at >= self._patience.term_seconds:
                 number = signal.SIGKILL
-        os.kill(self._pid, number)
+        try:
+            os.kill(self._pid, number)
+        except PermissionError as error:
+            self._warn_of_signal(number, error)
+
+    def _warn_of_signal(self, number: int, error: OSError) -> None:
+        """Tell, once for each signal, that the program does not get it: it is another user's."""
+        name = signal.Signals(number).name
+        what = f"{name} cannot be passed on to process {self._pid}: {error.strerror}"
+        level = INFO if number in self._kept_signals else WARNING
+        self._kept_signals.add(number)
+        self._tell(level, f"{what}; as root: kill -{name.removeprefix('SIG')} {self._pid}")
 
     def _reap(self) -> None:
         """Take the status of every child that has ended, and stop when the program has stopped."""
@@ -556,6 +568,13 @@ class Launcher:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 os.kill(self._agent.pid, signal.SIGKILL)
                 os.waitid(os.P_PID, self._agent.pid, os.WEXITED)
+
+
+def _is_in_our_group(pid: int) -> bool:
+    try:
+        return os.getpgid(pid) == os.getpgrp()
+    except PermissionError:  # by a security module: then it is passed on, and may come twice
+        return False
 
 
 def _stop_by(number: int) -> None:
