@@ -68,6 +68,7 @@ _KEPT = (signal.SIGINT, signal.SIGCHLD, signal.SIGTTIN, signal.SIGTTOU)
 _ABORTING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _STATISTICS_SECONDS = 10.0
 _KILL_SECONDS = 5.0
+_UNKILLABLE_SECONDS = 20.0  # the agent tries for five, and then has every page map to walk
 _HANDS_NAME = b"uffdswap-hands"
 _ORPHANS_MAX = 4096
 
@@ -138,6 +139,7 @@ class Launcher:
         self._statistics: protocol.Statistics | None = None
         self._warned_of_refusal = False
         self._kept_signals: set[int] = set()  # that could not be passed on
+        self._unkillable: set[int] = set()
 
     def run(self, environment: Mapping[str, str]) -> Outcome:
         """Run the program to its end.
@@ -454,7 +456,7 @@ class Launcher:
             how = _describe(self._agent_ended)
         return SessionFailed(
             f"the agent (process {self._agent.pid}) {how}",
-            cause="the program's evicted pages are lost with it, so the program was killed"
+            cause="the program's evicted pages are lost with it, so the program is killed"
             if self._pid
             else "",
         )
@@ -472,14 +474,34 @@ class Launcher:
                 with contextlib.suppress(OSError):  # not the pidfd, or gone already
                     signal.pidfd_send_signal(fd, signal.SIGKILL)
         deadline = time.monotonic() + _KILL_SECONDS
-        while children := children_of(os.getpid()) - {self._agent.pid}:
+        while children := self._children_to_kill():
             for pid in children:
-                with contextlib.suppress(OSError):
-                    os.kill(pid, signal.SIGKILL)
+                self._kill(pid)
             if time.monotonic() > deadline:
                 break
             select.select([self._signal_fd], [], [], 0.05)
             self._on_signals()
+
+    def _children_to_kill(self) -> set[int]:
+        """Return the children that are left, but for the agent and who may not be signalled.
+
+        Hands comes last, and stays with such a one: while it is there, what has left the other's
+        memory does not read as zeros.
+        """
+        children = children_of(os.getpid()) - {self._agent.pid} - self._unkillable
+        others = {pid for pid in children if not _is_hands(pid)}
+        return others if others or self._unkillable else children
+
+    def _kill(self, pid: int) -> None:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except PermissionError as error:
+            self._unkillable.add(pid)
+            what = f"process {pid} cannot be killed: {error.strerror}"
+            why = "it waits, or gets SIGBUS, where it needs memory that had left"
+            self._tell(ERROR, f"{what}; {why}; as root: kill -KILL {pid}")
+        except ProcessLookupError:
+            pass
 
     def _conclude(self) -> Outcome:
         """Get the statistics, write them, and say how the launcher is to end."""
@@ -563,7 +585,13 @@ class Launcher:
         self._selector.close()
 
     def _end_agent(self) -> None:
-        """Make sure of the agent's end: it has no target any more."""
+        """Make sure of the agent's end: it has no target any more.
+
+        But for those that could not be killed: they must not find zeros where pages have left, and
+        the agent sees to that when its channel has closed.
+        """
+        if self._unkillable:
+            self._loop(lambda: self._agent_ended is not None, _UNKILLABLE_SECONDS)
         if self._agent_ended is None:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 os.kill(self._agent.pid, signal.SIGKILL)
@@ -575,6 +603,11 @@ def _is_in_our_group(pid: int) -> bool:
         return os.getpgid(pid) == os.getpgrp()
     except PermissionError:  # by a security module: then it is passed on, and may come twice
         return False
+
+
+def _is_hands(pid: int) -> bool:
+    stat = stat_of(pid)
+    return stat is not None and stat.name == _HANDS_NAME
 
 
 def _stop_by(number: int) -> None:

@@ -173,10 +173,18 @@ static _Noreturn void leave(int status)
 		usw_raw(SYS_exit_group, status);
 }
 
-/** The program cannot be kept correct: stop it rather than let it read what is not its own. */
+/**
+ * The program cannot be kept correct: stop it rather than let it read what is not its own. Where it
+ * is another user's by now, we may not: then stay, because while the userfaultfds are open it waits
+ * where a page has left, and does not read zeros.
+ */
 static _Noreturn void kill_program(const struct hands *h)
 {
-	usw_raw(SYS_pidfd_send_signal, h->program, SIGKILL, 0, 0);
+	struct pollfd program = {.fd = h->program, .events = POLLIN};
+
+	while (usw_raw(SYS_pidfd_send_signal, h->program, SIGKILL, 0, 0) == -EPERM)
+		if (usw_raw(SYS_poll, &program, 1, -1) == 1)
+			break; // it has ended
 	leave(1);
 }
 
