@@ -23,6 +23,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
 
@@ -690,6 +691,16 @@ static void close_others(const struct hands *h)
 	usw_raw(SYS_close_range, first, ~0u);
 }
 
+/** By the call that has sent the hello: a filter that lets that pass lets this pass, too. */
+static void say_here(const struct hands *h)
+{
+	char here = USW_HANDS_HERE;
+	struct iovec vector = {.iov_base = &here, .iov_len = 1};
+	struct msghdr message = {.msg_iov = &vector, .msg_iovlen = 1};
+
+	usw_raw(SYS_sendmsg, h->connection, &message, MSG_NOSIGNAL);
+}
+
 static void hands_main(void *argument)
 {
 	const struct usw_hands_start *start = argument;
@@ -710,6 +721,7 @@ static void hands_main(void *argument)
 	usw_raw(SYS_prctl, PR_SET_NAME, "uffdswap-hands");
 	usw_raw(SYS_chdir, "/");
 	close_others(&h);
+	say_here(&h);
 	__atomic_store_n(&h.ring->hands_pid, (uint32_t)usw_raw(SYS_gettid), __ATOMIC_RELEASE);
 	serve(&h);
 }

@@ -15,8 +15,10 @@
  * Each side asks for the other's user first (SO_PEERCRED): the agent takes its own, the shim sends
  * nothing to a listener that is neither its own user's nor root's.
  *
- * After a welcome the connection belongs to hands: a byte from the agent is a doorbell (work is
- * in the ring), the byte USW_BELL_QUIT ends hands, end-of-file means that the agent is gone.
+ * After a welcome the connection belongs to hands. It says USW_HANDS_HERE once, and the kernel adds
+ * who says so (SO_PASSCRED), in the agent's own numbers, as what hands knows of itself may be a
+ * number of another PID namespace. From there on a byte from the agent is a doorbell (work is in
+ * the ring), the byte USW_BELL_QUIT ends hands, end-of-file means that the agent is gone.
  *
  * The ring is the first USW_RING_BYTES of the area memfd, which both sides map. The agent writes
  * commands, hands writes results. The agent copies and checks everything it reads there: a
@@ -29,7 +31,7 @@
 #include <stdint.h>
 
 #define USW_WIRE_MAGIC 0x75737731u /* "usw1" */
-#define USW_WIRE_VERSION 3u
+#define USW_WIRE_VERSION 4u
 
 #define USW_PAGE_SHIFT 12
 #define USW_PAGE_BYTES 4096u
@@ -134,6 +136,7 @@ struct usw_session_welcome {
 	char path[USW_SOCKET_PATH_BYTES]; /* ends with a zero byte */
 };
 
+#define USW_HANDS_HERE 'h'
 #define USW_BELL_WORK 'w'
 #define USW_BELL_QUIT 'q'
 

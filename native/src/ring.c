@@ -9,6 +9,7 @@
 #include <linux/futex.h>
 #include <poll.h>
 #include <sched.h>
+#include <string.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 
@@ -110,6 +111,30 @@ bool usw_ring_is_cut(const struct usw_target *target)
 
 	return poll(&connection, 1, 0) == 1 &&
 	       (connection.revents & (POLLHUP | POLLRDHUP | POLLERR));
+}
+
+int usw_ring_sender(const struct usw_target *target)
+{
+	char word;
+	struct iovec data = {.iov_base = &word, .iov_len = sizeof(word)};
+	union {
+		struct cmsghdr header;
+		char space[CMSG_SPACE(sizeof(struct ucred))];
+	} control = {0};
+	struct msghdr message = {
+		.msg_iov = &data,
+		.msg_iovlen = 1,
+		.msg_control = control.space,
+		.msg_controllen = sizeof(control.space),
+	};
+	struct ucred sender;
+
+	if (recvmsg(target->connection, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC) != 1 ||
+	    word != USW_HANDS_HERE || message.msg_controllen < CMSG_LEN(sizeof(sender)) ||
+	    control.header.cmsg_level != SOL_SOCKET || control.header.cmsg_type != SCM_CREDENTIALS)
+		return 0;
+	memcpy(&sender, CMSG_DATA(&control.header), sizeof(sender));
+	return sender.pid;
 }
 
 static bool has_begun(const struct usw_target *target)

@@ -51,6 +51,12 @@ int usw_ring_wait(struct usw_target *target, struct usw_answer *ret);
 /** Whether hands has let go of its end of the connection. Any thread. */
 bool usw_ring_is_cut(const struct usw_target *target);
 
+/**
+ * Who has said first on the connection that it is hands, by the kernel's word and number; 0: nobody
+ * so far, or nobody that can be seen from here. It is said once. Reclaim thread.
+ */
+int usw_ring_sender(const struct usw_target *target);
+
 /** End hands. Any thread. */
 void usw_ring_quit(struct usw_target *target);
 

@@ -15,6 +15,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
@@ -129,6 +130,8 @@ int usw_target_attach(struct usw_target *target, const struct usw_hello *hello, 
 		return attach_error(error, ret, "cannot map the standby slots");
 	}
 
+	// From here on the kernel says with each word who sends it: see usw_ring_sender().
+	setsockopt(connection, SOL_SOCKET, SO_PASSCRED, &(int){1}, sizeof(int));
 	target->pid = pid;
 	target->pidfd = pidfd;
 	target->statm_fd = statm_fd;
@@ -619,16 +622,13 @@ void usw_target_ask_forget(struct usw_target *target, uint64_t page)
 
 bool usw_target_has_left(struct usw_target *target)
 {
-	if (!target->hands_pid && target->ring) {
-		uint32_t claimed = __atomic_load_n(&target->ring->hands_pid, __ATOMIC_RELAXED);
+	if (!target->hands_pid) {
+		int sender = usw_ring_sender(target);
 
-		// What the ring says may be a lie or a number of another pid namespace: it counts
-		// once the kernel has confirmed that it shares the program's memory.
-		if (claimed && syscall(SYS_kcmp, target->pid, claimed, KCMP_VM, 0, 0) == 0) {
-			target->hands_pid = claimed;
-			usw_priority_hurry((int)claimed);
+		if (sender > 0) {
+			target->hands_pid = (uint32_t)sender;
+			usw_priority_hurry(sender);
 		}
-		return false;
 	}
 	// An error (no permission, no such process) is "do not know": the pidfd tells of an exit.
 	if (!target->hands_pid ||

@@ -186,7 +186,7 @@ struct usw_target {
 	uint64_t alone_since_ns; /* forked, and has not brought its hands; 0: not seen yet */
 	uint64_t ends_since_ns;  /* retired, and somebody is there still; 0: not seen yet */
 	uint32_t posted_seq;
-	_Atomic uint32_t hands_pid; /* confirmed to share the program's memory; 0: not yet */
+	_Atomic uint32_t hands_pid; /* in our PID namespace, by the kernel's word; 0: not known yet */
 };
 
 /** Allocate with every descriptor -1. NULL: no memory. */

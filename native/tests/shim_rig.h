@@ -331,6 +331,30 @@ static int rig_accept(void)
 	return connection;
 }
 
+/** Who says on a connection that it is hands, by the kernel's word. */
+static pid_t rig_sender(int connection)
+{
+	char word = 0;
+	union {
+		struct cmsghdr header;
+		char bytes[CMSG_SPACE(sizeof(struct ucred))];
+	} control = {0};
+	struct iovec vector = {.iov_base = &word, .iov_len = 1};
+	struct msghdr message = {
+		.msg_iov = &vector,
+		.msg_iovlen = 1,
+		.msg_control = control.bytes,
+		.msg_controllen = sizeof(control.bytes),
+	};
+	struct ucred sender;
+
+	check(recvmsg(connection, &message, MSG_DONTWAIT) == 1);
+	check(word == USW_HANDS_HERE);
+	must(control.header.cmsg_type == SCM_CREDENTIALS);
+	memcpy(&sender, CMSG_DATA(&control.header), sizeof(sender));
+	return sender.pid;
+}
+
 static struct target *target_create(void)
 {
 	struct target *t = calloc(1, sizeof(*t));
@@ -364,6 +388,7 @@ static void target_map_area(struct target *t)
 static void target_welcome(struct target *t)
 {
 	target_map_area(t);
+	must(!setsockopt(t->connection, SOL_SOCKET, SO_PASSCRED, &(int){1}, sizeof(int)));
 	rig_send_welcome(t->connection, USW_WELCOME_OK,
 			 t->hello.kind == USW_HELLO_FORK ? t->uffd : -1);
 	check(rig_wait_for(__atomic_load_n(&t->ring->hands_pid, __ATOMIC_ACQUIRE) != 0));

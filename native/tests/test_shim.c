@@ -152,6 +152,7 @@ static void test_hands_is_an_orphan_with_four_descriptors(void)
 	check(count_entries("/proc/%d/fd", hands) == 4);
 	check(readlink(path, cwd, sizeof(cwd) - 1) == 1 && !strcmp(cwd, "/"));
 	check(getsid(hands) == hands);
+	check(rig_sender(t->connection) == hands);
 	rig_end(&p, t);
 }
 
@@ -205,7 +206,10 @@ static void test_the_first_process_of_a_namespace_does_not_wait_for_hands(void)
 	struct puppet p = start_in_pid_namespace();
 	struct target *t = target_accept();
 	uint64_t address = map_pages(&p, 0, 16, 21);
+	pid_t hands = rig_sender(t->connection);
 
+	check(hands != rig_hands(t)); /* the number that it has there is another one's here */
+	check(status_has(hands, "Name:\tuffdswap-hands\n"));
 	target_arm(t);
 	target_register(t, address, 16);
 	check(rig_evict(t, address, 16, 0) == 0);

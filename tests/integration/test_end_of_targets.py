@@ -14,8 +14,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from .fixtures import RunFunction, StartFunction
 from .harness import MIB, Programs, Session, processes_below, wait_until
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for a PID namespace")
 
 STEADY_SECONDS = 0.5
 CPU_SECONDS = 0.5
@@ -146,6 +150,40 @@ def test_killed_child_leaves_its_parent_alone(
     outcome.require_ok(paged=True)
     assert "survived" in outcome.stdout
     assert not Path(f"/proc/{agent}").exists()
+
+
+STATIC = """
+#include <stdio.h>
+int main(void) { puts("running"); fflush(stdout); return getchar() != EOF; }
+"""
+
+
+@needs_root
+@pytest.mark.parametrize("size_mib", [0, 64], ids=["at-once", "large"])
+def test_memory_of_a_program_in_a_pid_namespace_goes_when_it_executes_a_static_one(
+    programs: Programs, start_session: StartFunction, tmp_path: Path, size_mib: int
+) -> None:
+    source = tmp_path / "static.c"
+    source.write_text(STATIC)
+    static = programs.compile(source, ["-static"])
+    script = f"import os; x = b'x' * ({size_mib} << 20); os.execv('{static}', ['static'])"
+    inside = [sys.executable, "-I", "-S", "-c", script]
+    args = ["unshare", "--pid", "--fork", *inside]
+    with start_session(args, resident="1G") as session:
+        session.wait_for_output("running")
+        # It ends as a child of a program that does not wait for it; unshare's own stays.
+        wait_until(lambda: living_hands(session) == 1, "the old image's hands has ended")
+        outcome = session.finish()
+    outcome.require_ok()
+
+
+def living_hands(session: Session) -> int:
+    """Count those that have not ended, reaped or not."""
+    count = 0
+    for pid in session.hands():
+        with contextlib.suppress(OSError):
+            count += "VmRSS" in Path(f"/proc/{pid}/status").read_text()
+    return count
 
 
 def test_death_of_the_agent_ends_the_program_and_never_zeroes_it(
