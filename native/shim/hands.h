@@ -13,6 +13,7 @@
 #ifndef USW_HANDS_H
 #define USW_HANDS_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "../src/uffd_abi.h"
@@ -44,6 +45,12 @@ static inline long usw_raw6(long number, long a, long b, long c, long d, long e,
 
 /** usw_raw(SYS_close, fd): any system call, pointers and integers alike. */
 #define usw_raw(...) USW_RAW_PAD(__VA_ARGS__, 0, 0, 0, 0, 0, 0, 0)
+
+/** Whether a call that returns an address has failed. */
+static inline bool usw_raw_failed(long result)
+{
+	return result < 0 && result > -4096;
+}
 
 /**
  * Start entry(argument) in a new task on a stack of its own; stack_top is aligned to 16 bytes, and

@@ -164,11 +164,6 @@ static long map_private(uintptr_t hint, size_t bytes)
 		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 }
 
-static bool is_error(long result)
-{
-	return result < 0 && result > -4096;
-}
-
 /**
  * Find addresses for the area. In a forked child those of the parent's area, which is not there,
  * are free as a rule, and recent kernels align a mapping of this size anyway; where neither holds,
@@ -180,7 +175,7 @@ static int area_reserve(uintptr_t *ret)
 	long map = map_private(remembered.last_area, USW_AREA_BYTES);
 	uintptr_t start;
 
-	if (is_error(map))
+	if (usw_raw_failed(map))
 		return (int)map;
 	if (map % USW_HUGE_BYTES == 0) {
 		*ret = (uintptr_t)map;
@@ -188,7 +183,7 @@ static int area_reserve(uintptr_t *ret)
 	}
 	usw_raw(SYS_munmap, map, USW_AREA_BYTES);
 	map = map_private(0, room);
-	if (is_error(map))
+	if (usw_raw_failed(map))
 		return (int)map;
 	start = ((uintptr_t)map + USW_HUGE_BYTES - 1) & ~(uintptr_t)(USW_HUGE_BYTES - 1);
 	if (start > (uintptr_t)map)
@@ -572,7 +567,7 @@ static uintptr_t token_page_map(void)
 	long page = usw_raw(SYS_mmap, NULL, USW_PAGE_BYTES, PROT_READ | PROT_WRITE,
 			    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
-	if (is_error(page))
+	if (usw_raw_failed(page))
 		return 0;
 	if (usw_raw(SYS_madvise, page, USW_PAGE_BYTES, MADV_WIPEONFORK)) {
 		usw_raw(SYS_munmap, page, USW_PAGE_BYTES);

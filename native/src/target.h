@@ -236,8 +236,8 @@ void usw_target_check_inherited(struct usw_target *child);
 /**
  * False if a page that is mapped now, and on the list of registered ranges, is not registered. If
  * what is there came in place of what was, and no event told of it (shmat(2) with SHM_REMAP raises
- * none), its mapping is taken off the list. Two microseconds at most, as a rule half of one. Caller
- * holds map_lock, is the reclaim thread.
+ * none where it is not the shim's), its mapping is taken off the list. Two microseconds at most, as
+ * a rule half of one. Caller holds map_lock, is the reclaim thread.
  */
 bool usw_target_owns(struct usw_target *target, uint64_t page);
 

@@ -40,6 +40,8 @@ CHECKS = {
         "growsdown",
         "hugepage",
         "shm_remap",
+        "shm_remap_evicted",
+        "shm_remap_other",
         "executable",
         "many_mappings",
         "holes",

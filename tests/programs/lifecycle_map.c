@@ -521,14 +521,21 @@ static void check_hugepage(void)
 	}
 }
 
-/* shmat() with SHM_REMAP takes the place of memory, and no event tells of it. */
-static void check_shm_remap(void)
+static int new_segment(size_t pages)
 {
-	char *start = evicted_pages(PAGES, seed);
-	int id = shmget(IPC_PRIVATE, PAGES * PAGE_BYTES, IPC_CREAT | 0600);
+	int id = shmget(IPC_PRIVATE, pages * PAGE_BYTES, IPC_CREAT | 0600);
 
 	if (id < 0)
 		skip("System V shared memory is not in this kernel");
+	return id;
+}
+
+/* shmat() with SHM_REMAP takes the place of memory, and the kernel tells nobody of it. */
+static void check_shm_remap(void)
+{
+	char *start = evicted_pages(PAGES, seed);
+	int id = new_segment(PAGES);
+
 	verify(start, PAGES, seed, 0, "before it is replaced");
 	CHECK(shmat(id, start, SHM_REMAP) == start, "shmat: %s", strerror(errno));
 	CHECK_CALL(shmctl(id, IPC_RMID, NULL));
@@ -542,6 +549,88 @@ static void check_shm_remap(void)
 		press();
 		verify(start, PAGES, seed + 2, 0, "in place of shared memory");
 	}
+}
+
+static void expect_refused(int id, void *address)
+{
+	CHECK(shmat(id, address, SHM_REMAP) == (void *)-1 && errno == EINVAL, "shmat: %s",
+	      strerror(errno));
+}
+
+/* A segment comes and goes in the middle of what is out; then there is memory again. */
+static void replace_by_segment(char *start, char *middle, size_t pages, size_t before)
+{
+	int id = new_segment(pages);
+
+	CHECK(shmat(id, middle + 5, SHM_REMAP | SHM_RND) == middle, "shmat: %s", strerror(errno));
+	CHECK_CALL(shmctl(id, IPC_RMID, NULL));
+	verify_zero(middle, pages, "new segment");
+	CHECK_CALL(shmdt(middle));
+	unmap_pages(start, before);
+	CHECK(mmap(start, (before + pages) * PAGE_BYTES, PROT_READ | PROT_WRITE,
+		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == start,
+	      "mmap: %s", strerror(errno));
+}
+
+/*
+ * Of what was out nothing is left for what comes next in its place, and what is out on both sides
+ * is no reason to take what is between them for registered. Part of what was there goes by munmap(2),
+ * which makes the new memory one that is not known.
+ */
+static void check_shm_remap_evicted(void)
+{
+	size_t third = PAGES / 3;
+	size_t before = 16;
+
+	for (int round = 0; round < 6; round++) {
+		char *start = evicted_pages(PAGES, seed);
+		char *middle = page_at(start, third);
+		char *fresh = page_at(start, third - before);
+
+		replace_by_segment(fresh, middle, third, before);
+		fill(fresh, before, seed + 1, 0);
+		evict(fresh, before);
+		verify_zero(middle, third, "new memory in place of a segment");
+		fill(middle, third, seed + 1, before);
+		evict(middle, third);
+		verify(fresh, before + third, seed + 1, 0, "new memory");
+		verify(start, third - before, seed, 0, "before it");
+		verify(page_at(start, 2 * third), third, seed, 2 * third, "behind it");
+		unmap_pages(start, PAGES);
+	}
+}
+
+/* What SHM_REMAP does besides: where nothing is mapped, read-only, and refused. */
+static void check_shm_remap_other(void)
+{
+	size_t third = PAGES / 3;
+	char *start = evicted_pages(PAGES, seed);
+	char *middle = page_at(start, third);
+	struct shmid_ds segment;
+	int id = new_segment(third);
+
+	expect_refused(id, NULL);
+	expect_refused(id, middle + 1);
+	verify(start, PAGES, seed, 0, "after what was refused");
+	unmap_pages(middle, third);
+	CHECK(shmat(id, middle, SHM_REMAP | SHM_RDONLY) == middle, "shmat: %s", strerror(errno));
+	CHECK_CALL(shmctl(id, IPC_STAT, &segment));
+	CHECK(segment.shm_nattch == 1, "attached %lu times", (unsigned long)segment.shm_nattch);
+	verify_zero(middle, third, "read-only segment");
+	catch_faults();
+	CHECK(write_signal((uint64_t *)middle) == SIGSEGV, "a read-only segment can be written");
+	CHECK(shmat(id, middle + PAGE_BYTES, SHM_REMAP) == middle + PAGE_BYTES, "shmat: %s",
+	      strerror(errno));
+	fill(middle + PAGE_BYTES, third, seed + 1, 0);
+	CHECK(page_holds(middle, seed + 1, 0), "the two attachments differ");
+	verify(start, third, seed, 0, "before the segment");
+	verify(page_at(start, 2 * third + 1), third - 1, seed, 2 * third + 1, "behind it");
+	CHECK_CALL(shmdt(middle + PAGE_BYTES));
+	CHECK_CALL(shmctl(id, IPC_STAT, &segment));
+	CHECK(segment.shm_nattch == 1, "attached %lu times", (unsigned long)segment.shm_nattch);
+	CHECK_CALL(shmdt(middle));
+	CHECK_CALL(shmctl(id, IPC_RMID, NULL));
+	expect_refused(id, middle);
 }
 
 /* Machine code: executable memory is not evicted, and becoming executable must not lose it. */
@@ -737,6 +826,8 @@ static const struct check checks[] = {
 	{"growsdown", check_growsdown},
 	{"hugepage", check_hugepage},
 	{"shm_remap", check_shm_remap},
+	{"shm_remap_evicted", check_shm_remap_evicted},
+	{"shm_remap_other", check_shm_remap_other},
 	{"executable", check_executable},
 	{"many_mappings", check_many_mappings},
 	{"holes", check_holes},
