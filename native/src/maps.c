@@ -181,27 +181,26 @@ static void query_name(int maps_fd, const struct procmap_query *found, char *nam
 		name[0] = '\0';
 }
 
-/** The mapping at or after address, through PROCMAP_QUERY. -ENOENT: there is none. */
-static int query(int maps_fd, uint64_t address, uint64_t *start, uint64_t *end,
-		 enum usw_maps_kind *ret_kind)
+static enum usw_maps_kind classify_found(int maps_fd, const struct procmap_query *found)
 {
-	struct procmap_query q = {
-		.size = sizeof(q),
+	char name[32];
+
+	query_name(maps_fd, found, name, sizeof(name));
+	return classify(found->vma_flags & PROCMAP_QUERY_VMA_READABLE,
+			found->vma_flags & PROCMAP_QUERY_VMA_WRITABLE,
+			found->vma_flags & PROCMAP_QUERY_VMA_EXECUTABLE,
+			found->vma_flags & PROCMAP_QUERY_VMA_SHARED, found->inode, name);
+}
+
+/** The mapping at or after address, through PROCMAP_QUERY. -ENOENT: there is none. */
+static int query(int maps_fd, uint64_t address, struct procmap_query *ret)
+{
+	*ret = (struct procmap_query){
+		.size = sizeof(*ret),
 		.query_flags = PROCMAP_QUERY_COVERING_OR_NEXT_VMA,
 		.query_addr = address,
 	};
-	char name[32];
-
-	if (ioctl(maps_fd, PROCMAP_QUERY, &q) < 0)
-		return -errno;
-	query_name(maps_fd, &q, name, sizeof(name));
-	*start = q.vma_start;
-	*end = q.vma_end;
-	*ret_kind = classify(q.vma_flags & PROCMAP_QUERY_VMA_READABLE,
-			     q.vma_flags & PROCMAP_QUERY_VMA_WRITABLE,
-			     q.vma_flags & PROCMAP_QUERY_VMA_EXECUTABLE,
-			     q.vma_flags & PROCMAP_QUERY_VMA_SHARED, q.inode, name);
-	return 0;
+	return ioctl(maps_fd, PROCMAP_QUERY, ret) < 0 ? -errno : 0;
 }
 
 /** usw_maps_for_each() from the text, for kernels without PROCMAP_QUERY. */
@@ -255,20 +254,44 @@ int usw_maps_for_each(int maps_fd, uint64_t address,
 		      void *context)
 {
 	for (;;) {
-		uint64_t start = 0, end = 0;
-		enum usw_maps_kind kind = USW_MAPS_OTHER;
-		int ret = query(maps_fd, address, &start, &end, &kind);
+		struct procmap_query found;
+		int ret = query(maps_fd, address, &found);
 
 		if (ret == -ENOTTY)
 			return read_by_text(maps_fd, address, visit, context);
 		if (ret)
 			return ret == -ENOENT ? 0 : ret;
 		// It may have been merged with the one before since that was read.
-		ret = visit(context, usw_max(start, address), end, kind);
+		ret = visit(context, usw_max(found.vma_start, address), found.vma_end,
+			    classify_found(maps_fd, &found));
 		if (ret)
 			return ret;
-		address = end;
+		address = found.vma_end;
 	}
+}
+
+/** Whether a mapping begins before an address and ends behind it. */
+static bool query_across(int maps_fd, uint64_t address, struct procmap_query *ret)
+{
+	return query(maps_fd, address, ret) == 0 && ret->vma_start < address;
+}
+
+static bool is_registrable(int maps_fd, const struct procmap_query *found)
+{
+	enum usw_maps_kind kind = classify_found(maps_fd, found);
+
+	return kind == USW_MAPS_ELIGIBLE || kind == USW_MAPS_RESERVE;
+}
+
+struct usw_range usw_maps_whole(int maps_fd, struct usw_range range)
+{
+	struct procmap_query found;
+
+	if (query_across(maps_fd, range.start, &found))
+		range.start = is_registrable(maps_fd, &found) ? found.vma_start : found.vma_end;
+	if (query_across(maps_fd, range.end, &found))
+		range.end = is_registrable(maps_fd, &found) ? found.vma_end : found.vma_start;
+	return range;
 }
 
 /* Lowest address a program can have memory at (vm.mmap_min_addr). */

@@ -58,6 +58,13 @@ int usw_maps_for_each(int maps_fd, uint64_t address,
 				   enum usw_maps_kind kind),
 		      void *context);
 
+/**
+ * A range that cuts no mapping in two, as registering a part of one does: the kernel then refuses to
+ * move what is one mapping to the program. What may be registered is taken in whole, anything else
+ * left out, so that the range may become empty. A microsecond; before Linux 6.11 it stays as it is.
+ */
+struct usw_range usw_maps_whole(int maps_fd, struct usw_range range);
+
 /** The eligible mappings of a target. */
 struct usw_maps {
 	struct usw_ranges mappings; /* neighbours are not merged: each is one kernel mapping */

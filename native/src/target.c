@@ -355,12 +355,15 @@ int usw_target_register(struct usw_target *target, uint64_t start, uint64_t end)
 	// applied.
 	if (atomic_load(&target->events_pending))
 		return -EAGAIN;
-	int ret = usw_uffd_register(target->uffd, start, end - start);
+	struct usw_range whole = usw_maps_whole(target->maps_fd, adoption.within);
+	if (whole.start >= whole.end)
+		return -EINVAL;
+	int ret = usw_uffd_register(target->uffd, whole.start, whole.end - whole.start);
 
 	if (!ret)
 		ret = usw_maps_for_each(target->maps_fd, start, visit_adopt, &adoption);
 	if (ret >= 0)
-		ret = usw_uffd_register(target->uffd, start, end - start);
+		ret = usw_uffd_register(target->uffd, whole.start, whole.end - whole.start);
 	if (!ret && is_reshaped(target, generation))
 		ret = -EAGAIN;
 	for (uint32_t i = 0; !ret && i < adoption.found.count; i++)

@@ -114,9 +114,12 @@ static void register_stretches(struct usw_target *target)
 	// In this order: see is_registered() in target.c.
 	atomic_fetch_add(&target->registering, 1);
 	atomic_fetch_add(&target->registrations, 1);
-	for (uint32_t i = 0; i < count; i++)
-		usw_uffd_register(target->uffd, stretches[i].start,
-				  stretches[i].end - stretches[i].start);
+	for (uint32_t i = 0; i < count; i++) {
+		struct usw_range whole = usw_maps_whole(target->maps_fd, stretches[i]);
+
+		if (whole.start < whole.end)
+			usw_uffd_register(target->uffd, whole.start, whole.end - whole.start);
+	}
 	atomic_fetch_sub(&target->registering, 1);
 }
 

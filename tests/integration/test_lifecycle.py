@@ -28,6 +28,7 @@ CHECKS = {
         "mremap_middle",
         "mremap_dontunmap",
         "mremap_over",
+        "mremap_while_growing",
         "mprotect_readonly",
         "mprotect_none",
         "mlock",

@@ -633,6 +633,56 @@ static void check_shm_remap_other(void)
 	expect_refused(id, middle);
 }
 
+/* Whether the kernel takes a range for one mapping: then there only is no room for it to grow. */
+static bool is_one_mapping(void *start, size_t pages)
+{
+	CHECK(mremap(start, pages * PAGE_BYTES, (pages + 1) * PAGE_BYTES, 0) == MAP_FAILED &&
+		      (errno == ENOMEM || errno == EFAULT),
+	      "mremap: %s", strerror(errno));
+	return errno == ENOMEM;
+}
+
+static void map_fixed(void *start, size_t pages, int sharing)
+{
+	CHECK(mmap(start, pages * PAGE_BYTES, PROT_READ | PROT_WRITE,
+		   sharing | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == start,
+	      "mmap: %s", strerror(errno));
+}
+
+/*
+ * A mapping that goes over the border of what was seen to grow is one mapping still, which mremap(2)
+ * moves. It may change between a look and a registration, but that is rare.
+ */
+static void check_mremap_while_growing(void)
+{
+	size_t pages = 128;
+	int rounds = 100;
+	int in_parts = 0;
+	char *room = map_pages(4 * pages);
+	char *start = page_at(room, pages);
+
+	unmap_pages(room, 4 * pages);
+	map_fixed(page_at(start, pages), 1, MAP_SHARED);
+	for (int round = 0; round < rounds; round++) {
+		void *grown = map_pages(pages);
+		uint64_t end_ns;
+
+		map_fixed(page_at(start, pages / 2), 1, MAP_SHARED); /* the border */
+		fill(grown, pages, seed, 0);
+		press();
+		unmap_pages(page_at(start, pages / 2), 1);
+		map_fixed(start, pages, MAP_PRIVATE);
+		end_ns = now_ns() + 3000000;
+		while (is_one_mapping(start, pages) && now_ns() < end_ns)
+			;
+		in_parts += now_ns() < end_ns;
+		fill(start, pages, seed, 0);
+		unmap_pages(start, pages);
+		unmap_pages(grown, pages);
+	}
+	CHECK(in_parts <= rounds / 20, "%d of %d mappings were in parts", in_parts, rounds);
+}
+
 /* Machine code: executable memory is not evicted, and becoming executable must not lose it. */
 static void check_executable(void)
 {
@@ -814,6 +864,7 @@ static const struct check checks[] = {
 	{"mremap_middle", check_mremap_middle},
 	{"mremap_dontunmap", check_mremap_dontunmap},
 	{"mremap_over", check_mremap_over},
+	{"mremap_while_growing", check_mremap_while_growing},
 	{"mprotect_readonly", check_mprotect_readonly},
 	{"mprotect_none", check_mprotect_none},
 	{"mlock", check_mlock},
