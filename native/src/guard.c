@@ -78,14 +78,14 @@ static void forget_evicted(struct usw_target *target, const struct page_region *
 /**
  * The lock keeps pages from leaving between the look and the words: what has left, and is there in
  * some other way than in memory, was replaced. That holds unless memory was moved and its event is
- * unread, so that the words are of something else: then it is left for the next time.
+ * unread or waits, so that the words are of something else: then it is left for the next time.
  */
 void usw_guards_forget(struct usw_target *target, uint64_t start)
 {
 	struct page_region guards[USW_SCAN_REGIONS];
 	uint64_t end = start + USW_FORGET_BYTES;
 
-	if (!atomic_load(&target->has_hands))
+	if (!atomic_load(&target->has_hands) || target->told_count)
 		return;
 	pthread_mutex_lock(&target->map_lock);
 	while (start < end) {
