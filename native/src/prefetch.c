@@ -25,8 +25,12 @@
  */
 #define USW_RESERVE_WINDOWS 2u
 
+/* So much memory is looked over for guards at once; more takes longer than a look at each run. */
+#define USW_LOOK_PAGES 1024u
+
 /** Evicted pages in a row, their content side by side in the thread's window. */
 struct run {
+	struct usw_range clear; /* of guards: all that has been looked over */
 	uint64_t start;
 	uint32_t count;
 	usw_page_word *word[USW_STREAM_WINDOW_MAX];
@@ -34,12 +38,34 @@ struct run {
 	enum usw_backend backend[USW_STREAM_WINDOW_MAX];
 };
 
+/** Begin with runs in [start, end). */
+static struct run begin_runs(const struct usw_target *target, uint64_t start, uint64_t end)
+{
+	uint64_t pages = (end - start) / USW_PAGE_BYTES;
+	struct run run = {.clear = {start, start}};
+
+	if (end > start && pages <= USW_LOOK_PAGES)
+		run.clear.end += USW_PAGE_BYTES *
+				 (uint64_t)usw_guards_before(target, start, (uint32_t)pages);
+	return run;
+}
+
+/** How many pages of a run may be brought in. */
+static uint32_t clear_pages(struct usw_target *target, const struct run *run)
+{
+	uint64_t end = run->start + (uint64_t)run->count * USW_PAGE_BYTES;
+
+	if (run->clear.start <= run->start && end <= run->clear.end)
+		return run->count;
+	return usw_guards_clip(target, run->start, run->count);
+}
+
 /** Bring a run in with one call. What does not go in stays evicted: nobody has asked for it yet. */
 static bool bring_in(struct usw_fault_thread *thread, struct usw_target *target, struct run *run)
 {
 	uint64_t done = 0;
 	uint32_t count = run->count;
-	uint32_t clear = usw_guards_clip(target, run->start, count);
+	uint32_t clear = clear_pages(target, run);
 
 	run->count = 0;
 	if (!clear)
@@ -106,11 +132,13 @@ void usw_prefetch_stream(struct usw_fault_thread *thread, struct usw_target *tar
 	uint64_t step = (uint64_t)forecast->stride * USW_PAGE_BYTES;
 	int64_t room = usw_session_room(thread->session) / 4;
 	uint32_t window = forecast->window;
-	struct run run = {0};
 
 	if (room < (int64_t)window)
 		window = room > 0 ? (uint32_t)room : 0;
 	bool down = forecast->stride < 0; // the lowest page first, so that they lie in a row
+	uint64_t lowest = page + step * (down ? window : 1);
+	uint64_t highest = page + step * (down ? 1 : window);
+	struct run run = begin_runs(target, lowest, highest + USW_PAGE_BYTES);
 	for (uint32_t i = 0; i < window; i++)
 		if (!gather(thread, target, &run, page + step * (down ? window - i : i + 1),
 			    forecast))
@@ -131,7 +159,6 @@ void usw_prefetch_cluster(struct usw_fault_thread *thread, struct usw_target *ta
 	struct usw_clusters *clusters = &target->clusters;
 	int64_t limit = atomic_load_explicit(&session->limit_pages, memory_order_relaxed);
 	uint64_t missing[USW_CLUSTER_PAGES];
-	struct run run = {0};
 	uint32_t count = 0;
 	uint64_t now;
 	bool is_trial;
@@ -149,6 +176,7 @@ void usw_prefetch_cluster(struct usw_fault_thread *thread, struct usw_target *ta
 	uint32_t left_out = is_trial && count ? usw_clusters_choose(clusters, count) : count;
 	if (left_out < count)
 		usw_clusters_leave_out(clusters, missing[left_out] / USW_PAGE_BYTES);
+	struct run run = begin_runs(target, start, start + bytes);
 	for (uint32_t i = 0; i < count; i++)
 		if (i != left_out && !gather(thread, target, &run, missing[i], &none))
 			break;
