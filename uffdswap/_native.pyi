@@ -19,6 +19,7 @@ class _Lib:
     USW_EVENT_OUT_OF_MEMORY: int
     USW_EVENT_POISONED: int
     USW_EVENT_WARNING: int
+    USW_EVENT_ALONE: int
     USW_EVENT_TIER_REMOVED: int
     USW_EVENT_TIER_KEPT: int
     USW_EVENT_FULL: int

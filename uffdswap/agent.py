@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from ._lib import Event, NativeSession, Probe
     from .control_server import ControlServer
+    from .unmanaged import Lookout
 
 __all__ = ("Agent", "main", "open_session")
 
@@ -48,6 +49,7 @@ _KILL_WAIT_SECONDS = 5.0
 # How long the last statistics wait for what is being given back; a target takes milliseconds.
 _SETTLE_SECONDS = 0.5
 _MOVES_SECONDS = 0.005
+_LOOKOUT_SECONDS = 3.0  # from the first target on; see unmanaged.py
 _SO_PEERPIDFD = 77  # since Linux 6.5
 _IGNORED = ("HUP", "INT", "QUIT", "TERM", "USR1", "USR2", "PIPE", "TSTP", "TTIN", "TTOU")
 
@@ -84,6 +86,8 @@ class Agent:
         self._listener: Listener | None = None
         self._desk: ControlServer | None = None
         self._launcher_pid = protocol.peer_of(control).pid
+        self._lookout: Lookout | None = None
+        self._lookout_at: float | None = None
 
     def serve(self) -> None:
         """Run until the session is over."""
@@ -96,6 +100,7 @@ class Agent:
                 self._expire()
                 if self._desk is not None:
                     self._desk.tick()
+                self._look_out()
                 self._flush()
         except Exception as error:
             if isinstance(error, OSError) and limits.behind(error.errno, here=True):
@@ -116,8 +121,10 @@ class Agent:
     # --- The loop's pieces -----------------------------------------------------------------------
 
     def _timeout(self) -> float | None:
-        """Return how long there is nothing to do: for ever, for a session at rest."""
+        """Return how long there is nothing to do: for ever, where there is no target either."""
         deadlines = [pending.deadline for pending in self._pending.values()]
+        if self._lookout_at is not None:
+            deadlines.append(self._lookout_at)
         if self._listener is not None and (again := self._listener.deadline()) is not None:
             deadlines.append(again)
         if self._outgoing or self._expected:
@@ -145,6 +152,29 @@ class Agent:
             self._expected.clear()
         if not (self._targets or self._pending or self._expected or self._has_unnamed_targets()):
             self._over = True
+
+    def _look_out(self) -> None:
+        """Tell of processes of the session that no limit holds for, while there is somebody to."""
+        now = time.monotonic()
+        if self._lookout_at is None or now < self._lookout_at:
+            return
+        if self._finished:
+            self._lookout_at = None
+            return
+        if self._lookout is None:
+            from .unmanaged import Lookout  # noqa: PLC0415 # the program has started long ago
+
+            self._lookout = Lookout(self._warn, is_preloaded=self._program_pid > 0)
+        self._lookout_at = now + _LOOKOUT_SECONDS
+        managed = {pid for pid in self._targets.values() if pid > 0}
+        roots = set(managed)
+        with contextlib.suppress(OSError):  # no descriptor left, say: then at the next look
+            if self._program_pid:  # a launcher of its own, to which orphans come
+                roots |= procfs.children_of(self._launcher_pid) - {os.getpid()}
+            self._lookout_at = now + self._lookout.look(roots, managed)
+
+    def _warn(self, text: str) -> None:
+        self._tell(protocol.Warn(text=text, serious=False), text)
 
     def _has_unnamed_targets(self) -> bool:
         """Tell whether there are forks that are served without ever having handed themselves in."""
@@ -375,6 +405,8 @@ class Agent:
         kind = event.kind.name
         if kind == "TARGET_ADDED":
             self._targets[event.target_id] = event.pid
+            if self._lookout_at is None:
+                self._lookout_at = time.monotonic() + _LOOKOUT_SECONDS
             fds = self._session.target_fds(event.target_id)
             self._send(protocol.Target(id=event.target_id, pid=max(event.pid, 0)), fds)
         elif kind == "TARGET_GONE":
@@ -391,6 +423,9 @@ class Agent:
         elif kind == "TIER_KEPT":
             self._end_removal(event, event.text)
             self._tell(protocol.Warn(text=event.text, serious=False), event.text)
+        elif kind == "ALONE":
+            if self._lookout is None or not self._lookout.has_told_of_shim:
+                self._warn(event.text)
         elif kind == "FULL":
             text = f"{event.text}; {_way_out(self._session_pid())}"
             self._tell(protocol.Warn(text=text, serious=True), text)

@@ -11,7 +11,11 @@ import os
 
 from .record import Record
 
-__all__ = ("Stat", "children_of", "stat_of")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ("Stat", "children_of", "descendants_of", "stat_of")
 
 
 class Stat(Record):
@@ -48,4 +52,26 @@ def children_of(parent: int) -> set[int]:
             stat = stat_of(int(name))
             if stat is not None and stat.parent == parent:
                 children.add(int(name))
+    return children
+
+
+def descendants_of(roots: Iterable[int]) -> set[int]:
+    """Return some processes and all that are below them, whichever thread has made them."""
+    found: set[int] = set()
+    left = set(roots)
+    while left:
+        pid = left.pop()
+        found.add(pid)
+        left |= _children_of_threads(pid) - found
+    return found
+
+
+def _children_of_threads(parent: int) -> set[int]:
+    children: set[int] = set()
+    try:
+        for thread in os.listdir(f"/proc/{parent}/task"):
+            with open(f"/proc/{parent}/task/{thread}/children", "rb") as file:
+                children.update(map(int, file.read().split()))
+    except OSError:  # a thread has ended, or there is no CONFIG_PROC_CHILDREN
+        return children | children_of(parent)
     return children

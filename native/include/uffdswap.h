@@ -65,6 +65,7 @@ enum usw_event_kind {
 	USW_EVENT_OUT_OF_MEMORY, /* nothing is left to give; every target has been killed; text */
 	USW_EVENT_POISONED, /* a page could not be proved right; text says which, tier, reason */
 	USW_EVENT_WARNING,
+	USW_EVENT_ALONE,        /* a forked child has not joined; text says what that means */
 	USW_EVENT_TIER_REMOVED, /* target_id is the tier's ID; text names it */
 	USW_EVENT_TIER_KEPT,    /* a removal was given up; target_id as before; text says why */
 	USW_EVENT_FULL, /* every tier is full, and the session waits; text says what is held */

@@ -290,7 +290,7 @@ static void tell_alone(struct usw_session *session, struct usw_target *target)
 	if (!usw_lasts(&target->alone_since_ns, true, USW_ALONE_NS) || session->reclaim.alone_told)
 		return;
 	session->reclaim.alone_told = true;
-	usw_session_report(session, USW_EVENT_WARNING, target->id, 0,
+	usw_session_report(session, USW_EVENT_ALONE, target->id, 0,
 			   "a forked child could not join; its memory does not count and cannot "
 			   "leave (is it of another user, without /proc, or short of descriptors "
 			   "or address space?)");

@@ -280,6 +280,7 @@ def test_second_configuration_is_out_of_turn(harness: Harness) -> None:
         ),
         ((EventKind.POISONED, 3, 42, "page"), protocol.Warn(text="page", serious=True)),
         ((EventKind.WARNING, 0, 0, "note"), protocol.Warn(text="note", serious=False)),
+        ((EventKind.ALONE, 3, 0, "alone"), protocol.Warn(text="alone", serious=False)),
         ((EventKind.ROOM, 0, 0, "room"), protocol.Warn(text="room", serious=False)),
         ((EventKind.TIER_KEPT, 1, 0, "stays"), protocol.Warn(text="stays", serious=False)),
     ],
@@ -537,3 +538,25 @@ def test_started_by_hand_it_says_how_it_is_started() -> None:
     done = subprocess.run(command, capture_output=True, timeout=SECONDS, check=False)
     assert done.returncode == 2
     assert b"not by hand" in done.stderr
+
+
+def test_look_at_processes_that_fails_does_not_end_the_session(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = []
+
+    def look(*_arguments: object) -> float:
+        looks.append(time.monotonic())
+        raise OSError(errno.EMFILE, "no descriptor left")
+
+    monkeypatch.setattr(agent_module, "_LOOKOUT_SECONDS", 0.01)
+    monkeypatch.setattr("uffdswap.unmanaged.Lookout.look", look)
+    session = harness.start()
+    session.tell(EventKind.TARGET_ADDED, 1, os.getpid())
+    assert isinstance(harness.receive(), protocol.Target)
+    deadline = time.monotonic() + SECONDS
+    while len(looks) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    session.tell(EventKind.WARNING, 0, 0, "still here")
+    assert harness.receive() == protocol.Warn(text="still here", serious=False)
