@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import time
 
-from . import elf, procfs
+from . import procfs
 from .errors import UffdswapError
 from .record import Record
 
@@ -165,6 +165,8 @@ def _preloaded_shim(variables: dict[str, str]) -> str | None:
 
 def _why_not_loadable(pid: int) -> str | None:
     """Return why no loader would preload anything into the program: it is static, say."""
+    from . import elf  # noqa: PLC0415 # a tenth of a MiB of the budget, where all are managed
+
     try:
         elf.check(elf.Program(path=f"/proc/{pid}/exe", arguments=()))
     except UffdswapError as error:

@@ -343,11 +343,11 @@ def test_budget_below_what_is_stored_needs_room_on_disks(start: Any, folders: li
         return bytes_now
 
     wait_until(lambda: ram_bytes() > 40 * MIB, "more is kept in RAM than the budget will be")
-    assert "a budget of 20.0 MiB is too small" in one.command(
-        *("set", one.pid, "--memory", "20M"), status=1
+    assert "a budget of 24.0 MiB is too small" in one.command(
+        *("set", one.pid, "--memory", "24M"), status=1
     )
     one.tier("add", folders[0])
-    one.command("set", one.pid, "--memory", "20M")
+    one.command("set", one.pid, "--memory", "24M")
     wait_until(lambda: ram_bytes() < 10 * MIB, "it went down")
     one.check()
     one.finish()
