@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -110,7 +111,7 @@ def make():
     threading.Event().wait()
 threading.Thread(target=make).start()
 """
-    parent = crowd.start(["/usr/bin/env", "python3", "-I", "-S", "-c", code], os.environ)
+    parent = crowd.start([sys.executable, "-I", "-S", "-c", code], os.environ)
     deadline = time.monotonic() + 20
     while not (texts := crowd.look(parent, managed=[parent])):
         assert time.monotonic() < deadline
