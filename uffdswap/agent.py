@@ -422,7 +422,7 @@ class Agent:
             self._end_removal(event, "")
         elif kind == "TIER_KEPT":
             self._end_removal(event, event.text)
-            self._tell(protocol.Warn(text=event.text, serious=False), event.text)
+            self._warn(event.text)
         elif kind == "ALONE":
             if self._lookout is None or not self._lookout.has_told_of_shim:
                 self._warn(event.text)

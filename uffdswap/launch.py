@@ -69,7 +69,6 @@ _ABORTING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _STATISTICS_SECONDS = 10.0
 _KILL_SECONDS = 5.0
 _UNKILLABLE_SECONDS = 20.0  # the agent tries for five, and then has every page map to walk
-_HANDS_NAME = b"uffdswap-hands"
 _ORPHANS_MAX = 4096
 
 
@@ -607,7 +606,7 @@ def _is_in_our_group(pid: int) -> bool:
 
 def _is_hands(pid: int) -> bool:
     stat = stat_of(pid)
-    return stat is not None and stat.name == _HANDS_NAME
+    return stat is not None and stat.is_hands
 
 
 def _stop_by(number: int) -> None:
@@ -636,7 +635,7 @@ def _orphans(known: set[int]) -> list[int]:
     orphans = []
     for pid in children_of(os.getpid()) - known:
         stat = stat_of(pid)
-        if stat is not None and stat.name != _HANDS_NAME and stat.state != "Z":
+        if stat is not None and not stat.is_hands and stat.state != "Z":
             orphans.append(pid)
     return sorted(orphans)[:_ORPHANS_MAX]
 

@@ -26,6 +26,11 @@ class Stat(Record):
     parent: int
     start_time: int
 
+    @property
+    def is_hands(self) -> bool:
+        """Whether it is, by its name, the helper task of a managed program."""
+        return self.name == b"uffdswap-hands"
+
 
 def stat_of(pid: int) -> Stat | None:
     """Return what a process is, one that has ended but not been reaped included; else None."""

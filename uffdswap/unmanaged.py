@@ -30,7 +30,6 @@ LOOK_SECONDS = 3.0
 _REST = 2000  # a look is followed by a rest of so many times its own time
 _NAMES_MAX = 16
 _UNSEEN_STATES = "ZXTt"  # ended, or stopped: perhaps before the loader has run
-_HANDS_NAME = b"uffdswap-hands"
 _SOCKET = "_UFFDSWAP_SOCKET"
 _AREA = b"/memfd:uffdswap-area"
 _SHIM = "libuffdswap.so"
@@ -77,7 +76,7 @@ class Lookout:
         seen = set()
         for pid in procfs.descendants_of(roots).difference(managed, (os.getpid(),)):
             stat = procfs.stat_of(pid)
-            if stat is None or stat.state in _UNSEEN_STATES or stat.name == _HANDS_NAME:
+            if stat is None or stat.state in _UNSEEN_STATES or stat.is_hands:
                 continue
             if stat.start_time >= self._since:  # who is older came to the launcher by exec
                 seen.add(_Seen(pid=pid, start_time=stat.start_time, name=stat.name))

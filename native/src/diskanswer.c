@@ -274,7 +274,8 @@ static uint32_t settle_run(struct usw_fault_thread *thread, uint32_t from)
 			break;
 		count++;
 	}
-	count = usw_guards_clip(first->target, first->fault.page, count);
+	if (count > 1)
+		count = usw_guards_clip(first->target, first->fault.page, count);
 	if (count < 2)
 		return 0;
 	usw_uffd_copy(first->target->uffd, first->fault.page, usw_diskfault_page(first),

@@ -23,7 +23,6 @@
  * known when the kernel answers again: then all that was announced has been read.
  */
 
-#include <errno.h>
 #include <string.h>
 
 #include "event.h"
@@ -175,8 +174,10 @@ static bool has_left(const struct usw_target *child, const struct uffd_msg *move
 static bool has_seen(const struct usw_target *parent, const struct usw_target *child,
 		     const struct uffd_msg *move)
 {
-	if (move->event != UFFD_EVENT_REMAP || has_left(child, move))
-		return move->event == UFFD_EVENT_REMAP;
+	if (move->event != UFFD_EVENT_REMAP)
+		return false;
+	if (has_left(child, move))
+		return true;
 	for (uint32_t i = 0; i < parent->told_count; i++)
 		if (parent->told[i].message.arg.remap.to == move->arg.remap.from &&
 		    has_left(child, &parent->told[i].message))

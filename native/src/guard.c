@@ -102,18 +102,6 @@ void usw_guards_forget(struct usw_target *target, uint64_t start)
 	pthread_mutex_unlock(&target->map_lock);
 }
 
-static bool has_evicted(const struct usw_target *target, const struct page_region *guard)
-{
-	usw_page_word *word;
-
-	for (uint64_t address = guard->start;
-	     (word = usw_pagemap_next(&target->pagemap, &address, guard->end));
-	     address += USW_PAGE_BYTES)
-		if (usw_page_state(atomic_load(word)) == USW_PAGE_EVICTED)
-			return true;
-	return false;
-}
-
 int usw_guards_take_out(struct usw_target *target, struct page_region *regions, int count)
 {
 	int left = 0;
@@ -121,7 +109,7 @@ int usw_guards_take_out(struct usw_target *target, struct page_region *regions, 
 	for (int i = 0; i < count; i++) {
 		if (!(regions[i].categories & PAGE_IS_SWAPPED))
 			regions[left++] = regions[i];
-		else if (has_evicted(target, &regions[i]))
+		else if (usw_target_has_out(target, regions[i].start, regions[i].end))
 			usw_target_ask_forget(target, regions[i].start);
 	}
 	return left;

@@ -176,7 +176,7 @@ void usw_prefetch_cluster(struct usw_fault_thread *thread, struct usw_target *ta
 	uint32_t left_out = is_trial && count ? usw_clusters_choose(clusters, count) : count;
 	if (left_out < count)
 		usw_clusters_leave_out(clusters, missing[left_out] / USW_PAGE_BYTES);
-	struct run run = begin_runs(target, start, start + bytes);
+	struct run run = begin_runs(target, start, count ? start + bytes : start);
 	for (uint32_t i = 0; i < count; i++)
 		if (i != left_out && !gather(thread, target, &run, missing[i], &none))
 			break;

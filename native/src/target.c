@@ -457,19 +457,25 @@ static struct usw_range mapping_of(const struct usw_target *target, uint64_t pag
 	return covering.range;
 }
 
-/** Unregister a range of which no page has left: that would read as zeros. 0, or -errno. */
-static int let_go(struct usw_target *target, const struct usw_range *range)
+bool usw_target_has_out(const struct usw_target *target, uint64_t start, uint64_t end)
 {
 	usw_page_word *word;
 
-	for (uint64_t address = range->start;
-	     (word = usw_pagemap_next(&target->pagemap, &address, range->end));
+	for (uint64_t address = start; (word = usw_pagemap_next(&target->pagemap, &address, end));
 	     address += USW_PAGE_BYTES) {
 		enum usw_page_state state = usw_page_state(atomic_load(word));
 
 		if (state == USW_PAGE_EVICTED || state == USW_PAGE_EVICTING)
-			return -EBUSY;
+			return true;
 	}
+	return false;
+}
+
+/** Unregister a range of which no page has left: that would read as zeros. 0, or -errno. */
+static int let_go(struct usw_target *target, const struct usw_range *range)
+{
+	if (usw_target_has_out(target, range->start, range->end))
+		return -EBUSY;
 	return usw_uffd_unregister(target->uffd, range->start, range->end - range->start);
 }
 

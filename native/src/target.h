@@ -257,6 +257,9 @@ bool usw_target_let_go(struct usw_target *target, uint64_t page);
  */
 bool usw_target_leave_rest(struct usw_target *target, uint64_t page);
 
+/** Whether a page of [start, end) has left or is leaving. Caller: map_lock, or the fault thread. */
+bool usw_target_has_out(const struct usw_target *target, uint64_t start, uint64_t end);
+
 /** Drop what the page map says of [start, end). Caller holds map_lock. */
 void usw_target_forget(struct usw_target *target, uint64_t start, uint64_t end);
 
