@@ -353,24 +353,59 @@ static bool epoch_is_current(const struct hands *h, const struct batch *b)
 
 // --- evict --------------------------------------------------------------------------------------
 
+static bool is_zero(uintptr_t page)
+{
+	const uint64_t *words = (const uint64_t *)page;
+
+	for (uint32_t i = 0; i < USW_PAGE_BYTES / sizeof(*words); i++)
+		if (words[i])
+			return false;
+	return true;
+}
+
 /**
- * One MOVE into the stage from page number `page` on, inside the gate. Nothing is moved, now or
- * later, for a command the world has outrun.
+ * What a MOVE that fell short has done and not counted (see recount()): the places in the stage say
+ * it, from page number `page` on. A place that was empty holds a page that was moved, or zeros if
+ * mlockall(2) has just filled the stages.
+ *
+ * Inside the gate and at once. Once an event has been read, or waits to be, the same pages cannot be
+ * asked for again, and their places may be somebody else's.
  */
-static int64_t take_guarded(struct hands *h, struct batch *b, const struct stages *s, uint32_t page,
-			    uintptr_t from, uint64_t bytes)
+static void count_again(struct batch *b, const struct stages *s, uint32_t page, uintptr_t from,
+			uint32_t count)
+{
+	uintptr_t in = s->in + (uint64_t)page * USW_PAGE_BYTES;
+	unsigned char there[USW_BATCH_PAGES_MAX];
+
+	if (usw_raw(SYS_mincore, in, (uint64_t)count * USW_PAGE_BYTES, there))
+		return;
+	for (uint32_t i = 0; i < count; i++, in += USW_PAGE_BYTES, from += USW_PAGE_BYTES)
+		if ((there[i] & 1) && !bit_test(s->stuck, page + i) &&
+		    (!is_there(from) || !is_zero(in)))
+			bit_set(b->taken, page + i);
+}
+
+/**
+ * One MOVE of `count` pages into the stage from page number `page` on, inside the gate. Nothing is
+ * moved, now or later, for a command the world has outrun. 0, or why the first page was not taken.
+ */
+static int take_guarded(struct hands *h, struct batch *b, const struct stages *s, uint32_t page,
+			uintptr_t from, uint32_t count)
 {
 	uintptr_t to = s->in + (uint64_t)page * USW_PAGE_BYTES;
 	int64_t moved = -ECANCELED;
 
 	if (!gate_enter(h->ring))
-		return -ECANCELED;
+		return ECANCELED;
 	if (epoch_is_current(h, b))
-		moved = move_pages(h->uffd, to, from, bytes, 0);
-	if (!bit_test(s->stuck, page))
-		moved = recount(moved, from);
+		moved = move_pages(h->uffd, to, from, (uint64_t)count * USW_PAGE_BYTES, 0);
+	uint32_t counted = moved > 0 ? (uint32_t)(moved / USW_PAGE_BYTES) : 0;
+	bits_set(b->taken, page, counted);
+	if (moved == -EEXIST || (counted && counted < count))
+		count_again(b, s, page + counted, from + (uint64_t)counted * USW_PAGE_BYTES,
+			    count - counted);
 	gate_leave(h->ring);
-	return moved;
+	return bit_test(b->taken, page) ? 0 : (int)-moved;
 }
 
 /** What to do about a page that did not move: returns how many pages of the run to pass over. */
@@ -407,17 +442,14 @@ static void take_run(struct hands *h, struct batch *b, struct stages *s, const s
 	uint32_t done = 0;
 
 	while (done < run->page_count) {
-		uint32_t page = first + done;
 		uint32_t rest = run->page_count - done;
 		uintptr_t from = run->address + (uint64_t)done * USW_PAGE_BYTES;
-		int64_t moved = take_guarded(h, b, s, page, from, (uint64_t)rest * USW_PAGE_BYTES);
+		int error = take_guarded(h, b, s, first + done, from, rest);
 
-		if (moved > 0) {
-			bits_set(b->taken, page, moved / USW_PAGE_BYTES);
-			done += moved / USW_PAGE_BYTES;
-		} else {
-			done += take_failed(h, b, s, page, (int)-moved, rest);
-		}
+		if (error)
+			done += take_failed(h, b, s, first + done, error, rest);
+		while (done < run->page_count && bit_test(b->taken, first + done))
+			done++;
 	}
 }
 

@@ -17,13 +17,15 @@
 
 struct miscount {
 	pid_t hands;
-	uint64_t to; /* of the move that is not counted */
+	uint64_t to;      /* of the move that is not counted... */
+	int64_t counted;  /* ...but for so many bytes */
+	uint32_t *raised; /* an event comes in between, and raises this; NULL: none does */
 	bool is_permitted;
 	_Atomic bool is_ready;
 	pthread_t tracer;
 };
 
-/** At the end of a system call: if it is the move, say that nothing was moved. True: it was. */
+/** At the end of a system call: if it is the move, say that less was moved. True: it was. */
 static bool miscount_one(const struct miscount *m)
 {
 	struct user_regs_struct registers;
@@ -36,8 +38,10 @@ static bool miscount_one(const struct miscount *m)
 	    process_vm_readv(m->hands, &local, 1, &remote, 1, 0) != sizeof(move) ||
 	    move.dst != m->to || move.move <= 0)
 		return false;
-	move.move = -EEXIST;
-	registers.rax = (unsigned long)-EEXIST;
+	move.move = m->counted ? m->counted : -EEXIST;
+	registers.rax = (unsigned long)(m->counted ? -EAGAIN : -EEXIST);
+	if (m->raised)
+		__atomic_fetch_add(m->raised, 1, __ATOMIC_SEQ_CST);
 	must(process_vm_writev(m->hands, &local, 1, &remote, 1, 0) == sizeof(move));
 	must(ptrace(PTRACE_SETREGS, m->hands, NULL, &registers) == 0);
 	return true;
@@ -64,10 +68,9 @@ static void *miscount_trace(void *argument)
 	return NULL;
 }
 
-/** The next move of hands to an address is not counted. False: tracing is not permitted here. */
-static bool miscount_order(struct miscount *m, pid_t hands, uint64_t to)
+/** A move of hands is not counted. False: tracing is not permitted here. */
+static bool miscount_order(struct miscount *m)
 {
-	*m = (struct miscount){.hands = hands, .to = to};
 	must(pthread_create(&m->tracer, NULL, miscount_trace, m) == 0);
 	must(rig_wait_for(m->is_ready));
 	if (!m->is_permitted)

@@ -707,12 +707,12 @@ static bool test_moves_that_are_not_counted_lose_nothing(void)
 	target_arm(t);
 	target_register(t, address, 16);
 	for (uint32_t i = 0; is_permitted && i < 3; i++) {
-		struct miscount miscount;
+		struct miscount miscount = {.hands = rig_hands(t), .to = places[i]};
 
 		/* A hole, so that the second place begins a run. */
 		if (i == 1)
 			check(rig_evict(t, page_at(address, 2), 1, 200) == 0);
-		is_permitted = miscount_order(&miscount, rig_hands(t), places[i]);
+		is_permitted = miscount_order(&miscount);
 		if (!is_permitted)
 			break;
 		rig_evict(t, address, 16, i * 16);
@@ -724,6 +724,32 @@ static bool test_moves_that_are_not_counted_lose_nothing(void)
 	}
 	rig_end(&p, t);
 	return is_permitted;
+}
+
+/** An event ends the batch before the pages could be asked for again. */
+static void test_moves_that_are_not_counted_are_known_at_once(void)
+{
+	struct puppet p = start_managed();
+	struct target *t = target_accept();
+	uint64_t address = map_pages(&p, 0, 16, 27);
+
+	target_arm(t);
+	target_register(t, address, 16);
+	for (uint32_t counted = 0; counted < 16; counted += 5) {
+		struct miscount miscount = {.hands = rig_hands(t),
+					    .to = stage_in(t),
+					    .counted = counted * (int64_t)USW_PAGE_BYTES,
+					    .raised = &t->ring->epoch};
+
+		must(miscount_order(&miscount));
+		rig_evict(t, address, 16, 0);
+		miscount_end(&miscount);
+		check(ring_moved_count(t) == 16);
+		check(rig_slots_right(t, 0, 16, 27) == 16);
+		check(rig_stages_empty(t));
+		check(count_wrong(&p, 0, address, 16, 27) == 0);
+	}
+	rig_end(&p, t);
 }
 
 static void test_stages_that_are_torn_up_end_the_program(void)
@@ -1353,7 +1379,9 @@ int main(int argc, char **argv)
 	run(test_nothing_moves_while_the_agent_has_the_gate);
 	run(test_a_failing_second_move_loses_nothing);
 	run(test_a_page_that_stays_in_the_stage_is_fetched_later);
-	if (!run(test_moves_that_are_not_counted_lose_nothing))
+	if (run(test_moves_that_are_not_counted_lose_nothing))
+		run(test_moves_that_are_not_counted_are_known_at_once);
+	else
 		printf("ptrace is not permitted: moves that are not counted not tested\n");
 	run(test_stages_that_are_torn_up_end_the_program);
 	run(test_locked_stages_are_unlocked);
