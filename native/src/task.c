@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "task.h"
@@ -75,4 +76,15 @@ bool usw_task_is_in(int pid, uint32_t thread_id, long call)
 	// The number and its arguments; -1 outside of any, "running" where it does not wait.
 	return usw_task_read(pid, thread_id, "syscall", text, sizeof(text)) && text[0] >= '0' &&
 	       text[0] <= '9' && strtol(text, NULL, 10) == call;
+}
+
+bool usw_task_faults_in(int pid, uint32_t thread_id, long call)
+{
+	static const char fault[] = "handle_userfault";
+	char text[64];
+
+	// Asked before and after: in between it may have left the call, and wait for another fault.
+	return usw_task_is_in(pid, thread_id, call) &&
+	       usw_task_read(pid, thread_id, "wchan", text, sizeof(text)) &&
+	       (!strcmp(text, "0") || !strcmp(text, fault)) && usw_task_is_in(pid, thread_id, call);
 }

@@ -35,4 +35,10 @@ int usw_task_open(int pid, const char *name);
 /** Whether a thread is in a system call, waiting. False also if that is not for us to know. */
 bool usw_task_is_in(int pid, uint32_t thread_id, long call);
 
+/**
+ * Whether a thread waits in a system call for the answer to a fault, and not for an event to be read.
+ * Where the kernel does not tell (wchan), the system call is believed in alone.
+ */
+bool usw_task_faults_in(int pid, uint32_t thread_id, long call);
+
 #endif /* USW_TASK_H */

@@ -9,8 +9,12 @@
 #include "check.h"
 #include "task.h"
 
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
 #include <pthread.h>
 #include <signal.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -96,9 +100,44 @@ static void test_a_thread_in_a_call(void)
 		usleep(1000);
 	CHECK_THAT(usw_task_is_in(child, (uint32_t)child, SYS_pause), ==, 1);
 	CHECK_THAT(usw_task_is_in(child, (uint32_t)child, SYS_mremap), ==, 0);
+	CHECK_THAT(usw_task_faults_in(child, (uint32_t)child, SYS_pause), ==, 0);
 	end(child);
 	CHECK_THAT(usw_task_is_in(child, (uint32_t)child, SYS_pause), ==, 0);
 	CHECK_THAT(usw_task_is_in(getpid(), (uint32_t)getpid(), SYS_pause), ==, 0);
+}
+
+static void *fault(void *memory)
+{
+	read(open("/dev/zero", O_RDONLY), memory, 1);
+	return NULL;
+}
+
+static void test_a_thread_that_faults_in_a_call(void)
+{
+	int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
+	struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_THREAD_ID};
+
+	if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api) < 0) {
+		printf("no userfaultfd: faults in a call not tested\n");
+		return;
+	}
+	void *memory = mmap(NULL, USW_PAGE_BYTES, PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct uffdio_register registration = {.range = {(uintptr_t)memory, USW_PAGE_BYTES},
+					       .mode = UFFDIO_REGISTER_MODE_MISSING};
+	struct uffdio_zeropage zeros = {.range = registration.range};
+	struct uffd_msg message;
+	pthread_t thread;
+
+	CHECK_THAT(ioctl(uffd, UFFDIO_REGISTER, &registration), ==, 0);
+	CHECK_THAT(pthread_create(&thread, NULL, fault, memory), ==, 0);
+	CHECK_THAT(read(uffd, &message, sizeof(message)), ==, sizeof(message));
+	uint32_t id = message.arg.pagefault.feat.ptid;
+	CHECK_THAT(usw_task_faults_in(getpid(), id, SYS_read), ==, 1);
+	CHECK_THAT(usw_task_faults_in(getpid(), id, SYS_mremap), ==, 0);
+	CHECK_THAT(ioctl(uffd, UFFDIO_ZEROPAGE, &zeros), ==, 0);
+	pthread_join(thread, NULL);
+	close(uffd);
 }
 
 int main(void)
@@ -107,5 +146,6 @@ int main(void)
 	test_a_process_that_has_ended();
 	test_a_process_without_its_first_thread();
 	test_a_thread_in_a_call();
+	test_a_thread_that_faults_in_a_call();
 	return 0;
 }
