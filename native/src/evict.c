@@ -24,8 +24,12 @@
  */
 #define USW_SCAN_BYTES (16ull << 20)
 #define USW_SCAN_SHARE 4u
+/* Mappings are looked over together that have no more than this between them: guards, mostly. */
+#define USW_SCAN_GAP_BYTES (64ull << 10)
 /* How long it is believed that the kernel refuses a mapping. */
 #define USW_REFUSAL_NS 1000000000u
+/* A lap after which the mappings are read again is so many times as long as that takes. */
+#define USW_LOOK_SHARE 16u
 
 /** Pages picked for one command, in address order. */
 struct usw_batch {
@@ -229,14 +233,17 @@ static void publish_stretches(struct usw_target *target)
 /** The eligible mappings, without what is ours and what the kernel has refused before. */
 static int rescan(struct usw_target *target)
 {
+	uint64_t begun_ns = usw_now_ns();
 	int ret = usw_maps_read(target->maps_fd, &target->eligible);
 	if (ret)
 		return ret;
 
+	target->looked_ns = usw_now_ns();
+	target->look_ns = target->looked_ns - begun_ns;
 	// A refusal is worth asking again now and then: mappings come and go.
-	if (usw_now_ns() - target->refused_ns > USW_REFUSAL_NS) {
+	if (target->looked_ns - target->refused_ns > USW_REFUSAL_NS) {
 		target->refused.count = 0;
-		target->refused_ns = usw_now_ns();
+		target->refused_ns = target->looked_ns;
 	}
 	bool fits = leave_out(target, target->area_start, target->area_start + USW_AREA_BYTES) &&
 		    leave_out(target, target->token_page, target->token_page + USW_PAGE_BYTES);
@@ -364,6 +371,72 @@ void usw_evict_look(struct usw_target *target)
 	rescan(target);
 }
 
+/**
+ * Where a scan ends that begins at `start`, in mapping number `i`. Small mappings that lie close are
+ * looked over together.
+ */
+static uint64_t scan_end(const struct usw_target *target, uint32_t i, uint64_t start,
+			 uint64_t bytes)
+{
+	const struct usw_ranges *mappings = &target->eligible.mappings;
+	uint64_t limit = huge_end(start + bytes);
+	uint64_t end = usw_min(mappings->at[i].end, limit);
+
+	for (i++; i < mappings->count && mappings->at[i].start < limit &&
+		  mappings->at[i].start - end <= USW_SCAN_GAP_BYTES;
+	     i++)
+		end = usw_min(mappings->at[i].end, limit);
+	return end;
+}
+
+/** What of the regions is in a mapping; how many pieces that are. */
+static int clip(const struct page_region *regions, int count, struct usw_range mapping,
+		struct page_region *ret)
+{
+	int kept = 0;
+
+	for (int i = 0; i < count && regions[i].start < mapping.end; i++) {
+		uint64_t start = usw_max(regions[i].start, mapping.start);
+		uint64_t end = usw_min(regions[i].end, mapping.end);
+
+		if (start < end)
+			ret[kept++] = (struct page_region){start, end, regions[i].categories};
+	}
+	return kept;
+}
+
+/**
+ * Pick from the mappings in [cursor, end), where the kernel says that the regions are present; the
+ * cursor follows. False: the batch is full or the rest must wait.
+ */
+static bool pick_from_mappings(struct usw_target *target, struct usw_batch *batch,
+			       const struct page_region *regions, int count, uint64_t end)
+{
+	struct page_region own[USW_SCAN_REGIONS];
+
+	for (int at = 0; target->cursor < end;) {
+		uint32_t i = usw_ranges_find(&target->eligible.mappings, target->cursor);
+
+		if (i == target->eligible.mappings.count)
+			break;
+		struct usw_range mapping = target->eligible.mappings.at[i];
+		while (at < count && regions[at].end <= mapping.start)
+			at++;
+		if (mapping.start >= end)
+			break;
+		int mine = clip(&regions[at], count - at, mapping, own);
+
+		mine = usw_guards_take_out(target, own, mine);
+		batch->mapping_start = mapping.start;
+		if (mine > 0 && may_leave(target, mapping, own, mine) &&
+		    !pick_from(target, batch, own, mine, &target->cursor))
+			return false;
+		target->cursor = mapping.end;
+	}
+	target->cursor = end;
+	return true;
+}
+
 /** Fill the batch from the cursor on. Sets *ret_wrapped if the sweep came round. */
 static void pick(struct usw_target *target, struct usw_batch *batch, bool *ret_wrapped)
 {
@@ -379,28 +452,22 @@ static void pick(struct usw_target *target, struct usw_batch *batch, bool *ret_w
 			*ret_wrapped = true;
 			return;
 		}
-		struct usw_range range = target->eligible.mappings.at[i];
-		uint64_t start = usw_max(target->cursor, range.start);
-		uint64_t end = usw_min(range.end, huge_end(start + scan_bytes));
-		scan_bytes = usw_min(2 * scan_bytes, USW_SCAN_BYTES);
+		uint64_t start = usw_max(target->cursor, target->eligible.mappings.at[i].start);
+		uint64_t end = scan_end(target, i, start, scan_bytes);
 		uint64_t walk_end = end;
 		int count = usw_maps_present(target->pagemap_fd, start, end, regions,
 					     USW_SCAN_REGIONS, &walk_end);
 
+		scan_bytes = usw_min(2 * scan_bytes, USW_SCAN_BYTES);
 		swept += (uint32_t)((walk_end - start) / USW_PAGE_BYTES) + 1;
 		if (count < 0) {
 			target->eligible_stale = true;
 			return;
 		}
-		count = usw_guards_take_out(target, regions, count);
-		if (count > 0 && !may_leave(target, range, regions, count)) {
-			target->cursor = range.end;
-			continue;
-		}
-		batch->mapping_start = range.start;
-		if (!pick_from(target, batch, regions, count, &target->cursor))
+		target->cursor = start;
+		if (!pick_from_mappings(target, batch, regions, count,
+					walk_end > start ? walk_end : end))
 			return;
-		target->cursor = walk_end > start ? walk_end : end;
 	}
 }
 
@@ -716,6 +783,22 @@ static int evict_shared(struct usw_target *target, struct usw_batch *batch, uint
 	return ret;
 }
 
+/**
+ * The sweep has come round. New mappings are waited for as long as the old ones give something, if to
+ * look for them takes long.
+ */
+static void end_lap(struct usw_target *target)
+{
+	uint64_t since_ns = usw_now_ns() - target->looked_ns;
+
+	target->eligible_stale |= !target->gave_in_lap ||
+				  since_ns / USW_LOOK_SHARE >= target->look_ns;
+	target->gave_in_lap = false;
+	// Exclusive pages go first; what was passed over as shared has its turn in the next lap.
+	target->unshare_lap = target->shared_in_lap;
+	target->shared_in_lap = false;
+}
+
 enum usw_evict_result usw_evict_some(struct usw_target *target, uint32_t wanted, bool unshare,
 				     uint32_t *ret_evicted)
 {
@@ -751,18 +834,14 @@ enum usw_evict_result usw_evict_some(struct usw_target *target, uint32_t wanted,
 	}
 	usw_age_end_batch(&target->age, batch.page_count, *ret_evicted - before);
 	target->ending_owed |= *ret_evicted != before;
+	target->gave_in_lap |= *ret_evicted != before;
 	if (wrapped)
 		usw_age_end_lap(&target->age);
 	pthread_mutex_unlock(&target->map_lock);
 	if (atomic_load(&target->deferred_waiting))
 		usw_fault_kick(target->session);
-	if (wrapped) {
-		// Exclusive pages go first; what was passed over as shared has its turn in the next
-		// lap.
-		target->unshare_lap = target->shared_in_lap;
-		target->shared_in_lap = false;
-		target->eligible_stale = true;
-	}
+	if (wrapped)
+		end_lap(target);
 	return wrapped ? USW_EVICT_WRAPPED : USW_EVICT_DONE;
 }
 

@@ -175,6 +175,9 @@ struct usw_target {
 	struct usw_ranges refused; /* the kernel would not register it */
 	uint64_t refused_ns;       /* when `refused` was last emptied */
 	bool eligible_stale;
+	uint64_t looked_ns;   /* when `eligible` was read */
+	uint64_t look_ns;     /* how long that took */
+	bool gave_in_lap;     /* pages have left in this lap of the sweep */
 	bool shared_in_lap;   /* this lap of the sweep has met pages shared since a fork */
 	bool unshare_lap;     /* it takes them over: the one before has passed over them */
 	uint64_t cursor;      /* address at which the sweep goes on */
