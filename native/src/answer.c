@@ -424,6 +424,8 @@ enum usw_verdict usw_answer(struct usw_fault_thread *thread, struct usw_target *
 		return leave_hole(target, fault);
 	if (usw_unlikely(fault->page == target->token_page))
 		return answer_token(thread, target, fault->page);
+	if (usw_unlikely(fault->is_again) && usw_guards_meet(target, fault->page))
+		return usw_answer_failed(thread, target, fault->page, -ENOENT);
 	if (usw_unlikely(fault->flags & UFFD_PAGEFAULT_FLAG_WP))
 		return let_write(thread, target, fault);
 	if (usw_unlikely(usw_target_may_be_wiped(target, fault->page))) {

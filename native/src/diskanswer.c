@@ -219,8 +219,9 @@ static enum usw_verdict settle_read(struct usw_fault_thread *thread, struct usw_
 							     where, why);
 	} else if (!usw_answer_has_room(thread, target, &fault)) {
 		verdict = read->is_ahead ? USW_DROPPED : USW_DEFER;
-	} else if (read->is_ahead && !usw_guards_clip(target, fault.page, 1)) {
-		verdict = USW_DROPPED;
+	} else if (read->is_ahead ? !usw_guards_clip(target, fault.page, 1)
+				  : usw_guards_meet(target, fault.page)) {
+		verdict = usw_answer_failed(thread, target, fault.page, -ENOENT);
 	} else {
 		int ret = usw_answer_hand_in(thread, target, fault.page, word, now,
 					     usw_diskfault_page(read), USW_BACKEND_OBJECT, true,

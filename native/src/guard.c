@@ -59,6 +59,11 @@ uint32_t usw_guards_clip(struct usw_target *target, uint64_t page, uint32_t coun
 	return before;
 }
 
+bool usw_guards_meet(struct usw_target *target, uint64_t page)
+{
+	return usw_guards_are_seen(target) && !usw_guards_clip(target, page, 1);
+}
+
 static void forget_evicted(struct usw_target *target, const struct page_region *guard)
 {
 	usw_page_word *word;

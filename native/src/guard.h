@@ -40,6 +40,12 @@ uint32_t usw_guards_before(const struct usw_target *target, uint64_t page, uint3
 uint32_t usw_guards_clip(struct usw_target *target, uint64_t page, uint32_t count);
 
 /**
+ * Whether a page has become a guard while its fault waited: another thread may have gone on, and
+ * somebody has given the page away. What had left of it is forgotten.
+ */
+bool usw_guards_meet(struct usw_target *target, uint64_t page);
+
+/**
  * Forget what has left of pages that are guards now, from `start` on and as far as one scan of the
  * sweep reaches. The fault thread calls, without map_lock.
  */

@@ -9,6 +9,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 
+#include "answer.h"
 #include "check.h"
 #include "guard.h"
 #include "session.h"
@@ -161,6 +162,25 @@ static void test_the_sweep_has_it_forgotten_and_takes_what_is_present(void)
 	stop();
 }
 
+/** Whoever waited may have had its answer, and another thread has made a guard of the page. */
+static void test_a_fault_that_has_waited_fills_no_guard(void)
+{
+	start();
+	struct usw_fault fault = {.page = base + PAGES(10), .is_again = true};
+
+	atomic_store(&session.limit_pages, 1000);
+	CHECK_EQ(usw_uffd_register(target->uffd, base, PAGES(COUNT)), 0);
+	put(10, USW_PAGE_EVICTED);
+	install(10, 2);
+	CHECK_EQ(usw_answer(&thread, target, &fault), USW_DROPPED);
+	CHECK_EQ(state_of(10), USW_PAGE_NONE);
+	fault.page = base + PAGES(11);
+	CHECK_EQ(usw_answer(&thread, target, &fault), USW_DROPPED);
+	CHECK_EQ(usw_guards_before(target, base + PAGES(10), 2), 0);
+	CHECK_EQ(usw_guards_before(target, base + PAGES(11), 1), 0);
+	stop();
+}
+
 int main(void)
 {
 	check_start(60);
@@ -173,5 +193,6 @@ int main(void)
 	test_only_what_a_guard_replaces_is_forgotten();
 	test_nothing_is_forgotten_while_the_kernel_tells_of_a_change();
 	test_the_sweep_has_it_forgotten_and_takes_what_is_present();
+	test_a_fault_that_has_waited_fills_no_guard();
 	return 0;
 }
