@@ -412,8 +412,10 @@ class Agent:
         elif kind == "TARGET_GONE":
             self._targets.pop(event.target_id, None)
             self._send(protocol.Gone(id=event.target_id))
-        elif kind == "TARGET_KILLED":
-            self._tell(protocol.Killed(pid=max(event.pid, 0), text=event.text), event.text)
+        elif kind in ("TARGET_KILLED", "NOT_KILLED"):
+            goes_on = kind == "NOT_KILLED"
+            killed = protocol.Killed(pid=max(event.pid, 0), text=event.text, goes_on=goes_on)
+            self._tell(killed, protocol.fate_of(killed))
         elif kind == "OUT_OF_MEMORY":
             self._tell(protocol.Fatal(kind="out_of_memory", text=event.text), event.text)
         elif kind == "REQUEST_DONE":

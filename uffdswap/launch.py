@@ -421,10 +421,11 @@ class Launcher:
 
     def _on_killed(self, message: protocol.Killed) -> None:
         if message.pid == self._pid:
-            what = f"the program (process {message.pid}) was killed"
+            fate = "has to be killed" if message.goes_on else "was killed"
+            what = f"the program (process {message.pid}) {fate}"
             self._failure = self._failure or SessionFailed(what, cause=message.text)
         elif self._failure is None:
-            self._tell(ERROR, f"process {message.pid} was killed: {message.text}")
+            self._tell(ERROR, protocol.fate_of(message))
 
     def _on_refused(self, message: protocol.Refused) -> None:
         if message.pid == 0:

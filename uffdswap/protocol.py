@@ -45,6 +45,7 @@ __all__ = (
     "close_all",
     "decode",
     "encode",
+    "fate_of",
     "is_own",
     "peer_of",
     "receive",
@@ -127,10 +128,15 @@ class Gone(Message):
 
 
 class Killed(Message):
-    """The agent had to kill a target."""
+    """The agent had to kill a target, for the reason in the text.
+
+    A target that is another user's by now may be out of its reach, and goes on. A pid of 0 is that
+    of a forked child that has not handed itself in.
+    """
 
     pid: int
     text: str
+    goes_on: bool = False
 
 
 class Fatal(Message):
@@ -271,6 +277,22 @@ def _check_fields(kind: type[Message], body: dict[str, Any]) -> None:
     for name, annotation in kind.__annotations__.items():
         if not _CHECKS[annotation](body[name]):
             raise ProtocolError(f"a {kind.__name__} message has a wrong {name}")
+
+
+def fate_of(killed: Killed) -> str:
+    """Say what has become of a target that had to be killed, for people.
+
+    >>> fate_of(Killed(pid=7, text="its pages are lost"))
+    'process 7 was killed: its pages are lost'
+    >>> fate_of(Killed(pid=7, text="its pages are lost", goes_on=True))
+    'process 7 has to be killed: its pages are lost; as root: kill -KILL 7'
+    """
+    if not killed.goes_on:
+        return f"process {killed.pid} was killed: {killed.text}"
+    if not killed.pid:
+        return f"a forked child that has not handed itself in has to be killed: {killed.text}"
+    remedy = f"as root: kill -KILL {killed.pid}"
+    return f"process {killed.pid} has to be killed: {killed.text}; {remedy}"
 
 
 def send(channel: socket.socket, message: Message, fds: Sequence[int] = ()) -> None:

@@ -249,7 +249,7 @@ class StandingAgent:
         elif isinstance(message, protocol.Statistics):
             session.lingers = message.remaining > 0
         elif isinstance(message, protocol.Killed):
-            self._tell(f"process {message.pid} was killed: {message.text}")
+            self._tell(protocol.fate_of(message))
         elif isinstance(message, protocol.Refused):
             who = message.pid or session.pid
             self._tell(f"process {who} is not managed: {message.text}")

@@ -62,6 +62,7 @@ enum usw_event_kind {
 	USW_EVENT_TARGET_ADDED,  /* target_id, pid; descriptors may be had from usw_target_fds() */
 	USW_EVENT_TARGET_GONE,   /* target_id, pid */
 	USW_EVENT_TARGET_KILLED, /* the agent had to kill it; text says why */
+	USW_EVENT_NOT_KILLED,    /* it had to be killed and could not; text says why it had to */
 	USW_EVENT_OUT_OF_MEMORY, /* nothing is left to give; every target has been killed; text */
 	USW_EVENT_POISONED, /* a page could not be proved right; text says which, tier, reason */
 	USW_EVENT_WARNING,
@@ -245,7 +246,7 @@ int usw_target_add(struct usw_session *session, int connection, int pidfd, int p
  */
 int usw_target_fds(struct usw_session *session, uint32_t target_id, int *fds, int capacity);
 
-/* SIGKILL every target, in any state. The text becomes a TARGET_KILLED event each. */
+/* SIGKILL every target, in any state. The text becomes an event each: TARGET_KILLED, NOT_KILLED. */
 void usw_session_kill_all(struct usw_session *session, const char *why);
 
 /* What one target holds and has done. Gauges are marked (g). */

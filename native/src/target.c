@@ -595,11 +595,17 @@ void usw_target_poison_all(struct usw_target *target)
 
 void usw_target_kill(struct usw_target *target, const char *why)
 {
-	if (target->pidfd >= 0)
-		syscall(SYS_pidfd_send_signal, target->pidfd, SIGKILL, NULL, 0);
+	// A process that is another user's by now may be out of our reach, and so is a forked child
+	// that has not handed itself in.
+	bool is_killed = target->pidfd >= 0 &&
+			 syscall(SYS_pidfd_send_signal, target->pidfd, SIGKILL, NULL, 0) == 0;
+
+	if (!is_killed && target->pidfd >= 0 && errno == ESRCH)
+		return; // it has ended by itself
 	if (!atomic_exchange(&target->kill_reported, true))
-		usw_session_report(target->session, USW_EVENT_TARGET_KILLED, target->id,
-				   target->pid, "%s", why);
+		usw_session_report(target->session,
+				   is_killed ? USW_EVENT_TARGET_KILLED : USW_EVENT_NOT_KILLED,
+				   target->id, target->pid, "%s", why);
 }
 
 static void ask(struct usw_fault_thread *thread)

@@ -269,7 +269,7 @@ void usw_target_forget(struct usw_target *target, uint64_t start, uint64_t end);
 /** True while the process has not exited. Any thread. */
 bool usw_target_is_running(const struct usw_target *target);
 
-/** SIGKILL the process and report why, once. Any thread. */
+/** SIGKILL the process and report why, once, or that it is out of our reach. Any thread. */
 void usw_target_kill(struct usw_target *target, const char *why);
 
 /**

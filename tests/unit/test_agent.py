@@ -275,6 +275,10 @@ def test_second_configuration_is_out_of_turn(harness: Harness) -> None:
         ((EventKind.TARGET_GONE, 3, 42), protocol.Gone(id=3)),
         ((EventKind.TARGET_KILLED, 3, 42, "why"), protocol.Killed(pid=42, text="why")),
         (
+            (EventKind.NOT_KILLED, 3, 42, "why"),
+            protocol.Killed(pid=42, text="why", goes_on=True),
+        ),
+        (
             (EventKind.OUT_OF_MEMORY, 0, 0, "why"),
             protocol.Fatal(kind="out_of_memory", text="why"),
         ),
