@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from ._lib import Event, NativeSession, Probe
     from .control_server import ControlServer
-    from .unmanaged import Lookout
+    from .unmanaged import Watch
 
 __all__ = ("Agent", "main", "open_session")
 
@@ -49,7 +49,8 @@ _KILL_WAIT_SECONDS = 5.0
 # How long the last statistics wait for what is being given back; a target takes milliseconds.
 _SETTLE_SECONDS = 0.5
 _MOVES_SECONDS = 0.005
-_LOOKOUT_SECONDS = 3.0  # from the first target on; see unmanaged.py
+_LOOK_SECONDS = 3.0  # from the first target on; see unmanaged.py
+_KNOWN_MAX = 4096
 _SO_PEERPIDFD = 77  # since Linux 6.5
 _IGNORED = ("HUP", "INT", "QUIT", "TERM", "USR1", "USR2", "PIPE", "TSTP", "TTIN", "TTOU")
 
@@ -86,8 +87,9 @@ class Agent:
         self._listener: Listener | None = None
         self._desk: ControlServer | None = None
         self._launcher_pid = protocol.peer_of(control).pid
-        self._lookout: Lookout | None = None
-        self._lookout_at: float | None = None
+        self._watch: Watch | None = None
+        self._look_at: float | None = None  # None also while a look is under way
+        self._known: set[int] = set()  # that have told themselves that they are not managed
 
     def serve(self) -> None:
         """Run until the session is over."""
@@ -123,8 +125,8 @@ class Agent:
     def _timeout(self) -> float | None:
         """Return how long there is nothing to do: for ever, where there is no target either."""
         deadlines = [pending.deadline for pending in self._pending.values()]
-        if self._lookout_at is not None:
-            deadlines.append(self._lookout_at)
+        if self._look_at is not None:
+            deadlines.append(self._look_at)
         if self._listener is not None and (again := self._listener.deadline()) is not None:
             deadlines.append(again)
         if self._outgoing or self._expected:
@@ -154,24 +156,42 @@ class Agent:
             self._over = True
 
     def _look_out(self) -> None:
-        """Tell of processes of the session that no limit holds for, while there is somebody to."""
+        """Look for processes of the session that no limit holds for, while there is somebody to."""
         now = time.monotonic()
-        if self._lookout_at is None or now < self._lookout_at:
+        if self._look_at is None or now < self._look_at:
             return
+        self._look_at = None
         if self._finished:
-            self._lookout_at = None
             return
-        if self._lookout is None:
-            from .unmanaged import Lookout  # noqa: PLC0415 # the program has started long ago
+        try:
+            self._begin_look()
+        except (OSError, RuntimeError):  # no descriptor left, say, or no thread
+            self._look_at = now + _LOOK_SECONDS
 
-            self._lookout = Lookout(self._warn, is_preloaded=self._program_pid > 0)
-        self._lookout_at = now + _LOOKOUT_SECONDS
+    def _begin_look(self) -> None:
+        if self._watch is None:
+            from .unmanaged import Watch  # noqa: PLC0415 # the program has started long ago
+
+            watch = Watch(is_preloaded=self._program_pid > 0)
+            self._selector.register(watch.event_fd, selectors.EVENT_READ, self._on_look)
+            self._watch = watch
         managed = {pid for pid in self._targets.values() if pid > 0}
+        joining = {protocol.peer_of(one.connection).pid for one in self._pending.values()}
         roots = set(managed)
-        with contextlib.suppress(OSError):  # no descriptor left, say: then at the next look
-            if self._program_pid:  # a launcher of its own, to which orphans come
-                roots |= procfs.children_of(self._launcher_pid) - {os.getpid()}
-            self._lookout_at = now + self._lookout.look(roots, managed)
+        if self._program_pid:  # a launcher of its own, to which orphans come
+            roots |= procfs.children_of(self._launcher_pid) - {os.getpid()}
+        has_all = len(self._known) < _KNOWN_MAX and min(self._targets.values(), default=1) > 0
+        self._watch.begin(roots, managed, self._known | joining if has_all else None)
+
+    def _on_look(self) -> None:
+        """Tell what a look has found, and plan the next."""
+        assert self._watch is not None
+        texts, rest = self._watch.end()
+        if self._finished:
+            return
+        for text in texts:
+            self._warn(text)
+        self._look_at = time.monotonic() + (_LOOK_SECONDS if rest is None else rest)
 
     def _warn(self, text: str) -> None:
         self._tell(protocol.Warn(text=text, serious=False), text)
@@ -189,6 +209,8 @@ class Agent:
             self._listener.close()
         if self._desk is not None:
             self._desk.close()
+        if self._watch is not None:
+            self._watch.close()
         if self._session is not None:
             self._session.close()
         if self._finished and self._folder:
@@ -405,8 +427,8 @@ class Agent:
         kind = event.kind.name
         if kind == "TARGET_ADDED":
             self._targets[event.target_id] = event.pid
-            if self._lookout_at is None:
-                self._lookout_at = time.monotonic() + _LOOKOUT_SECONDS
+            if self._watch is None and self._look_at is None:
+                self._look_at = time.monotonic() + _LOOK_SECONDS
             fds = self._session.target_fds(event.target_id)
             self._send(protocol.Target(id=event.target_id, pid=max(event.pid, 0)), fds)
         elif kind == "TARGET_GONE":
@@ -426,7 +448,7 @@ class Agent:
             self._end_removal(event, event.text)
             self._warn(event.text)
         elif kind == "ALONE":
-            if self._lookout is None or not self._lookout.has_told_of_shim:
+            if self._watch is None or not self._watch.lookout.has_told_of_shim:
                 self._warn(event.text)
         elif kind == "FULL":
             text = f"{event.text}; {_way_out(self._session_pid())}"
@@ -462,7 +484,13 @@ class Agent:
 
     def _refuse(self, connection: socket.socket, why: str) -> None:
         """Let the user know of a process that will not be managed."""
-        self._send(protocol.Refused(pid=protocol.peer_of(connection).pid, text=why))
+        pid = protocol.peer_of(connection).pid
+        self._note_known(pid)
+        self._send(protocol.Refused(pid=pid, text=why))
+
+    def _note_known(self, pid: int) -> None:
+        if len(self._known) < _KNOWN_MAX:
+            self._known.add(pid)
 
     def _drop(self, fd: int) -> None:
         """Close a connection that did not become a target."""
@@ -505,6 +533,7 @@ class Agent:
         """
         self._refused += 1
         pid = protocol.peer_of(connection).pid
+        self._note_known(pid)
         text = _why_given_up(error)
         self._send(protocol.Refused(pid=pid, text=text, has_given_up=True))
         if self._is_program(pid):
@@ -536,6 +565,7 @@ class Agent:
             self._refused += 1
             if error.errno == errno.ESRCH:
                 return  # it has ended meanwhile: there is nothing to manage
+            self._note_known(pid)
             self._send(protocol.Refused(pid=pid, text=error.strerror or str(error)))
             return
         if again:

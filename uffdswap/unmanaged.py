@@ -11,6 +11,7 @@ itself, or the data plane does.
 
 from __future__ import annotations
 
+import _thread
 import os
 import time
 
@@ -22,12 +23,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
-__all__ = ("LOOK_SECONDS", "Lookout")
+__all__ = ("LOOK_SECONDS", "Lookout", "Watch")
 
 LOOK_SECONDS = 3.0
 """How long there is between two looks at least, and nothing is said of who is gone by then."""
 
-_REST = 2000  # a look is followed by a rest of so many times its own time
+_REST = 2000  # a look is followed by a rest of so many times the processor time it took
 _NAMES_MAX = 16
 _UNSEEN_STATES = "ZXTt"  # ended, or stopped: perhaps before the loader has run
 _SOCKET = "_UFFDSWAP_SOCKET"
@@ -58,19 +59,31 @@ class Lookout:
         self._seen: set[_Seen] = set()
         self._judged: set[_Seen] = set()
         self._told: set[bytes] = set()
+        self._known: Collection[int] | None = None
+        self._filters = _filters_of(os.getpid())
         self.has_told_of_shim = False
         """Whether one was told of that has the shim and could not join."""
 
-    def look(self, roots: Iterable[int], managed: Collection[int]) -> float:
-        """Look at the processes at and below `roots`; return in how many seconds to do it again."""
-        start = time.perf_counter()
+    def look(
+        self,
+        roots: Iterable[int],
+        managed: Collection[int],
+        known: Collection[int] | None = None,
+    ) -> float:
+        """Look at the processes at and below `roots`; return in how many seconds to do it again.
+
+        `known` are those that have told themselves that they are not managed, or may yet; None: who
+        they are is not to be said.
+        """
+        start = time.thread_time()
+        self._known = known
         seen = self._below(roots, managed)
         self._judged &= seen
         for one in sorted(seen & self._seen - self._judged, key=lambda one: one.pid):
             self._judged.add(one)
             self._judge(one)
         self._seen = seen
-        return max(LOOK_SECONDS, _REST * (time.perf_counter() - start))
+        return max(LOOK_SECONDS, _REST * (time.thread_time() - start))
 
     def _below(self, roots: Iterable[int], managed: Collection[int]) -> set[_Seen]:
         seen = set()
@@ -107,10 +120,22 @@ class Lookout:
         if not maps or variables is None:
             return None  # it has ended, or may not be looked at
         if _has_shim(maps):
-            return self._why_not_there(pid, _SOCKET, variables.get(_SOCKET))
+            path = variables.get(_SOCKET)
+            return self._why_not_there(pid, _SOCKET, path) or self._why_silent(pid, path)
         shim = _preloaded_shim(variables)
         why = _why_not_loadable(pid) or self._why_not_there(pid, "LD_PRELOAD", shim)
         return why or (f"it could not load {shim}; LD_DEBUG=libs shows why" if shim else None)
+
+    def _why_silent(self, pid: int, path: str | None) -> str | None:
+        """Return why a process with all it needs has not joined; None: it tells so itself."""
+        if path is None or self._known is None or pid in self._known:
+            return None
+        if _filters_of(pid) > self._filters:
+            return "its filter of system calls (seccomp) keeps the library from joining"
+        return (
+            "it was forked by a bare system call (clone, clone3), of which the library knows "
+            "nothing; fork by the C library"
+        )
 
     def _why_not_there(self, pid: int, variable: str, path: str | None) -> str | None:
         if path is None:
@@ -125,6 +150,58 @@ class Lookout:
         return None
 
 
+class Watch:
+    """Has a lookout look in a thread of its own, and is told of the end by `event_fd`.
+
+    A look goes through files of other processes, and where those are may be nobody who answers: a
+    network file system without its server, say. Who looks may wait for ever then, and nobody else.
+    """
+
+    def __init__(self, *, is_preloaded: bool) -> None:
+        self.lookout = Lookout(self._tell, is_preloaded=is_preloaded)
+        self.event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._texts: list[str] = []
+        self._rest: float | None = None
+        self._looks = False
+
+    def begin(
+        self, roots: Iterable[int], managed: Collection[int], known: Collection[int] | None
+    ) -> None:
+        """Begin a look; there is none under way. Raises `RuntimeError` if there is no thread."""
+        self._looks = True
+        try:
+            _thread.start_new_thread(self._look, (roots, managed, known))
+        except RuntimeError:
+            self._looks = False
+            raise
+
+    def end(self) -> tuple[list[str], float | None]:
+        """Return what to tell, and in how many seconds to look again; None: it has failed."""
+        os.eventfd_read(self.event_fd)
+        self._looks = False
+        texts, self._texts = self._texts, []
+        return texts, self._rest
+
+    def close(self) -> None:
+        """Listen to it no more. A look that is under way keeps what it needs."""
+        if not self._looks:
+            os.close(self.event_fd)
+
+    def _tell(self, text: str) -> None:
+        self._texts.append(text)
+
+    def _look(
+        self, roots: Iterable[int], managed: Collection[int], known: Collection[int] | None
+    ) -> None:
+        self._rest = None
+        try:
+            self._rest = self.lookout.look(roots, managed, known)
+        except OSError:
+            pass  # no descriptor left, say
+        finally:
+            os.eventfd_write(self.event_fd, 1)
+
+
 def _has_shim(maps: bytes | None) -> bool:
     return maps is not None and b"/" + _SHIM.encode() in maps
 
@@ -137,12 +214,25 @@ def _read(pid: int, name: str) -> bytes | None:
         return None  # gone, or not for us to read
 
 
+def _status_of(pid: int, name: bytes) -> list[bytes]:
+    """Return the words behind a name in /proc/PID/status, if there are any."""
+    for line in (_read(pid, "status") or b"").splitlines():
+        found, _colon, rest = line.partition(b":")
+        if found == name:
+            return rest.split()
+    return []
+
+
 def _user_of(pid: int) -> int | None:
     """Return the effective user, which the handshake goes by."""
-    for line in (_read(pid, "status") or b"").splitlines():
-        if line.startswith(b"Uid:"):
-            return int(line.split()[2])
-    return None
+    words = _status_of(pid, b"Uid")
+    return int(words[1]) if words else None
+
+
+def _filters_of(pid: int) -> int:
+    """Return how many filters of system calls a process has; 0 before Linux 5.9, too."""
+    words = _status_of(pid, b"Seccomp_filters")
+    return int(words[0]) if words else 0
 
 
 def _variables_of(pid: int) -> dict[str, str] | None:

@@ -292,8 +292,8 @@ static void tell_alone(struct usw_session *session, struct usw_target *target)
 	session->reclaim.alone_told = true;
 	usw_session_report(session, USW_EVENT_ALONE, target->id, 0,
 			   "a forked child could not join; its memory does not count and cannot "
-			   "leave (is it of another user, without /proc, or short of descriptors "
-			   "or address space?)");
+			   "leave (is it of another user, without /proc, short of descriptors or "
+			   "address space, or forked by a bare clone(2)?)");
 }
 
 /** Ends that no pidfd tells: exec into something without a shim, children that never said hello. */

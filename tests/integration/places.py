@@ -17,7 +17,14 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ("LoopDevice", "fill_up", "huge_memfds", "loop_device", "small_file_system")
+__all__ = (
+    "LoopDevice",
+    "fill_up",
+    "huge_memfds",
+    "loop_device",
+    "silent_file_system",
+    "small_file_system",
+)
 
 _SECONDS = 30.0
 _THROTTLE = Path("/sys/fs/cgroup/blkio")
@@ -74,6 +81,27 @@ def small_file_system(folder: Path, size_mib: int, *, kind: str = "tmpfs") -> It
             _run("mkfs.ext4", "-q", "-m", "0", image)
             _run("mount", "-o", "loop", image, place)
         yield place
+
+
+@contextlib.contextmanager
+def silent_file_system(folder: Path) -> Iterator[Path]:
+    """Mount a file system that never answers, until the block ends."""
+    _require("mount", "umount")
+    place = folder / "silent"
+    place.mkdir()
+    try:
+        fuse = os.open("/dev/fuse", os.O_RDWR)
+    except OSError as error:
+        pytest.skip(f"needs /dev/fuse: {error.strerror}")
+    try:
+        with _guarded(f"umount --lazy {shlex.quote(str(place))}"):
+            options = f"fd={fuse},rootmode=40000,user_id=0,group_id=0"
+            command = ("mount", "-i", "-t", "fuse", "-o", options, "none", str(place))
+            if subprocess.run(command, pass_fds=[fuse], timeout=_SECONDS, check=False).returncode:
+                pytest.skip("mount of FUSE is refused here")
+            yield place
+    finally:
+        os.close(fuse)  # whoever waits gets an error
 
 
 class LoopDevice:

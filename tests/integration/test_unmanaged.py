@@ -15,7 +15,8 @@ import pytest
 from uffdswap.runtime import shim_path
 
 from .fixtures import RunFunction, StartFunction
-from .harness import Programs, Session, wait_until
+from .harness import Programs, Session, run_command, wait_until
+from .places import silent_file_system
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -37,6 +38,28 @@ if not os.fork():
     os.wait()
     os._exit(0)
 os.wait()
+"""
+
+
+# Forks below the limit, by a bare system call; the child has memory of its own, and goes on.
+RAW = """
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <signal.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+int main(void)
+{
+	long child = syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+	if (child)
+		return waitpid(child, NULL, 0) != child;
+	memset(malloc(8 << 20), 1, 8 << 20);
+	puts("running");
+	fflush(stdout);
+	return getchar() != EOF;
+}
 """
 
 
@@ -79,3 +102,41 @@ def test_fork_of_another_user_is_told_of_once(uffdswap_run: RunFunction) -> None
     outcome.require_ok(paged=True)
     assert outcome.stderr.count("runs without a limit: it is user 65534's") == 1, outcome.describe()
     assert "could not join" not in outcome.stderr, outcome.describe()
+
+
+def test_child_of_a_bare_clone_is_told_of(
+    programs: Programs, start_session: StartFunction, tmp_path: Path
+) -> None:
+    source = tmp_path / "raw.c"
+    source.write_text(RAW)
+    with start_session([programs.compile(source, [])], resident="1G") as session:
+        assert "(raw) runs without a limit: it was forked by a bare" in await_warning(session)
+
+
+def is_in_fuse(pid: int) -> bool:
+    """Tell whether a thread waits for a file system that is a program."""
+    stacks = Path(f"/proc/{pid}/task").glob("*/stack")
+    return any("fuse" in stack.read_text() for stack in stacks)
+
+
+@needs_root
+def test_session_goes_on_where_the_root_of_a_process_does_not_answer(
+    start_session: StartFunction, tmp_path: Path
+) -> None:
+    # What LD_PRELOAD names is looked for in the root of a process that has not loaded it.
+    shim = tmp_path / "silent" / "libuffdswap.so"
+    runtime = tmp_path / "r"
+    runtime.mkdir()
+    with start_session(
+        ["sh", "-c", f"LD_PRELOAD={shim} sleep 100 & echo running; cat; kill $!"],
+        resident="1G",
+        env={"XDG_RUNTIME_DIR": str(runtime)},
+    ) as session:
+        session.wait_for_output("running")
+        wait_until(lambda: "cannot be preloaded" in session.errors(), "the loader is past it")
+        with silent_file_system(tmp_path):
+            wait_until(lambda: is_in_fuse(session.agent().pid), "the look waits")
+            done = run_command("status", runtime=runtime)
+            assert done.returncode == 0, done.stderr
+            assert "sleep" not in session.errors()
+            session.finish().require_ok()

@@ -553,7 +553,7 @@ def test_look_at_processes_that_fails_does_not_end_the_session(
         looks.append(time.monotonic())
         raise OSError(errno.EMFILE, "no descriptor left")
 
-    monkeypatch.setattr(agent_module, "_LOOKOUT_SECONDS", 0.01)
+    monkeypatch.setattr(agent_module, "_LOOK_SECONDS", 0.01)
     monkeypatch.setattr("uffdswap.unmanaged.Lookout.look", look)
     session = harness.start()
     session.tell(EventKind.TARGET_ADDED, 1, os.getpid())

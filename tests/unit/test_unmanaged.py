@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -18,7 +20,7 @@ import pytest
 
 from uffdswap import procfs
 from uffdswap.runtime import shim_path
-from uffdswap.unmanaged import LOOK_SECONDS, Lookout
+from uffdswap.unmanaged import LOOK_SECONDS, Lookout, Watch
 
 SLEEP = ("/bin/sleep", "100")
 NOBODY = 65534
@@ -40,10 +42,12 @@ class Crowd:
         wait_for_state(process.pid, "S")
         return int(process.pid)
 
-    def look(self, *pids: int, managed: Sequence[int] = ()) -> list[str]:
+    def look(
+        self, *pids: int, managed: Sequence[int] = (), known: Sequence[int] | None = None
+    ) -> list[str]:
         """Look as often as it takes; return what was told."""
         for _time in range(3):
-            assert self.lookout.look(pids, managed) >= LOOK_SECONDS
+            assert self.lookout.look(pids, managed, known) >= LOOK_SECONDS
         texts, self.texts[:] = list(self.texts), []
         return texts
 
@@ -51,6 +55,13 @@ class Crowd:
 def wait_for_state(pid: int, state: str) -> None:
     deadline = time.monotonic() + 20
     while (stat := procfs.stat_of(pid)) is not None and stat.state != state:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def wait_until_named(pid: int, name: bytes) -> None:
+    deadline = time.monotonic() + 20
+    while (stat := procfs.stat_of(pid)) is not None and (stat.name, stat.state) != (name, "S"):
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -158,7 +169,50 @@ def test_process_with_the_shim_that_could_not_join_tells_itself(
 ) -> None:
     socket = tmp_path / "socket"
     socket.touch()
-    assert crowd.look(crowd.start(SLEEP, preloaded(_UFFDSWAP_SOCKET=str(socket)))) == []
+    pid = crowd.start(SLEEP, preloaded(_UFFDSWAP_SOCKET=str(socket)))
+    assert crowd.look(pid, known=[pid]) == []
+
+
+def test_process_with_the_shim_that_has_said_nothing_is_told_of(
+    crowd: Crowd, tmp_path: Path
+) -> None:
+    socket = tmp_path / "socket"
+    socket.touch()
+    pid = crowd.start(SLEEP, preloaded(_UFFDSWAP_SOCKET=str(socket)))
+    (text,) = crowd.look(pid, known=[])
+    assert "it was forked by a bare system call (clone, clone3)" in text
+
+
+def test_filter_of_system_calls_is_named(crowd: Crowd, tmp_path: Path) -> None:
+    socket = tmp_path / "socket"
+    socket.touch()
+    # PR_SET_NO_NEW_PRIVS, and a filter of one instruction that allows everything.
+    code = """
+import ctypes, os, struct
+libc = ctypes.CDLL(None)
+filter = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0x7FFF0000), 8)
+program = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", 1, ctypes.addressof(filter)), 16)
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+assert libc.prctl(22, 2, program, 0, 0) == 0
+os.execv("/bin/sleep", ["sleep", "100"])
+"""
+    variables = preloaded(_UFFDSWAP_SOCKET=str(socket))
+    pid = crowd.start([sys.executable, "-I", "-S", "-c", code], variables)
+    wait_until_named(pid, b"sleep")
+    (text,) = crowd.look(pid, known=[])
+    assert "its filter of system calls (seccomp)" in text
+
+
+def test_look_that_does_not_end_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    silence = threading.Event()
+    monkeypatch.setattr(Lookout, "look", lambda *_arguments: 5.0 if silence.wait(20) else 0.0)
+    watch = Watch(is_preloaded=True)
+    watch.begin([], [], None)
+    assert select.select([watch.event_fd], [], [], 0.1)[0] == []
+    silence.set()
+    assert select.select([watch.event_fd], [], [], 20)[0] == [watch.event_fd]
+    assert watch.end() == ([], 5.0)
+    watch.close()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to start a process of another user")
