@@ -331,7 +331,8 @@ static enum usw_verdict leave_hole(struct usw_target *target, const struct usw_f
 	// Threads that move memory all the time are as good a reason. A thread that waits in the call
 	// for its event to be read has had its answer: this is a fault of before, and not one of it.
 	return usw_lasts(&target->changing_since_ns, is_changing, USW_UNRAISED_NS) &&
-			       usw_task_faults_in(target->pid, fault->thread_id, SYS_mremap) &&
+			       usw_task_faults_in(target->pid, usw_target_thread(target, fault),
+						  SYS_mremap) &&
 			       usw_target_leave_rest(target, fault->page)
 		       ? USW_DROPPED
 		       : USW_DEFER;

@@ -213,7 +213,7 @@ static bool pump_once(struct usw_fault_thread *thread, struct usw_target *target
 		enum usw_verdict verdict = usw_fault_answer(thread, target, &fault);
 
 		answered |= verdict == USW_ANSWERED;
-		usw_follow(thread, target, fault.thread_id, now_ns);
+		usw_follow(thread, target, &fault);
 	}
 	start_reads(thread);
 	usw_watch_kick(thread->session);

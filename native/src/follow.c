@@ -13,6 +13,8 @@
 
 /* How often to look where the threads run that fault: 5 us each time. */
 #define USW_FOLLOW_NS 1000000u
+/* A search for a thread that is below is followed by a rest of so many times its own time. */
+#define USW_SEARCH_RESTS 32u
 /* From so many pages a fault on a program walks. */
 #define USW_WALK_PAGES 16u
 /* Numbers of fields in /proc/PID/stat, counted from 1 (proc_pid_stat(5)). */
@@ -69,14 +71,37 @@ static bool has_walked(struct usw_fault_thread *thread)
 	return walked;
 }
 
-void usw_follow(struct usw_fault_thread *thread, struct usw_target *target, uint32_t thread_id,
-		uint64_t now_ns)
+/**
+ * The number here of the thread that has faulted. What it takes to find one that is below is not
+ * worth it for every fault: the last one is kept, and a search is followed by a rest.
+ */
+static uint32_t find_thread(struct usw_fault_thread *thread, const struct usw_target *target,
+			    const struct usw_fault *fault)
 {
-	if (now_ns - thread->followed_ns < USW_FOLLOW_NS || !thread_id || target->pid <= 0)
-		return;
-	thread->followed_ns = now_ns;
+	struct usw_followed *last = &thread->followed;
 
-	int processor = processor_of(target->pid, thread_id);
+	if (!target->is_below)
+		return fault->thread_id;
+	if (last->target_id == target->id && last->own_id == fault->thread_id && last->number)
+		return last->number;
+	uint64_t start_ns = usw_now_ns();
+	*last = (struct usw_followed){.target_id = target->id,
+				      .own_id = fault->thread_id,
+				      .number = usw_target_thread(target, fault)};
+	thread->follow_due_ns += USW_SEARCH_RESTS * (usw_now_ns() - start_ns);
+	return last->number;
+}
+
+void usw_follow(struct usw_fault_thread *thread, struct usw_target *target,
+		const struct usw_fault *fault)
+{
+	if (fault->since_ns < thread->follow_due_ns || !fault->thread_id || target->pid <= 0)
+		return;
+	thread->follow_due_ns = fault->since_ns + USW_FOLLOW_NS;
+
+	int processor = processor_of(target->pid, find_thread(thread, target, fault));
+	if (processor < 0)
+		thread->followed.number = 0; // it has ended, perhaps
 	if (processor != thread->processor)
 		move_to(0, processor);
 	thread->processor = processor;

@@ -22,10 +22,11 @@
 #include "session.h"
 
 /**
- * The calling fault thread and the target's hands follow a thread that has faulted, now and then.
+ * The calling fault thread and the target's hands follow the thread of a fault that has just been
+ * read, now and then.
  */
-void usw_follow(struct usw_fault_thread *thread, struct usw_target *target, uint32_t thread_id,
-		uint64_t now_ns);
+void usw_follow(struct usw_fault_thread *thread, struct usw_target *target,
+		const struct usw_fault *fault);
 
 /** Let hands run wherever it may until the next thread is followed. Any thread. */
 void usw_follow_let_go(struct usw_target *target);

@@ -39,6 +39,13 @@ struct usw_event_queue {
 	struct usw_event at[USW_EVENTS_MAX];
 };
 
+/** A thread in a PID namespace below ours: its own number, and that which it has here, 0 for none. */
+struct usw_followed {
+	uint32_t target_id;
+	uint32_t own_id;
+	uint32_t number;
+};
+
 struct usw_fault_thread {
 	struct usw_session *session;
 	pthread_t thread;
@@ -49,7 +56,8 @@ struct usw_fault_thread {
 	_Atomic uint32_t deferred_count;
 	struct usw_target *deferred_list;
 	int processor;                            /* where it has moved to; -1: nowhere */
-	uint64_t followed_ns;                     /* when it last looked where it should be */
+	uint64_t follow_due_ns;                   /* when to look again where it should be */
+	struct usw_followed followed;             /* whom it has followed last, of those below */
 	uint64_t followed_faults, followed_pages; /* answered and brought in ahead until then */
 	struct usw_counters counters __attribute__((aligned(64)));
 	struct usw_histogram latency;

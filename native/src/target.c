@@ -133,6 +133,7 @@ int usw_target_attach(struct usw_target *target, const struct usw_hello *hello, 
 	// From here on the kernel says with each word who sends it: see usw_ring_sender().
 	setsockopt(connection, SOL_SOCKET, SO_PASSCRED, &(int){1}, sizeof(int));
 	target->pid = pid;
+	target->is_below = usw_task_is_below(pid);
 	target->pidfd = pidfd;
 	target->statm_fd = statm_fd;
 	statm_fd = -1;
@@ -504,6 +505,11 @@ bool usw_target_leave_rest(struct usw_target *target, uint64_t page)
 		atomic_store(&target->broken, true);
 	pthread_mutex_unlock(&target->map_lock);
 	return ret == 0;
+}
+
+uint32_t usw_target_thread(const struct usw_target *target, const struct usw_fault *fault)
+{
+	return target->is_below ? usw_task_number(target->pid, fault->thread_id) : fault->thread_id;
 }
 
 bool usw_target_is_running(const struct usw_target *target)

@@ -94,6 +94,7 @@ struct usw_target {
 	/* -1 until the handshake of a forked child; set under map_lock, never changed again. */
 	int pidfd;
 	int pid;
+	bool is_below; /* in a PID namespace below ours: see usw_target_thread() */
 	int statm_fd;
 	int maps_fd;
 	int pagemap_fd;
@@ -265,6 +266,12 @@ bool usw_target_has_out(const struct usw_target *target, uint64_t start, uint64_
 
 /** Drop what the page map says of [start, end). Caller holds map_lock. */
 void usw_target_forget(struct usw_target *target, uint64_t start, uint64_t end);
+
+/**
+ * The number here of a thread that has faulted; 0: there is none. As long as usw_task_number() takes
+ * if the target is below. Caller is the fault thread.
+ */
+uint32_t usw_target_thread(const struct usw_target *target, const struct usw_fault *fault);
 
 /** True while the process has not exited. Any thread. */
 bool usw_target_is_running(const struct usw_target *target);

@@ -11,9 +11,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "task.h"
+
+/* What is looked for in a status file is behind a list of groups, of which few have a hundred. */
+#define USW_STATUS_BYTES 4096u
 
 static int open_file(int task_id, const char *name)
 {
@@ -33,6 +37,64 @@ bool usw_task_read(int pid, uint32_t thread_id, const char *name, char *ret, siz
 	ssize_t got = fd < 0 ? -1 : read(fd, ret, bytes - 1);
 	ret[got > 0 ? got : 0] = '\0';
 	return got > 0;
+}
+
+/** In how many PID namespaces, from ours down, a thread has a number; and that in the last. */
+static uint32_t read_numbers(int pid, uint32_t thread_id, uint32_t *ret_own_id)
+{
+	static const char name[] = "\nNSpid:";
+	char text[USW_STATUS_BYTES];
+	uint32_t count = 0;
+
+	if (!usw_task_read(pid, thread_id, "status", text, sizeof(text)))
+		return 0;
+	char *at = strstr(text, name);
+	for (char *end = at ? at + strlen(name) : NULL; end && end != at; count++) {
+		at = end;
+		unsigned long number = strtoul(at, &end, 10); // the next line begins with a letter
+		if (end == at)
+			break;
+		*ret_own_id = (uint32_t)number;
+	}
+	return count;
+}
+
+bool usw_task_is_below(int pid)
+{
+	uint32_t own_id;
+
+	return read_numbers(pid, (uint32_t)pid, &own_id) > 1;
+}
+
+static bool is_own_id(int pid, uint32_t thread_id, uint32_t own_id)
+{
+	uint32_t found = 0;
+
+	return read_numbers(pid, thread_id, &found) && found == own_id;
+}
+
+uint32_t usw_task_number(int pid, uint32_t own_id)
+{
+	char entries[1024];
+	char path[64];
+	long got;
+
+	if (is_own_id(pid, (uint32_t)pid, own_id))
+		return (uint32_t)pid;
+	snprintf(path, sizeof(path), "/proc/%d/task", pid);
+	_cleanup_close_ int folder = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	while (folder >= 0 &&
+	       (got = syscall(SYS_getdents64, folder, entries, sizeof(entries))) > 0) {
+		for (long at = 0; at < got;) {
+			const struct dirent64 *entry = (const void *)&entries[at];
+			uint32_t thread_id = (uint32_t)atoi(entry->d_name); // "." and ".." are 0
+
+			if (thread_id && is_own_id(pid, thread_id, own_id))
+				return thread_id;
+			at += entry->d_reclen;
+		}
+	}
+	return 0;
 }
 
 bool usw_task_has_memory(int task_id)

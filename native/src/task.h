@@ -23,6 +23,18 @@
  */
 bool usw_task_read(int pid, uint32_t thread_id, const char *name, char *ret, size_t bytes);
 
+/**
+ * Whether a process is in a PID namespace below ours, so that its threads' own numbers, by which
+ * the kernel tells of their faults, are not those that they have here.
+ */
+bool usw_task_is_below(int pid);
+
+/**
+ * The number that a thread of such a process has here, by its own. 0: there is no such thread, or it
+ * may not be looked at. Up to 20 us for each thread of the process.
+ */
+uint32_t usw_task_number(int pid, uint32_t own_id);
+
 /** Whether a task, which may be any thread, has not let go of its memory yet: 3 us. */
 bool usw_task_has_memory(int task_id);
 

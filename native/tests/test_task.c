@@ -2,8 +2,10 @@
 
 /**
  * @file
- * Goal: a process has memory for as long as any of its threads has, and none when it has ended.
- * Method: children that have ended and are not reaped, and one whose first thread has.
+ * Goal: a process has memory for as long as any of its threads has, and none when it has ended;
+ * and a thread is found by the number that it has for itself.
+ * Method: children that have ended and are not reaped, one whose first thread has, and one in a PID
+ * namespace of its own.
  */
 
 #include "check.h"
@@ -12,6 +14,7 @@
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -140,6 +143,58 @@ static void test_a_thread_that_faults_in_a_call(void)
 	close(uffd);
 }
 
+static void *tell_and_sleep(void *writer)
+{
+	uint32_t own_id = (uint32_t)syscall(SYS_gettid);
+
+	if (write(*(int *)writer, &own_id, sizeof(own_id)) != sizeof(own_id))
+		_exit(1);
+	return sleep_on(NULL);
+}
+
+/** A child of ours with two threads, in a PID namespace below ours. -1: that is not allowed. */
+static pid_t start_below(uint32_t *ret_other_id)
+{
+	int ends[2];
+
+	CHECK_THAT(pipe(ends), ==, 0);
+	pid_t child = (pid_t)syscall(SYS_clone, CLONE_NEWPID | SIGCHLD, 0, 0, 0, 0);
+	if (!child) {
+		pthread_t other;
+
+		pthread_create(&other, NULL, tell_and_sleep, &ends[1]);
+		sleep_on(NULL);
+	}
+	if (child > 0)
+		CHECK_THAT(read(ends[0], ret_other_id, sizeof(*ret_other_id)), ==,
+			   sizeof(*ret_other_id));
+	close(ends[0]);
+	close(ends[1]);
+	return child;
+}
+
+static void test_a_thread_in_a_namespace_below(void)
+{
+	uint32_t other_id = 0;
+	pid_t child = start_below(&other_id);
+
+	CHECK_THAT(usw_task_is_below(getpid()), ==, 0);
+	if (child < 0)
+		return;
+	CHECK_THAT(usw_task_is_below(child), ==, 1);
+	CHECK_THAT(usw_task_number(child, 1), ==, (uint32_t)child);
+	uint32_t number = usw_task_number(child, other_id);
+	CHECK_THAT(number, >, (uint32_t)child);
+	CHECK_THAT(number, !=, other_id);
+	for (int i = 0; i < 5000 && !usw_task_is_in(child, number, SYS_pause); i++)
+		usleep(1000);
+	CHECK_THAT(usw_task_is_in(child, number, SYS_pause), ==, 1);
+	CHECK_THAT(usw_task_number(child, other_id + 1), ==, 0);
+	end(child);
+	CHECK_THAT(usw_task_is_below(child), ==, 0);
+	CHECK_THAT(usw_task_number(child, other_id), ==, 0);
+}
+
 int main(void)
 {
 	test_a_process_that_lives();
@@ -147,5 +202,6 @@ int main(void)
 	test_a_process_without_its_first_thread();
 	test_a_thread_in_a_call();
 	test_a_thread_that_faults_in_a_call();
+	test_a_thread_in_a_namespace_below();
 	return 0;
 }

@@ -19,6 +19,7 @@ from .fixtures import StartFunction
 from .harness import Programs, Session, wait_until
 
 REAL_TIME = ("chrt", "--fifo", "10")
+BELOW = ("unshare", "--fork", "--pid")
 PAGING = ("24M", "150000")
 
 
@@ -54,6 +55,18 @@ def test_fault_threads_keep_to_the_processor_of_the_program(
     require_two_processors()
     program = programs("rewrite")
     with start_session([program, *PAGING], resident="8M") as session:
+        assert 1 in watch(session, program)
+        session.finish().require_ok(paged=True)
+
+
+def test_threads_in_a_namespace_of_their_own_are_followed(
+    programs: Programs, start_session: StartFunction
+) -> None:
+    require_two_processors()
+    if subprocess.run([*BELOW, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no permission for a PID namespace")
+    program = programs("rewrite")
+    with start_session([*BELOW, program, *PAGING, "2"], resident="8M") as session:
         assert 1 in watch(session, program)
         session.finish().require_ok(paged=True)
 

@@ -133,6 +133,17 @@ def test_a_thread_that_has_just_begun_ends_as_without_us(
         uffdswap_run(command, resident=limit, stress=20_000).require_ok(paged=True)
 
 
+def test_a_thread_in_a_namespace_of_its_own_is_seen_to_move_memory(
+    programs: Programs, uffdswap_run: RunFunction
+) -> None:
+    """Its number there is what the kernel tells, and not the one that it has for the agent."""
+    below = ("unshare", "--fork", "--pid")
+    if subprocess.run([*below, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no permission for a PID namespace")
+    command = [*below, programs("lifecycle_map"), "mremap_locked", RESIDENT]
+    uffdswap_run(command, resident=RESIDENT, timeout=30).require_ok(paged=True)
+
+
 @pytest.mark.parametrize("program", CHECKS)
 def test_checks_hold_on_the_bare_kernel(
     program: str, programs: Programs, bare_run: RunFunction
