@@ -10,6 +10,7 @@ of it, or one of its targets, which means that process alone where an action has
 from __future__ import annotations
 
 import socket
+import struct
 from pathlib import Path
 
 from .errors import NoSuchSession, ProtocolError, UffdswapError, UsageError
@@ -215,10 +216,15 @@ class Client:
 
     def __init__(self, path: str, pid: int) -> None:
         self.pid = pid
+        self._is_connected = True
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            self._socket.settimeout(_ANSWER_SECONDS)
+            # Not by settimeout(), with which a full queue is an error at once.
+            timeout = struct.pack("ll", int(_ANSWER_SECONDS), 0)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
             self._socket.connect(path)
+        except BlockingIOError:  # so many wait already that there is no place for one more
+            self._is_connected = False
         except OSError:
             self._socket.close()
             raise
@@ -245,6 +251,8 @@ class Client:
         session ends meanwhile.
         """
         what = f"the session of process {self.pid}"
+        if not self._is_connected:
+            raise UffdswapError(f"{what} does not answer", remedy="is it stopped?")
         try:
             self._socket.settimeout(seconds)
             self._socket.send(encode(request))

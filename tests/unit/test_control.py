@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import selectors
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -589,3 +591,42 @@ def test_session_that_does_not_answer_is_told_and_is_not_no_session(
     assert main(["status"]) == 0
     assert capfd.readouterr() == ("no session is running\n", "")
     listener.close()
+
+
+@pytest.fixture
+def full_queue(tmp_path: Path) -> Iterator[socket.socket]:
+    """Return a listening socket at tmp_path/ctrl that has as many connections as may wait."""
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        listening.bind(str(tmp_path / "ctrl"))
+        listening.listen(1)
+        for _place in range(2):
+            waiting = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+            waiting.connect(str(tmp_path / "ctrl"))
+        yield listening
+
+
+@pytest.mark.usefixtures("full_queue")
+def test_session_with_a_full_queue_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "_ANSWER_SECONDS", 1.0)
+    with (
+        control.Client(str(tmp_path / "ctrl"), 7) as client,
+        pytest.raises(UffdswapError, match="session of process 7 does not answer"),
+    ):
+        client.state()
+
+
+def test_client_waits_for_its_place_in_the_queue(full_queue: socket.socket, tmp_path: Path) -> None:
+    found: list[control.Client] = []
+    asking = threading.Thread(
+        target=lambda: found.append(control.Client(str(tmp_path / "ctrl"), 7))
+    )
+    asking.start()
+    for _place in range(2):
+        full_queue.accept()[0].close()
+    asking.join(20)
+    with found[0] as client, full_queue.accept()[0] as server:
+        server.send(protocol.encode(control.Changed(memory_bytes=None, resident_bytes=None)))
+        assert isinstance(client.ask(control.TierList()), control.Changed)
