@@ -50,6 +50,8 @@ _PENDING_MAX = 128
 _HELLO_SECONDS = 5.0
 # The shim waits ten seconds for its session; a program that has one hands itself in at once.
 _SESSION_SECONDS = 10.0
+# Who forks or executes and ends at once, as a daemon does, has a child that is still on its way.
+_CHILDREN_SECONDS = 1.0
 _PAUSE_SECONDS = 0.5
 _STOP_SECONDS = 5.0
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -66,7 +68,7 @@ class _Session:
         self.control = socket.socket(fileno=agent.control_fd)
         self.joiner: socket.socket | None = joiner
         self.pid = pid
-        self.deadline = time.monotonic() + _SESSION_SECONDS
+        self.deadline = time.monotonic() + _SESSION_SECONDS  # for a target, while there is none
         self.fds: list[int] = []
         self.targets: dict[int, list[int]] = {}
         self.pids: dict[int, int] = {}
@@ -120,7 +122,7 @@ class StandingAgent:
         waits = (
             self._pending
             or self._listener.deadline() is not None
-            or any(not one.has_had_targets for one in self._sessions.values())
+            or any(not (one.targets or one.finishing) for one in self._sessions.values())
         )
         for key, _events in self._selector.select(_PAUSE_SECONDS if waits else None):
             key.data()
@@ -136,9 +138,11 @@ class StandingAgent:
                 self._forget(fd)
                 connection.close()
         for session in list(self._sessions.values()):
-            if not session.has_had_targets and not session.finishing and session.deadline <= now:
+            if session.targets or session.finishing or session.deadline > now:
+                continue
+            if not session.has_had_targets:
                 self._tell(f"process {session.pid} asked for a session and did not hand itself in")
-                self._finish(session)
+            self._finish(session)
         self._listener.tick()
 
     # --- Joining ---------------------------------------------------------------------------------
@@ -244,8 +248,7 @@ class StandingAgent:
         if isinstance(message, protocol.Gone):
             protocol.close_all(session.targets.pop(message.id, []))
             session.pids.pop(message.id, None)
-            if not session.targets:
-                self._finish(session)
+            session.deadline = time.monotonic() + _CHILDREN_SECONDS
         elif isinstance(message, protocol.Statistics):
             session.lingers = message.remaining > 0
         elif isinstance(message, protocol.Killed):
@@ -275,7 +278,8 @@ class StandingAgent:
 
     def _on_agent_gone(self, session: _Session) -> None:
         """See whether it was its time; if not, its targets must not read zeros."""
-        if not session.finishing or (session.lingers and session.targets):
+        is_idle = session.has_had_targets and not session.targets
+        if not (session.finishing or is_idle) or (session.lingers and session.targets):
             self._tell(
                 f"the agent {session.agent.pid} is gone, and the evicted pages of its programs"
                 " with it: they were killed"

@@ -355,8 +355,8 @@ static int welcome_receive(int connection, int *ret_fd)
 	if (error)
 		return error;
 	received = usw_raw(SYS_recvmsg, connection, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
-	if (received < 0)
-		return (int)received;
+	if (received <= 0)
+		return received ? (int)received : -ECONNRESET;
 	if (message.msg_controllen >= CMSG_LEN(sizeof(int)) &&
 	    control.header.cmsg_level == SOL_SOCKET && control.header.cmsg_type == SCM_RIGHTS)
 		memcpy(ret_fd, CMSG_DATA(&control.header), sizeof(int));
@@ -576,6 +576,86 @@ static uintptr_t token_page_map(void)
 	return (uintptr_t)page;
 }
 
+// --- joining ------------------------------------------------------------------------------------
+
+/** Take a path from outside as the agent's address. False: it cannot be one, or is NULL. */
+static bool agent_address_set(const char *path)
+{
+	size_t length;
+
+	if (!path || path[0] != '/')
+		return false;
+	length = strlen(path);
+	if (length >= sizeof(remembered.agent.sun_path))
+		return false;
+	remembered.agent.sun_family = AF_UNIX;
+	memcpy(remembered.agent.sun_path, path, length + 1);
+	return true;
+}
+
+/**
+ * Ask a standing agent for a session and make that session's socket the agent's address. A forked
+ * child must not change its environment, whose lock another thread may have held.
+ */
+static bool session_ask(bool is_child)
+{
+	struct usw_session_welcome answer = {0};
+	struct introduction intro;
+	bool joined = false;
+	int saved_errno = errno;
+
+	intro_init(&intro);
+	intro.connection = agent_connect();
+	if (intro.connection >= 0 && !hello_send(&intro, USW_HELLO_JOIN, 0, 0) &&
+	    !wait_readable(intro.connection) &&
+	    usw_raw(SYS_recvfrom, intro.connection, &answer, sizeof(answer), MSG_DONTWAIT, NULL,
+		    NULL) == sizeof(answer) &&
+	    answer.welcome.magic == USW_WIRE_MAGIC && answer.welcome.version == USW_WIRE_VERSION &&
+	    answer.welcome.status == USW_WELCOME_SESSION &&
+	    memchr(answer.path, 0, sizeof(answer.path)))
+		joined = agent_address_set(answer.path) &&
+			 (is_child || !setenv("_UFFDSWAP_SOCKET", answer.path, 1));
+	intro_deinit(&intro);
+	errno = saved_errno;
+	return joined;
+}
+
+/**
+ * Introduce this image, or a forked child of which nobody knows, to the session that it was started
+ * in; if that is no more, to a new one of the standing agent that the user has named. A session ends
+ * with its last process, which may be just now: then it hangs up, and is not there at the second
+ * try. 0 or -errno.
+ */
+static int session_introduce(bool is_child)
+{
+	const struct sockaddr_un session = remembered.agent;
+	const char *standing = secure_getenv("UFFDSWAP_SOCKET");
+	int error = introduce(USW_HELLO_IMAGE, 0);
+
+	if (standing && (error == -ECONNRESET || error == -EPIPE))
+		error = introduce(USW_HELLO_IMAGE, 0);
+	if ((error != -ECONNREFUSED && error != -ENOENT) || !agent_address_set(standing))
+		return error;
+	if (session_ask(is_child))
+		error = introduce(USW_HELLO_IMAGE, 0);
+	if (error)
+		remembered.agent = session; // for children of its own
+	return error;
+}
+
+/** Introduce this image to its session, or to a new one if it has none. False: to nobody. */
+static bool image_introduce(void)
+{
+	const char *disable = secure_getenv("UFFDSWAP_DISABLE");
+
+	if (disable && !strcmp(disable, "1"))
+		return false;
+	if (agent_address_set(secure_getenv("_UFFDSWAP_SOCKET")))
+		return !session_introduce(false);
+	return agent_address_set(secure_getenv("UFFDSWAP_SOCKET")) && session_ask(false) &&
+	       !introduce(USW_HELLO_IMAGE, 0);
+}
+
 // --- entry points -------------------------------------------------------------------------------
 
 static void signals_set(int how, const uint64_t *set, uint64_t *old)
@@ -593,68 +673,9 @@ static void child_after_fork(void)
 
 	signals_set(SIG_BLOCK, &all, &old);
 	token = *(const volatile uint64_t *)remembered.token_page;
-	error = introduce(token ? USW_HELLO_FORK : USW_HELLO_IMAGE, token);
+	error = token ? introduce(USW_HELLO_FORK, token) : session_introduce(true);
 	managed_set(token || !error);
 	signals_set(SIG_SETMASK, &old, NULL);
-}
-
-/** Take a path from outside as the agent's address. False: it cannot be one, or is NULL. */
-static bool agent_address_set(const char *path)
-{
-	size_t length;
-
-	if (!path || path[0] != '/')
-		return false;
-	length = strlen(path);
-	if (length >= sizeof(remembered.agent.sun_path))
-		return false;
-	remembered.agent.sun_family = AF_UNIX;
-	memcpy(remembered.agent.sun_path, path, length + 1);
-	return true;
-}
-
-/** Ask a standing agent for a session and make that session's socket the agent's address. */
-static bool session_ask(void)
-{
-	struct usw_session_welcome answer = {0};
-	struct introduction intro;
-	bool joined = false;
-	int saved_errno = errno;
-
-	intro_init(&intro);
-	intro.connection = agent_connect();
-	if (intro.connection >= 0 && !hello_send(&intro, USW_HELLO_JOIN, 0, 0) &&
-	    !wait_readable(intro.connection) &&
-	    usw_raw(SYS_recvfrom, intro.connection, &answer, sizeof(answer), MSG_DONTWAIT, NULL,
-		    NULL) == sizeof(answer) &&
-	    answer.welcome.magic == USW_WIRE_MAGIC && answer.welcome.version == USW_WIRE_VERSION &&
-	    answer.welcome.status == USW_WELCOME_SESSION &&
-	    memchr(answer.path, 0, sizeof(answer.path)))
-		joined = agent_address_set(answer.path) &&
-			 !setenv("_UFFDSWAP_SOCKET", answer.path, 1);
-	intro_deinit(&intro);
-	errno = saved_errno;
-	return joined;
-}
-
-/**
- * Introduce this image to the session it was started in; if there is none, or not any more, to a
- * new one of the standing agent that the user has named. False: to nobody.
- */
-static bool image_introduce(void)
-{
-	const char *disable = secure_getenv("UFFDSWAP_DISABLE");
-
-	if (disable && !strcmp(disable, "1"))
-		return false;
-	if (agent_address_set(secure_getenv("_UFFDSWAP_SOCKET"))) {
-		int error = introduce(USW_HELLO_IMAGE, 0);
-
-		if (error != -ECONNREFUSED && error != -ENOENT)
-			return !error;
-	}
-	return agent_address_set(secure_getenv("UFFDSWAP_SOCKET")) && session_ask() &&
-	       !introduce(USW_HELLO_IMAGE, 0);
 }
 
 static bool is_wanted(void)

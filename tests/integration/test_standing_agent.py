@@ -31,6 +31,11 @@ UFFDSWAP = (sys.executable, "-m", "uffdswap")
 SIZE_MIB = 64
 
 
+# What the shim maps is not inherited.
+SAYS_IF_MANAGED = "print('/memfd:uffdswap-area' in open('/proc/self/maps').read(), flush=True)"
+FORK = "if not os.fork(): exec(child)"
+
+
 class Joined:
     """A program that was started without a launcher."""
 
@@ -162,6 +167,27 @@ def test_program_joins_by_the_shim_alone_with_its_own_budget(start: Any) -> None
     wait_until(lambda: not agent.sessions(), "the session ends with its program")
     agent.stop()
     assert not agent.path.exists()
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["os.posix_spawn(sys.executable, [sys.executable, '-c', child], os.environ)", FORK],
+    ids=["spawn", "fork"],
+)
+def test_child_of_a_program_that_ends_at_once_has_its_limit(start: Any, part: str) -> None:
+    agent = start("--memory", "64M")
+    code = f"import os, sys; child = {SAYS_IF_MANAGED!r}\n{part}\nos._exit(0)"
+    for _round in range(5):
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", code],
+            env=agent.environment | {"LD_PRELOAD": agent.shim, "UFFDSWAP_SOCKET": str(agent.path)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (done.stdout, done.stderr) == ("True\n", ""), agent.errors()
+    wait_until(lambda: not agent.sessions(), "the sessions end with their last program")
 
 
 def test_default_budget_is_the_agents(start: Any) -> None:
