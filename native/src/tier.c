@@ -202,6 +202,12 @@ static int begin_removal(struct usw_tiers *tiers, const char *name, uint64_t ram
 {
 	struct usw_tier *tier = find_tier(tiers, name);
 
+	if (!tier && strcmp(name, "ram") == 0)
+		return fail(
+			error, EINVAL,
+			"tier %.31s is the RAM of the session and stays; `uffdswap set --memory` "
+			"says how much that may be",
+			name);
 	if (!tier)
 		return fail(error, ENOENT,
 			    "there is no disk tier %.700s; `uffdswap tier list` names them", name);

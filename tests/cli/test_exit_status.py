@@ -207,6 +207,14 @@ def test_wrong_usage_of_other_commands_is_2(arguments: list[str]) -> None:
     [
         (["reclaim", "1"], "Missing argument 'SIZE'; try: uffdswap reclaim --help"),
         (["tier", "remove"], "Missing argument 'NAME'; try: uffdswap tier remove --help"),
+        (
+            ["set", "1", "--memory"],
+            "Option '--memory' requires an argument; try: uffdswap set --help",
+        ),
+        (
+            ["tier", "add", "--pid"],
+            "Option '--pid' requires an argument; try: uffdswap tier add --help",
+        ),
         (["nonsense"], "No such command 'nonsense'; try: uffdswap --help"),
         (
             ["set", "1", "--memory", "1.5"],

@@ -230,7 +230,7 @@ def test_what_makes_no_sense_is_said_in_one_sentence(start: Any, folders: list[P
         (("add", folders[1], "--name", "a b"), 2, '--name: "a b" cannot be a name; '),
         (("add", f"{folders[1]}:1M"), 2, "PATH[:SIZE]: "),
         (("add", folders[1], "--priority", "-1"), 2, "Invalid value for '--priority'"),
-        (("remove", "ram"), 1, "there is no disk tier ram; "),
+        (("remove", "ram"), 1, "tier ram is the RAM of the session and stays; "),
         (("remove",), 2, "Missing argument 'NAME'"),
         (("list", "--pid", 1), 3, "no session has the process 1: "),
     ):

@@ -87,13 +87,19 @@ def _dispatch_by_typer(arguments: list[str]) -> int:
         if message is None:
             raise
         context = getattr(error, "ctx", None)
-        command = context.command_path if context is not None else "uffdswap"
+        command = context.command_path if context is not None else _command_in(arguments)
         if context is not None and message() == context.get_help():
             print(message())  # there were no arguments
         else:
             print_line(f"{message().rstrip('.')}; try: {command} --help")
         return UffdswapError.run_status if "run" in arguments[:1] else _USAGE_STATUS
     return status if isinstance(status, int) else 0
+
+
+def _command_in(arguments: list[str]) -> str:
+    """Return the command whose option lacks its argument; typer does not say which that is."""
+    words = ["uffdswap", *arguments[: 2 if arguments[:1] == ["tier"] else 1]]
+    return " ".join(word for word in words if not word.startswith("-"))
 
 
 def app() -> typer.Typer:
