@@ -7,6 +7,9 @@ far it is, or has gone; and how it ended must be there when it is asked for.
 
 from __future__ import annotations
 
+import _thread
+import contextlib
+import os
 import time
 
 from .control import Failed, Leaving, Removed, TierAdd, TierRemove, Tiers
@@ -22,6 +25,8 @@ SLOT_BYTES = (1 << 20) + 2048 * 16
 """From one slot of a tier to the next: a segment, and the tags of the most objects it has."""
 PRIORITY_MAX = 32767
 """The highest priority of a tier, as of swapon(8)."""
+_ANSWER_SECONDS = 1.0
+_SILENT_MAX = 8
 _REMOVALS_MAX = 32  # tiers have eight places, so that no removal under way is ever forgotten
 
 
@@ -46,6 +51,7 @@ class TierDesk:
     def __init__(self, session: NativeSession) -> None:
         self._session = session
         self._removals: dict[int, _Removal] = {}
+        self._silent: list[_thread.LockType] = []  # held by those who wait where nobody answers
 
     def tiers(self) -> Tiers:
         """Return all tiers, RAM first."""
@@ -69,6 +75,10 @@ class TierDesk:
         """Add a tier; the reply has it alone."""
         if request.priority > PRIORITY_MAX:
             return Failed(kind="usage", text=f"a priority is at most {PRIORITY_MAX}")
+        if not self._answers(request.path):
+            why = "its file system does not answer (a network without its server?)"
+            text = f"cannot use {request.path} as a disk tier: {why}; give another place"
+            return Failed(kind="tier", text=text)
         try:
             number = self._session.add_tier(
                 request.path,
@@ -79,6 +89,25 @@ class TierDesk:
         except OSError as error:
             return Failed(kind="tier", text=error.strerror or str(error))
         return Tiers(tiers=[_row(tier) for tier in self._session.tiers() if tier.id == number])
+
+    def _answers(self, path: str) -> bool:
+        """Tell whether somebody answers at a path, without waiting there for ever.
+
+        A thread does that, and is left behind where nobody answers.
+        """
+        self._silent = [lock for lock in self._silent if lock.locked()]
+        if len(self._silent) >= _SILENT_MAX:
+            return False
+        waits = _thread.allocate_lock()
+        waits.acquire()
+        try:
+            _thread.start_new_thread(_look, (path, waits))
+        except RuntimeError:
+            return True  # no thread to be had: for all we know
+        if waits.acquire(timeout=_ANSWER_SECONDS):
+            return True
+        self._silent.append(waits)
+        return False
 
     def remove(self, request: TierRemove) -> protocol.Message:
         """Begin to remove a tier; the reply tells what there is to move."""
@@ -116,6 +145,12 @@ class TierDesk:
             stored_bytes=removal.tier.stored_bytes,
             seconds=removal.seconds,
         )
+
+
+def _look(path: str, waits: _thread.LockType) -> None:
+    with contextlib.suppress(OSError):  # what is wrong with it, the data plane says
+        os.stat(path)  # noqa: PTH116 # pathlib is not imported by the agent
+    waits.release()
 
 
 def _row(tier: Tier) -> dict[str, str | int | None]:

@@ -20,6 +20,7 @@ import pytest
 
 from .fixtures import StartFunction
 from .harness import GLUTTON, MIB, Outcome, Session, run_command, wait_until
+from .places import silent_file_system
 
 SIZE_MIB = 96  # that do not compress
 BUDGET = "48M"
@@ -387,3 +388,15 @@ def test_accounts_tell_tiers_apart_and_count_faults_from_disks(
     assert outcome.stats["tiers"]["disk"] == dict.fromkeys(
         ("pages", "original_bytes", "stored_bytes", "segments"), 0
     )
+
+
+def test_place_that_does_not_answer_is_refused_and_holds_up_nobody(
+    start: Any, tmp_path: Path
+) -> None:
+    with silent_file_system(tmp_path) as place:
+        one = start(size_mib=8)
+        for path in (place, place / "file"):
+            said = one.tier("add", path, status=1)
+            assert said.startswith(f"uffdswap: cannot use {path} as a disk tier: its file system")
+        assert list(one.tiers()) == ["ram", "disk1"]
+        one.session.finish().require_ok()
