@@ -172,21 +172,21 @@ class Agent:
         if self._watch is None:
             from .unmanaged import Watch  # noqa: PLC0415 # the program has started long ago
 
-            watch = Watch(is_preloaded=self._program_pid > 0)
-            self._selector.register(watch.event_fd, selectors.EVENT_READ, self._on_look)
-            self._watch = watch
+            self._watch = Watch(is_preloaded=self._program_pid > 0)
         managed = {pid for pid in self._targets.values() if pid > 0}
         joining = {protocol.peer_of(one.connection).pid for one in self._pending.values()}
         roots = set(managed)
         if self._program_pid:  # a launcher of its own, to which orphans come
             roots |= procfs.children_of(self._launcher_pid) - {os.getpid()}
         has_all = len(self._known) < _KNOWN_MAX and min(self._targets.values(), default=1) > 0
-        self._watch.begin(roots, managed, self._known | joining if has_all else None)
+        fd = self._watch.begin(roots, managed, self._known | joining if has_all else None)
+        self._selector.register(fd, selectors.EVENT_READ, lambda: self._on_look(fd))
 
-    def _on_look(self) -> None:
+    def _on_look(self, fd: int) -> None:
         """Tell what a look has found, and plan the next."""
         assert self._watch is not None
-        texts, rest = self._watch.end()
+        self._selector.unregister(fd)
+        texts, rest = self._watch.end(fd)
         if self._finished:
             return
         for text in texts:
@@ -209,8 +209,6 @@ class Agent:
             self._listener.close()
         if self._desk is not None:
             self._desk.close()
-        if self._watch is not None:
-            self._watch.close()
         if self._session is not None:
             self._session.close()
         if self._finished and self._folder:

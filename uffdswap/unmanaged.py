@@ -151,7 +151,7 @@ class Lookout:
 
 
 class Watch:
-    """Has a lookout look in a thread of its own, and is told of the end by `event_fd`.
+    """Has a lookout look in a thread of its own, and tells of the end by a descriptor.
 
     A look goes through files of other processes, and where those are may be nobody who answers: a
     network file system without its server, say. Who looks may wait for ever then, and nobody else.
@@ -159,39 +159,39 @@ class Watch:
 
     def __init__(self, *, is_preloaded: bool) -> None:
         self.lookout = Lookout(self._tell, is_preloaded=is_preloaded)
-        self.event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._texts: list[str] = []
         self._rest: float | None = None
-        self._looks = False
 
     def begin(
         self, roots: Iterable[int], managed: Collection[int], known: Collection[int] | None
-    ) -> None:
-        """Begin a look; there is none under way. Raises `RuntimeError` if there is no thread."""
-        self._looks = True
-        try:
-            _thread.start_new_thread(self._look, (roots, managed, known))
-        except RuntimeError:
-            self._looks = False
-            raise
+    ) -> int:
+        """Begin a look, if none is under way; return what is readable when it has ended.
 
-    def end(self) -> tuple[list[str], float | None]:
+        Raises `OSError` or `RuntimeError` if there is no descriptor or no thread to be had.
+        """
+        event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            _thread.start_new_thread(self._look, (event_fd, roots, managed, known))
+        except RuntimeError:
+            os.close(event_fd)
+            raise
+        return event_fd
+
+    def end(self, event_fd: int) -> tuple[list[str], float | None]:
         """Return what to tell, and in how many seconds to look again; None: it has failed."""
-        os.eventfd_read(self.event_fd)
-        self._looks = False
+        os.close(event_fd)
         texts, self._texts = self._texts, []
         return texts, self._rest
-
-    def close(self) -> None:
-        """Listen to it no more. A look that is under way keeps what it needs."""
-        if not self._looks:
-            os.close(self.event_fd)
 
     def _tell(self, text: str) -> None:
         self._texts.append(text)
 
     def _look(
-        self, roots: Iterable[int], managed: Collection[int], known: Collection[int] | None
+        self,
+        event_fd: int,
+        roots: Iterable[int],
+        managed: Collection[int],
+        known: Collection[int] | None,
     ) -> None:
         self._rest = None
         try:
@@ -199,7 +199,7 @@ class Watch:
         except OSError:
             pass  # no descriptor left, say
         finally:
-            os.eventfd_write(self.event_fd, 1)
+            os.eventfd_write(event_fd, 1)
 
 
 def _has_shim(maps: bytes | None) -> bool:

@@ -207,12 +207,11 @@ def test_look_that_does_not_end_holds_up_nobody(monkeypatch: pytest.MonkeyPatch)
     silence = threading.Event()
     monkeypatch.setattr(Lookout, "look", lambda *_arguments: 5.0 if silence.wait(20) else 0.0)
     watch = Watch(is_preloaded=True)
-    watch.begin([], [], None)
-    assert select.select([watch.event_fd], [], [], 0.1)[0] == []
+    fd = watch.begin([], [], None)
+    assert select.select([fd], [], [], 0.1)[0] == []
     silence.set()
-    assert select.select([watch.event_fd], [], [], 20)[0] == [watch.event_fd]
-    assert watch.end() == ([], 5.0)
-    watch.close()
+    assert select.select([fd], [], [], 20)[0] == [fd]
+    assert watch.end(fd) == ([], 5.0)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to start a process of another user")
