@@ -121,6 +121,7 @@ class Statistics(Record):
     evicted_ahead: int
     evicted_compressed: int
     evicted_incompressible: int
+    evict_refused: int
 
     ram_pages: int
     ram_original_bytes: int

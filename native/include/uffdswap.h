@@ -124,6 +124,7 @@ struct usw_statistics {
 	uint64_t evicted_ahead; /* of the next two, compressed by another thread */
 	uint64_t evicted_compressed;
 	uint64_t evicted_incompressible;
+	uint64_t evict_refused; /* were picked and stayed: pinned, shared, locked or gone */
 
 	uint64_t ram_pages;          /* g */
 	uint64_t ram_original_bytes; /* g */

@@ -37,6 +37,7 @@ struct usw_batch {
 	uint32_t wanted;
 	uint32_t run_count;
 	uint32_t page_count;
+	bool unshared;          /* its pages have been taken over: what is refused now is pinned */
 	uint64_t mapping_start; /* of the mapping that is looked at: MOVE takes from one at a time */
 	struct usw_run runs[USW_BATCH_RUNS_MAX];
 	uint64_t address[USW_BATCH_PAGES_MAX];
@@ -612,6 +613,20 @@ static int settle_content(struct usw_target *target, uint32_t kept_id, uint32_t 
 	return 0;
 }
 
+/**
+ * The word of a page that did not go. One that is pinned will not go the next time either, and each
+ * attempt costs three commands to hands: it stays as long as the hottest page.
+ */
+static uint64_t word_of_refused(const struct usw_batch *batch, uint32_t i,
+				const struct usw_answer *answer, uint32_t stamp)
+{
+	if (!batch->unshared || answer->error != -EBUSY)
+		return batch->before[i];
+	return usw_page_make(USW_PAGE_RESIDENT, usw_page_heat(batch->before[i]),
+			     usw_page_id(batch->before[i]), stamp) |
+	       USW_PAGE_LAPS_MAX << 3;
+}
+
 /** Publish what hands did: a moved page becomes EVICTED, any other is what it was. */
 static uint32_t publish(struct usw_target *target, struct usw_batch *batch,
 			const struct usw_answer *answer, uint32_t first_slot)
@@ -626,7 +641,8 @@ static uint32_t publish(struct usw_target *target, struct usw_batch *batch,
 		uint32_t id;
 
 		if (!usw_answer_has(answer, i)) {
-			usw_page_transition(batch->word[i], marked, batch->before[i]);
+			usw_page_transition(batch->word[i], marked,
+					    word_of_refused(batch, i, answer, stamp));
 			continue;
 		}
 		if (settle_content(target, kept_id, first_slot + i, &id)) {
@@ -772,6 +788,7 @@ static int evict_shared(struct usw_target *target, struct usw_batch *batch, uint
 	batch->run_count = 0;
 	batch->page_count = 0;
 	batch->op = USW_OP_EVICT;
+	batch->unshared = true;
 	for (uint32_t i = 0; i < count; i++)
 		if (may_go(target, batch->address[i]) && batch->run_count < USW_BATCH_RUNS_MAX)
 			batch_add(batch, batch->address[i]);

@@ -680,6 +680,7 @@ void usw_session_statistics(struct usw_session *session, struct usw_statistics *
 		.evicted_ahead = sum.evicted_ahead,
 		.evicted_compressed = sum.evicted_compressed,
 		.evicted_incompressible = sum.evicted_incompressible,
+		.evict_refused = sum.evict_refused,
 		.verified_pages = sum.verified_pages,
 		.poisoned_pages = sum.poisoned_pages,
 		.vanished_pages = sum.vanished_pages,
