@@ -306,7 +306,10 @@ class Launcher:
         return SessionFailed(
             f'cannot manage "{self._command[0]}"',
             cause=f"it did not hand itself in {when}",
-            remedy="see whether the dynamic loader can preload into it: LD_DEBUG=files shows that",
+            remedy=(
+                "see whether the dynamic loader can preload into it: LD_DEBUG=files shows that; "
+                "if AddressSanitizer is in it, set ASAN_OPTIONS=verify_asan_link_order=0"
+            ),
         )
 
     # --- Signals and children --------------------------------------------------------------------

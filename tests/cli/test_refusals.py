@@ -238,6 +238,22 @@ def test_program_that_ends_without_handing_itself_in(witness: Witness, compiled:
     witness.require_refusal(done, "did not hand itself in before it ended")
 
 
+def test_program_with_address_sanitizer_is_told_what_helps(
+    witness: Witness, compiled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gcc(compiled, "touch.c", "-fsanitize=address", "-o", "sanitized")
+    command = (str(compiled / "sanitized"), str(witness.path))
+    option = "verify_asan_link_order=0"
+    monkeypatch.delenv("ASAN_OPTIONS", raising=False)
+    done = run(*command)
+    assert done.returncode == 125
+    assert f"ASAN_OPTIONS={option}" in done.stderr.decode().splitlines()[-1]  # below its own line
+    assert not witness.path.exists()
+    monkeypatch.setenv("ASAN_OPTIONS", option)
+    assert run(*command).returncode == 0
+    assert witness.path.exists()
+
+
 @needs_x86
 def test_program_that_never_hands_itself_in(witness: Witness, compiled: Path) -> None:
     done = run(str(compiled / "waits"), str(witness.path))
