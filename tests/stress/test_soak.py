@@ -19,7 +19,7 @@ from integration.harness import REPOSITORY, Programs, processes_below, run_comma
 from integration.test_lifecycle import cases
 from integration.test_races import RACES
 
-TESTS = 5  # share the time
+TESTS = 6  # share the time
 SOAK_SECONDS = float(os.environ.get("UFFDSWAP_SOAK_SECONDS", "300")) / TESTS
 ROUND_SECONDS = "8"
 CROWD_SECONDS = 25.0
@@ -61,6 +61,19 @@ def test_races_are_never_lost(programs: Programs, uffdswap_run: RunFunction) -> 
         chosen = limits(chance)
         outcome = uffdswap_run([programs(name), *mode, ROUND_SECONDS, seed], **chosen)
         # A limit alone may be above what the smallest of them need: then nothing leaves.
+        outcome.require_ok(paged=True if chosen["stress"] else None)
+
+
+def test_address_spaces_are_what_they_were_made(
+    programs: Programs, uffdswap_run: RunFunction
+) -> None:
+    for chance in Rounds():
+        seed, steps = str(chance.randrange(1 << 30)), str(chance.choice([150, 300, 600]))
+        chosen = limits(chance)
+        if chance.random() < 0.4:  # a budget in place of a limit
+            disk = chance.choice([(), ("--no-disk",)])
+            chosen |= {"resident": None, "memory": chance.choice(["48M", "64M"]), "options": disk}
+        outcome = uffdswap_run([programs("fuzz_space"), seed, steps], **chosen)
         outcome.require_ok(paged=True if chosen["stress"] else None)
 
 
