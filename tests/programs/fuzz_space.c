@@ -557,9 +557,20 @@ static bool are_apart(struct range one, struct range other)
 	       other.first + other.count <= one.first;
 }
 
-/* What a call that failed has done in spite of that: Linux moves mapping by mapping, from 6.17 on. */
-static void note_failed_move(struct owner *me, struct range from, struct range to)
+/*
+ * What a call that failed has done in spite of that: Linux unmaps the destination first, and from 6.17
+ * on moves mapping by mapping. Where that cannot be seen (the old place stays, or another thread's
+ * memory may have come into the gap by now) all of it is left alone from here on.
+ */
+static void note_failed_move(struct owner *me, struct range from, struct range to, bool is_kept)
 {
+	remember(me, from, ", failed");
+	remember(me, to, ", failed, the destination");
+	if (is_kept || !me->is_alone) {
+		note_range(me, from, 0, 0);
+		note_range(me, to, 0, 0);
+		return;
+	}
 	for (uint32_t i = 0; i < from.count; i++) {
 		if (is_there(start_of(me, from) + i * PAGE_BYTES))
 			continue;
@@ -586,7 +597,7 @@ static void do_move_over(struct owner *me)
 	begin_settling();
 	if (start == MAP_FAILED) {
 		CHECK_STEP(me, errno == EFAULT || errno == EINVAL || errno == ENOMEM, "mremap");
-		note_failed_move(me, from, to);
+		note_failed_move(me, from, to, is_kept);
 	} else {
 		move_notes(me, from, to, is_kept);
 	}
