@@ -28,6 +28,7 @@
 #include "event.h"
 #include "fault.h"
 #include "layout.h"
+#include "maps.h"
 #include "uffd.h"
 
 static bool overlap(uint64_t a_start, uint64_t a_end, uint64_t b_start, uint64_t b_end)
@@ -164,20 +165,44 @@ static void follow(struct usw_target *target)
 
 // --- Forks --------------------------------------------------------------------------------------
 
+/** Whether the memory at a page is not copied to children (MADV_DONTFORK). */
+static bool is_not_copied(const struct usw_target *target, uint64_t page)
+{
+	struct usw_ranges ranges = {0};
+	bool is = target->smaps_fd >= 0 &&
+		  !usw_maps_marked(target->smaps_fd, USW_MAPS_NOT_COPIED, &ranges) &&
+		  usw_ranges_cover(&ranges, page, page + USW_PAGE_BYTES);
+
+	usw_ranges_free(&ranges);
+	return is;
+}
+
+/**
+ * Whether the memory that has moved was missing in the child all the same: it was not registered yet,
+ * and the next place is empty, or no child gets it, and in the next place is something else.
+ */
+static bool was_missing(const struct usw_target *parent, const struct usw_target *child,
+			const struct uffd_msg *move)
+{
+	if (usw_uffd_is_vacant(child->uffd, move->arg.remap.to))
+		return !usw_uffd_is_vacant(child->uffd, move->arg.remap.from);
+	return is_not_copied(parent, move->arg.remap.to);
+}
+
 static bool has_left(const struct usw_target *child, const struct uffd_msg *move)
 {
 	return move->event == UFFD_EVENT_REMAP &&
 	       usw_uffd_probe(child->uffd, move->arg.remap.from) == USW_UFFD_NONE;
 }
 
-/** Whether the child was made after a move: the old place is empty, or the next is there. */
+/** Whether the child was made after a move: the old place is empty by that, or the next is there. */
 static bool has_seen(const struct usw_target *parent, const struct usw_target *child,
 		     const struct uffd_msg *move)
 {
 	if (move->event != UFFD_EVENT_REMAP)
 		return false;
 	if (has_left(child, move))
-		return true;
+		return !was_missing(parent, child, move);
 	for (uint32_t i = 0; i < parent->told_count; i++)
 		if (parent->told[i].message.arg.remap.to == move->arg.remap.from &&
 		    has_left(child, &parent->told[i].message))

@@ -125,7 +125,7 @@ static void note_wiped(struct usw_target *parent, struct usw_target *child)
 
 	if (!usw_pagemap_next(&child->pagemap, &address, USW_ADDRESS_END))
 		return;
-	if (parent->smaps_fd < 0 || usw_maps_wiped(parent->smaps_fd, &wiped))
+	if (parent->smaps_fd < 0 || usw_maps_marked(parent->smaps_fd, USW_MAPS_WIPED, &wiped))
 		child->inherited_unchecked = true;
 	for (uint32_t i = 0; i < wiped.count; i++) {
 		address = wiped.at[i].start;

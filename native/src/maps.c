@@ -441,7 +441,7 @@ int usw_maps_zeros(int pagemap_fd, uint64_t start, uint64_t end, struct page_reg
 
 // --- What a fork leaves out ---------------------------------------------------------------------
 
-int usw_maps_wiped(int smaps_fd, struct usw_ranges *ret)
+int usw_maps_marked(int smaps_fd, const char *flag, struct usw_ranges *ret)
 {
 	_cleanup_close_ int fd = dup(smaps_fd);
 	if (fd < 0)
@@ -461,7 +461,7 @@ int usw_maps_wiped(int smaps_fd, struct usw_ranges *ret)
 		enum usw_maps_kind kind;
 
 		if (strncmp(line, "VmFlags:", 8) == 0) {
-			if (end && strstr(line, " wf"))
+			if (end && strstr(line, flag))
 				fits = usw_ranges_add(ret, start, end);
 		} else if (usw_maps_parse_line(line, &from, &to, &kind)) {
 			start = from;

@@ -110,11 +110,12 @@ int usw_maps_guards(int pagemap_fd, uint64_t start, uint64_t end, struct page_re
 int usw_maps_zeros(int pagemap_fd, uint64_t start, uint64_t end, struct page_region *regions,
 		   uint32_t capacity, uint64_t *ret_walk_end);
 
-/**
- * Mappings marked "wipe on fork", which are zeros in a child. Reads all of smaps: 3 ms a GiB
- * resident. Returns 0 or -errno.
- */
-int usw_maps_wiped(int smaps_fd, struct usw_ranges *ret);
+/* What smaps calls the advice MADV_WIPEONFORK, whose memory is zeros in a child, and MADV_DONTFORK. */
+#define USW_MAPS_WIPED " wf"
+#define USW_MAPS_NOT_COPIED " dc"
+
+/** Mappings marked with a flag. Reads all of smaps: 3 ms a GiB resident. Returns 0 or -errno. */
+int usw_maps_marked(int smaps_fd, const char *flag, struct usw_ranges *ret);
 
 /** Parse one line of maps text; false if it is not one. For kernels without PROCMAP_QUERY. */
 bool usw_maps_parse_line(const char *line, uint64_t *start, uint64_t *end,

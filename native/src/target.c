@@ -566,7 +566,7 @@ bool usw_target_measure(struct usw_target *target)
 int usw_target_leave_out(struct usw_target *child, int smaps_fd)
 {
 	struct usw_ranges ranges = {0};
-	int ret = usw_maps_wiped(smaps_fd, &ranges);
+	int ret = usw_maps_marked(smaps_fd, USW_MAPS_WIPED, &ranges);
 
 	for (uint32_t i = 0; !ret && i < ranges.count; i++)
 		usw_target_forget(child, ranges.at[i].start, ranges.at[i].end);

@@ -111,6 +111,13 @@ enum usw_uffd_kind usw_uffd_probe(int uffd, uint64_t page)
 	}
 }
 
+bool usw_uffd_is_vacant(int uffd, uint64_t page)
+{
+	// To unregister what is not registered changes nothing, and fails where there is nothing.
+	return usw_uffd_probe(uffd, page) == USW_UFFD_NONE &&
+	       usw_uffd_unregister(uffd, page, USW_PAGE_BYTES) == -EINVAL;
+}
+
 bool usw_uffd_is_dead(int uffd)
 {
 	struct uffdio_continue question = {

@@ -58,6 +58,9 @@ enum usw_uffd_kind {
 /** Ask without any effect. Half a microsecond. */
 enum usw_uffd_kind usw_uffd_probe(int uffd, uint64_t page);
 
+/** Whether nothing is at a page that could be registered with us. Takes the mmap lock to write. */
+bool usw_uffd_is_vacant(int uffd, uint64_t page);
+
 /** True once the descriptor's address space is gone. No effect on it otherwise. */
 bool usw_uffd_is_dead(int uffd);
 

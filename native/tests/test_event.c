@@ -339,6 +339,39 @@ static void fork_then_move(bool child_has_moved)
 	munmap(places, PAGES(8));
 }
 
+/** Memory is missing in a child because it is not copied, or not registered yet: it has not moved. */
+static void fork_without(bool is_registered)
+{
+	void *places =
+		mmap(NULL, PAGES(12), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	CHECK(places != MAP_FAILED);
+	uint64_t from = (uintptr_t)places, to = from + PAGES(4);
+	struct usw_target *target = start();
+
+	evict_at(target, from, 4);
+	evict_at(target, to, 2);
+	target->smaps_fd = open("/proc/self/smaps", O_RDONLY | O_CLOEXEC);
+	if (is_registered) {
+		fork_with(target, (void *)(uintptr_t)to, 4);
+		CHECK_EQ(madvise((void *)(uintptr_t)to, PAGES(4), MADV_DONTFORK), 0);
+	} else {
+		fork_with(target, (void *)(uintptr_t)(to + PAGES(4)), 4);
+		CHECK_EQ(munmap((void *)(uintptr_t)to, PAGES(4)), 0);
+	}
+	unmap(target, to, 4);
+	remap(target, from, to, 4);
+	unmap(target, from, 4);
+	usw_event_conclude(target);
+	check_evicted(target, to, 4, 0, 4);
+	struct usw_target *child = take_child(target);
+	check_evicted(child, from, 4, 0, 4);
+	check_evicted(child, to, 4, 0, 2);
+	usw_target_forget(child, 0, USW_ADDRESS_END);
+	usw_target_destroy(child);
+	stop(target);
+	munmap(places, PAGES(12));
+}
+
 static void test_forks(void)
 {
 	int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
@@ -350,6 +383,8 @@ static void test_forks(void)
 	close(uffd);
 	fork_then_move(false);
 	fork_then_move(true);
+	fork_without(true);
+	fork_without(false);
 }
 
 int main(void)
