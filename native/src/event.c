@@ -168,13 +168,14 @@ static void follow(struct usw_target *target)
 /** Whether the memory at a page is not copied to children (MADV_DONTFORK). */
 static bool is_not_copied(const struct usw_target *target, uint64_t page)
 {
-	struct usw_ranges ranges = {0};
-	bool is = target->smaps_fd >= 0 &&
-		  !usw_maps_marked(target->smaps_fd, USW_MAPS_NOT_COPIED, &ranges) &&
-		  usw_ranges_cover(&ranges, page, page + USW_PAGE_BYTES);
+	struct usw_maps_advised advised;
 
-	usw_ranges_free(&ranges);
-	return is;
+	if (target->smaps_fd < 0)
+		return false;
+	bool is_so = !usw_maps_advised(target->smaps_fd, &advised) &&
+		     usw_ranges_cover(&advised.not_copied, page, page + USW_PAGE_BYTES);
+	usw_maps_advised_free(&advised);
+	return is_so;
 }
 
 /**

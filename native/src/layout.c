@@ -8,6 +8,8 @@
  */
 
 #include "layout.h"
+#include "maps.h"
+#include "uffd.h"
 
 static void forget_and_prune(struct usw_target *target, uint64_t start, uint64_t end)
 {
@@ -110,33 +112,62 @@ static bool share_words(struct usw_target *parent, struct usw_target *child)
 	return true;
 }
 
-/**
- * Ranges that the child has as zeros, although the parent's content was evicted. Only smaps tells
- * which, so it is read only if something was evicted at all. The parent runs on as soon as its
- * event was read, and may say MADV_WIPEONFORK of what the child has: so the child's handshake has
- * the last word, also if the parent is gone by now. What the child does not have at all is left to
- * that, too: see usw_target_check_inherited().
- */
-static void note_wiped(struct usw_target *parent, struct usw_target *child)
+/** What the parent has said a child is to have as zeros; once it is known what the child has. */
+static bool note_wiped(struct usw_target *child, const struct usw_ranges *wiped)
 {
-	struct usw_ranges wiped = {0};
-	uint64_t address = 0;
 	bool fits = true;
+
+	for (uint32_t i = 0; i < wiped->count; i++) {
+		uint64_t address = wiped->at[i].start;
+
+		if (usw_pagemap_next(&child->pagemap, &address, wiped->at[i].end))
+			fits &= usw_ranges_add(&child->maybe_wiped, wiped->at[i].start,
+					       wiped->at[i].end);
+	}
+	atomic_store(&child->may_be_wiped, child->maybe_wiped.count > 0);
+	return fits;
+}
+
+/**
+ * What no child of the parent gets, page by page, for the advice may be younger than the child. It
+ * would be found in what the child has in its place later.
+ */
+static void leave_behind(struct usw_target *child, const struct usw_ranges *not_copied)
+{
+	for (uint32_t i = 0; i < not_copied->count; i++) {
+		uint64_t address = not_copied->at[i].start;
+
+		for (; usw_pagemap_next(&child->pagemap, &address, not_copied->at[i].end);
+		     address += USW_PAGE_BYTES)
+			if (usw_uffd_probe(child->uffd, address) == USW_UFFD_NONE)
+				usw_target_forget(child, address, address + USW_PAGE_BYTES);
+	}
+}
+
+/**
+ * Ranges that the child has as zeros or not at all, although the parent's content was evicted. Only
+ * smaps tells which, so it is read only if something was evicted at all. The parent runs on as soon
+ * as its event was read, and may say MADV_WIPEONFORK of what the child has: so the child's handshake
+ * has the last word, also if the parent is gone by now. What the child does not have is left to that,
+ * too (usw_target_check_inherited()), but some children have none.
+ */
+static void follow_advice(struct usw_target *parent, struct usw_target *child)
+{
+	struct usw_maps_advised advised;
+	uint64_t address = 0;
 
 	if (!usw_pagemap_next(&child->pagemap, &address, USW_ADDRESS_END))
 		return;
-	if (parent->smaps_fd < 0 || usw_maps_marked(parent->smaps_fd, USW_MAPS_WIPED, &wiped))
+	if (parent->smaps_fd < 0) {
 		child->inherited_unchecked = true;
-	for (uint32_t i = 0; i < wiped.count; i++) {
-		address = wiped.at[i].start;
-		if (usw_pagemap_next(&child->pagemap, &address, wiped.at[i].end))
-			fits &= usw_ranges_add(&child->maybe_wiped, wiped.at[i].start,
-					       wiped.at[i].end);
+		return;
 	}
-	usw_ranges_free(&wiped);
-	atomic_store(&child->may_be_wiped, child->maybe_wiped.count > 0);
-	if (!fits)
+	bool is_known = !usw_maps_advised(parent->smaps_fd, &advised);
+	is_known &= note_wiped(child, &advised.wiped);
+	leave_behind(child, &advised.not_copied);
+	if (!is_known)
 		child->inherited_unchecked = true;
+	usw_maps_advised_free(&advised);
 }
 
 static bool copy_ranges(struct usw_ranges *to, const struct usw_ranges *from)
@@ -153,7 +184,7 @@ void usw_layout_fork(struct usw_target *parent, struct usw_target *child)
 		    copy_ranges(&child->registered, &parent->registered);
 	uint32_t id;
 
-	note_wiped(parent, child);
+	follow_advice(parent, child);
 	if (usw_session_adopt(parent->session, child, &id) || !fits)
 		usw_session_kill_all(parent->session, "out of memory while following a fork");
 }

@@ -441,8 +441,15 @@ int usw_maps_zeros(int pagemap_fd, uint64_t start, uint64_t end, struct page_reg
 
 // --- What a fork leaves out ---------------------------------------------------------------------
 
-int usw_maps_marked(int smaps_fd, const char *flag, struct usw_ranges *ret)
+void usw_maps_advised_free(struct usw_maps_advised *advised)
 {
+	usw_ranges_free(&advised->wiped);
+	usw_ranges_free(&advised->not_copied);
+}
+
+int usw_maps_advised(int smaps_fd, struct usw_maps_advised *ret)
+{
+	*ret = (struct usw_maps_advised){0};
 	_cleanup_close_ int fd = dup(smaps_fd);
 	if (fd < 0)
 		return -errno;
@@ -455,14 +462,15 @@ int usw_maps_marked(int smaps_fd, const char *flag, struct usw_ranges *ret)
 	char line[512];
 	uint64_t start = 0, end = 0;
 	bool fits = true;
-	ret->count = 0;
 	while (fits && fgets(line, sizeof(line), stream)) {
 		uint64_t from, to;
 		enum usw_maps_kind kind;
 
 		if (strncmp(line, "VmFlags:", 8) == 0) {
-			if (end && strstr(line, flag))
-				fits = usw_ranges_add(ret, start, end);
+			if (end && strstr(line, " wf"))
+				fits = usw_ranges_add(&ret->wiped, start, end);
+			if (end && strstr(line, " dc"))
+				fits &= usw_ranges_add(&ret->not_copied, start, end);
 		} else if (usw_maps_parse_line(line, &from, &to, &kind)) {
 			start = from;
 			end = to;

@@ -110,12 +110,15 @@ int usw_maps_guards(int pagemap_fd, uint64_t start, uint64_t end, struct page_re
 int usw_maps_zeros(int pagemap_fd, uint64_t start, uint64_t end, struct page_region *regions,
 		   uint32_t capacity, uint64_t *ret_walk_end);
 
-/* What smaps calls the advice MADV_WIPEONFORK, whose memory is zeros in a child, and MADV_DONTFORK. */
-#define USW_MAPS_WIPED " wf"
-#define USW_MAPS_NOT_COPIED " dc"
+/** Mappings for which the program has said how a fork treats them. */
+struct usw_maps_advised {
+	struct usw_ranges wiped;      /* MADV_WIPEONFORK: zeros in a child */
+	struct usw_ranges not_copied; /* MADV_DONTFORK: not in a child */
+};
 
-/** Mappings marked with a flag. Reads all of smaps: 3 ms a GiB resident. Returns 0 or -errno. */
-int usw_maps_marked(int smaps_fd, const char *flag, struct usw_ranges *ret);
+/** Reads all of smaps: 3 ms a GiB resident. Returns 0 or -errno; usw_maps_advised_free() afterwards. */
+int usw_maps_advised(int smaps_fd, struct usw_maps_advised *ret);
+void usw_maps_advised_free(struct usw_maps_advised *advised);
 
 /** Parse one line of maps text; false if it is not one. For kernels without PROCMAP_QUERY. */
 bool usw_maps_parse_line(const char *line, uint64_t *start, uint64_t *end,

@@ -565,12 +565,12 @@ bool usw_target_measure(struct usw_target *target)
 
 int usw_target_leave_out(struct usw_target *child, int smaps_fd)
 {
-	struct usw_ranges ranges = {0};
-	int ret = usw_maps_marked(smaps_fd, USW_MAPS_WIPED, &ranges);
+	struct usw_maps_advised advised;
+	int ret = usw_maps_advised(smaps_fd, &advised);
 
-	for (uint32_t i = 0; !ret && i < ranges.count; i++)
-		usw_target_forget(child, ranges.at[i].start, ranges.at[i].end);
-	usw_ranges_free(&ranges);
+	for (uint32_t i = 0; !ret && i < advised.wiped.count; i++)
+		usw_target_forget(child, advised.wiped.at[i].start, advised.wiped.at[i].end);
+	usw_maps_advised_free(&advised);
 	return ret;
 }
 

@@ -372,6 +372,30 @@ static void fork_without(bool is_registered)
 	munmap(places, PAGES(12));
 }
 
+/** What no child gets: this one has the last two of six pages, since the advice came after its fork. */
+static void fork_with_advice(void)
+{
+	void *places =
+		mmap(NULL, PAGES(8), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	CHECK(places != MAP_FAILED);
+	uint64_t withheld = (uintptr_t)places;
+	struct usw_target *target = start();
+
+	evict_at(target, withheld, 6);
+	target->smaps_fd = open("/proc/self/smaps", O_RDONLY | O_CLOEXEC);
+	CHECK_EQ(madvise(places, PAGES(6), MADV_DONTFORK), 0);
+	fork_with(target, (void *)(uintptr_t)(withheld + PAGES(4)), 4);
+	usw_event_conclude(target);
+	check_evicted(target, withheld, 6, 0, 6);
+	struct usw_target *child = take_child(target);
+	for (uint64_t i = 0; i < 6; i++)
+		CHECK_EQ(is_evicted(child, withheld + PAGES(i)), i >= 4);
+	usw_target_forget(child, 0, USW_ADDRESS_END);
+	usw_target_destroy(child);
+	stop(target);
+	munmap(places, PAGES(8));
+}
+
 static void test_forks(void)
 {
 	int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
@@ -385,6 +409,7 @@ static void test_forks(void)
 	fork_then_move(true);
 	fork_without(true);
 	fork_without(false);
+	fork_with_advice();
 }
 
 int main(void)
