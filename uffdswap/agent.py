@@ -178,7 +178,10 @@ class Agent:
         roots = set(managed)
         if self._program_pid:  # a launcher of its own, to which orphans come
             roots |= procfs.children_of(self._launcher_pid) - {os.getpid()}
-        has_all = len(self._known) < _KNOWN_MAX and min(self._targets.values(), default=1) > 0
+        # Forks that are served without having handed themselves in are told of by the data plane.
+        assert self._session is not None
+        unnamed = self._session.statistics().targets_without_hands
+        has_all = len(self._known) < _KNOWN_MAX and not unnamed
         fd = self._watch.begin(roots, managed, self._known | joining if has_all else None)
         self._selector.register(fd, selectors.EVENT_READ, lambda: self._on_look(fd))
 
