@@ -22,7 +22,7 @@ import pytest
 from uffdswap.tier_desk import SLOT_BYTES
 
 from .fixtures import StartFunction
-from .harness import GLUTTON, MIB, REPOSITORY, Outcome
+from .harness import GLUTTON, MIB, REPOSITORY, Outcome, wait_until
 from .places import fill_up, loop_device, small_file_system
 from .test_control import Controlled, runtime
 
@@ -158,7 +158,10 @@ def test_a_disk_that_loses_writes_is_found_out(start: StartUnlucky, tmp_path: Pa
         small_file_system(tmp_path, 16) as place,
         loop_device(place, 256) as device,
     ):
-        one = start(device.path, memory="130M", resident="16M")
+        one = start(device.path, memory="90M", resident="16M")
+        wait_until(
+            lambda: one.status()["counters"]["demoted_segments"] > 0, "segments go to the device"
+        )
         one.session.send_line("check")
         outcome = one.session.finish()
     assert "WRONG" not in outcome.stdout, outcome.describe()
