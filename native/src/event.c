@@ -16,6 +16,9 @@
  *     move brings takes nothing away.
  *   - The place that memory moves to is free. If by our books it is not, whoever left it has not
  *     said so yet: the move waits for that.
+ *   - Memory of which our books know nothing, since none of it has left, may be what has left a place
+ *     that was free by our books. Its move, told last, is not of what has come there: pages of that
+ *     which are out are not present where the move has gone.
  *   - A child has what its parent had when it was made. Its fork waits for all that is announced, and
  *     the child itself tells which of the moves it has seen.
  *
@@ -30,6 +33,8 @@
 #include "layout.h"
 #include "maps.h"
 #include "uffd.h"
+
+#define USW_LOOK_REGIONS 64u
 
 static bool overlap(uint64_t a_start, uint64_t a_end, uint64_t b_start, uint64_t b_end)
 {
@@ -114,6 +119,60 @@ static bool has_to_wait(struct usw_target *target, uint32_t which)
 	return message->event == UFFD_EVENT_FORK;
 }
 
+// --- Moves of what was there before -------------------------------------------------------------
+
+static void note_come(struct usw_target *target, uint64_t start, uint64_t end)
+{
+	if (target->came_count < USW_OWED_MAX)
+		target->came[target->came_count++] = (struct usw_range){start, end};
+}
+
+static bool has_come(const struct usw_target *target, uint64_t start, uint64_t end)
+{
+	for (uint32_t i = 0; i < target->came_count; i++)
+		if (overlap(target->came[i].start, target->came[i].end, start, end))
+			return true;
+	return false;
+}
+
+/** Whether a page of [start, end) is out by our books, which lies `shift` bytes before it. */
+static bool is_out(const struct usw_target *target, uint64_t start, uint64_t end, uint64_t shift)
+{
+	uint64_t address = start - shift;
+	usw_page_word *word;
+
+	for (; (word = usw_pagemap_next(&target->pagemap, &address, end - shift));
+	     address += USW_PAGE_BYTES)
+		if (usw_page_state(atomic_load(word)) == USW_PAGE_EVICTED)
+			return true;
+	return false;
+}
+
+/** Whether a move is of memory that was in its place before what our books know of. */
+static bool is_of_before(const struct usw_target *target, const struct uffd_msg *move)
+{
+	uint64_t from = move->arg.remap.from, start = move->arg.remap.to;
+	uint64_t end = start + move->arg.remap.len;
+
+	if (target->pagemap_fd < 0 || !has_come(target, from, from + move->arg.remap.len))
+		return false;
+	for (uint64_t shift = start - from; start < end;) {
+		struct page_region regions[USW_LOOK_REGIONS];
+		uint64_t walk_end = end;
+		int count = usw_maps_present(target->pagemap_fd, start, end, regions,
+					     USW_LOOK_REGIONS, &walk_end);
+
+		for (int i = 0; i < count; i++)
+			if (!(regions[i].categories & PAGE_IS_SWAPPED) &&
+			    is_out(target, regions[i].start, regions[i].end, shift))
+				return true;
+		if (count < 0 || walk_end <= start)
+			return false;
+		start = walk_end;
+	}
+	return false;
+}
+
 // --- Following ----------------------------------------------------------------------------------
 
 static struct usw_told take_told(struct usw_target *target, uint32_t which)
@@ -123,6 +182,18 @@ static struct usw_told take_told(struct usw_target *target, uint32_t which)
 	memmove(&target->told[which], &target->told[which + 1],
 		(--target->told_count - which) * sizeof(target->told[0]));
 	return told;
+}
+
+static void follow_move(struct usw_target *target, const struct uffd_msg *move)
+{
+	uint64_t to = move->arg.remap.to, length_bytes = move->arg.remap.len;
+
+	if (is_of_before(target, move)) {
+		usw_layout_unmap(target, to, to + length_bytes); // nothing of it has left
+		return;
+	}
+	usw_layout_remap(target, move->arg.remap.from, to, length_bytes);
+	note_come(target, to, to + length_bytes);
 }
 
 static void follow_one(struct usw_target *target, uint32_t which)
@@ -136,8 +207,7 @@ static void follow_one(struct usw_target *target, uint32_t which)
 		usw_layout_fork(target, told.child);
 		break;
 	case UFFD_EVENT_REMAP:
-		usw_layout_remap(target, message->arg.remap.from, message->arg.remap.to,
-				 message->arg.remap.len);
+		follow_move(target, message);
 		break;
 	case UFFD_EVENT_REMOVE:
 		usw_layout_remove(target, message->arg.remove.start, message->arg.remove.end);
@@ -338,17 +408,20 @@ void usw_event_apply(struct usw_target *target, const struct uffd_msg *messages,
 void usw_event_conclude(struct usw_target *target)
 {
 	target->owed_count = 0;
-	if (!target->told_count)
+	if (!target->told_count) {
+		target->came_count = 0;
 		return;
+	}
 	pthread_mutex_lock(&target->map_lock);
 	follow_all(target);
+	target->came_count = 0;
 	publish(target);
 	pthread_mutex_unlock(&target->map_lock);
 }
 
 void usw_event_settle(struct usw_target *target)
 {
-	if (!target->owed_count && !target->told_count)
+	if (!target->owed_count && !target->told_count && !target->came_count)
 		return;
 	if (usw_uffd_probe(target->uffd, target->token_page) != USW_UFFD_UNKNOWN ||
 	    usw_uffd_is_dead(target->uffd))

@@ -153,8 +153,10 @@ struct usw_target {
 
 	uint64_t changing_since_ns; /* an event is announced */
 	uint32_t owed_count;        /* moves whose second half is still to be told */
-	uint32_t told_count;        /* events that wait for others: see event.c */
+	uint32_t came_count; /* moves that were followed since the kernel has last answered */
+	uint32_t told_count; /* events that wait for others: see event.c */
 	struct usw_range owed[USW_OWED_MAX];
+	struct usw_range came[USW_OWED_MAX]; /* where they went; the first ones, if there are more */
 	struct usw_told told[USW_TOLD_MAX];
 
 	/* Written by the fault thread, read by the control thread. */

@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -240,6 +241,42 @@ static void test_a_chain_of_moves(void)
 	check_two(target);
 }
 
+/**
+ * Memory moves on from where other memory has come, as it was told. Is it what has come, or what was
+ * there before, of which nothing has left? That is present where it is now.
+ */
+static void move_on(bool is_of_before)
+{
+	void *places =
+		mmap(NULL, PAGES(12), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	CHECK(places != MAP_FAILED);
+	uint64_t first = (uintptr_t)places, second = first + PAGES(4), third = first + PAGES(8);
+	struct usw_target *target = start();
+
+	target->pagemap_fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	if (is_of_before)
+		memset((void *)(uintptr_t)(third + PAGES(1)), 1, PAGES(2));
+	evict_at(target, first, 4);
+	evict_at(target, third, 2);
+	remap(target, first, second, 4);
+	unmap(target, first, 4);
+	check_evicted(target, second, 4, 0, 4);
+	unmap(target, third, 4);
+	remap(target, second, third, 4);
+	unmap(target, second, 4);
+	CHECK_EQ(target->told_count, 0);
+	check_evicted(target, second, 4, 0, is_of_before ? 4 : 0);
+	check_evicted(target, third, 4, 0, is_of_before ? 0 : 4);
+	stop(target);
+	munmap(places, PAGES(12));
+}
+
+static void test_memory_moves_on(void)
+{
+	move_on(false);
+	move_on(true);
+}
+
 static void test_memory_given_back_is_that_which_has_come(void)
 {
 	struct usw_target *target = start_two();
@@ -423,6 +460,7 @@ int main(void)
 	test_a_move_waits_for_the_one_that_has_made_room();
 	test_a_move_waits_for_what_was_unmapped();
 	test_a_chain_of_moves();
+	test_memory_moves_on();
 	test_memory_given_back_is_that_which_has_come();
 	test_what_waits_in_vain();
 	test_more_than_can_wait();
