@@ -135,19 +135,6 @@ static bool has_come(const struct usw_target *target, uint64_t start, uint64_t e
 	return false;
 }
 
-/** Whether a page of [start, end) is out by our books, which lies `shift` bytes before it. */
-static bool is_out(const struct usw_target *target, uint64_t start, uint64_t end, uint64_t shift)
-{
-	uint64_t address = start - shift;
-	usw_page_word *word;
-
-	for (; (word = usw_pagemap_next(&target->pagemap, &address, end - shift));
-	     address += USW_PAGE_BYTES)
-		if (usw_page_state(atomic_load(word)) == USW_PAGE_EVICTED)
-			return true;
-	return false;
-}
-
 /** Whether a move is of memory that was in its place before what our books know of. */
 static bool is_of_before(const struct usw_target *target, const struct uffd_msg *move)
 {
@@ -164,7 +151,8 @@ static bool is_of_before(const struct usw_target *target, const struct uffd_msg 
 
 		for (int i = 0; i < count; i++)
 			if (!(regions[i].categories & PAGE_IS_SWAPPED) &&
-			    is_out(target, regions[i].start, regions[i].end, shift))
+			    usw_target_has_out(target, regions[i].start - shift,
+					       regions[i].end - shift))
 				return true;
 		if (count < 0 || walk_end <= start)
 			return false;
@@ -408,15 +396,13 @@ void usw_event_apply(struct usw_target *target, const struct uffd_msg *messages,
 void usw_event_conclude(struct usw_target *target)
 {
 	target->owed_count = 0;
-	if (!target->told_count) {
-		target->came_count = 0;
-		return;
+	if (target->told_count) {
+		pthread_mutex_lock(&target->map_lock);
+		follow_all(target);
+		publish(target);
+		pthread_mutex_unlock(&target->map_lock);
 	}
-	pthread_mutex_lock(&target->map_lock);
-	follow_all(target);
-	target->came_count = 0;
-	publish(target);
-	pthread_mutex_unlock(&target->map_lock);
+	target->came_count = 0; // only now: to follow asks for it
 }
 
 void usw_event_settle(struct usw_target *target)
