@@ -45,6 +45,15 @@ static void stop(struct usw_target *target)
 	usw_nodes_destroy(&session.nodes);
 }
 
+static void *map(uint64_t count)
+{
+	void *places = mmap(NULL, PAGES(count), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+			    -1, 0);
+
+	CHECK(places != MAP_FAILED);
+	return places;
+}
+
 /** `count` pages are out, and their range is on the list. */
 static void evict_at(struct usw_target *target, uint64_t start_address, uint64_t count)
 {
@@ -247,9 +256,7 @@ static void test_a_chain_of_moves(void)
  */
 static void move_on(bool is_of_before)
 {
-	void *places =
-		mmap(NULL, PAGES(12), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	CHECK(places != MAP_FAILED);
+	void *places = map(12);
 	uint64_t first = (uintptr_t)places, second = first + PAGES(4), third = first + PAGES(8);
 	struct usw_target *target = start();
 
@@ -347,12 +354,17 @@ static struct usw_target *take_child(struct usw_target *parent)
 	return child;
 }
 
+static void stop_both(struct usw_target *parent, struct usw_target *child)
+{
+	usw_target_forget(child, 0, USW_ADDRESS_END);
+	usw_target_destroy(child);
+	stop(parent);
+}
+
 /** A move is told after a fork. Where does the child have the memory? */
 static void fork_then_move(bool child_has_moved)
 {
-	void *places =
-		mmap(NULL, PAGES(8), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	CHECK(places != MAP_FAILED);
+	void *places = map(8);
 	uint64_t from = (uintptr_t)places, to = from + PAGES(4);
 	struct usw_target *target = start();
 
@@ -370,18 +382,14 @@ static void fork_then_move(bool child_has_moved)
 	struct usw_target *child = take_child(target);
 	check_evicted(child, child_has_moved ? to : from, 4, 0, 4);
 	CHECK_EQ(is_evicted(child, from), !child_has_moved);
-	usw_target_forget(child, 0, USW_ADDRESS_END);
-	usw_target_destroy(child);
-	stop(target);
+	stop_both(target, child);
 	munmap(places, PAGES(8));
 }
 
 /** Memory is missing in a child because it is not copied, or not registered yet: it has not moved. */
 static void fork_without(bool is_registered)
 {
-	void *places =
-		mmap(NULL, PAGES(12), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	CHECK(places != MAP_FAILED);
+	void *places = map(12);
 	uint64_t from = (uintptr_t)places, to = from + PAGES(4);
 	struct usw_target *target = start();
 
@@ -403,18 +411,14 @@ static void fork_without(bool is_registered)
 	struct usw_target *child = take_child(target);
 	check_evicted(child, from, 4, 0, 4);
 	check_evicted(child, to, 4, 0, 2);
-	usw_target_forget(child, 0, USW_ADDRESS_END);
-	usw_target_destroy(child);
-	stop(target);
+	stop_both(target, child);
 	munmap(places, PAGES(12));
 }
 
 /** What no child gets: this one has the last two of six pages, since the advice came after its fork. */
 static void fork_with_advice(void)
 {
-	void *places =
-		mmap(NULL, PAGES(8), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	CHECK(places != MAP_FAILED);
+	void *places = map(8);
 	uint64_t withheld = (uintptr_t)places;
 	struct usw_target *target = start();
 
@@ -427,9 +431,7 @@ static void fork_with_advice(void)
 	struct usw_target *child = take_child(target);
 	for (uint64_t i = 0; i < 6; i++)
 		CHECK_EQ(is_evicted(child, withheld + PAGES(i)), i >= 4);
-	usw_target_forget(child, 0, USW_ADDRESS_END);
-	usw_target_destroy(child);
-	stop(target);
+	stop_both(target, child);
 	munmap(places, PAGES(8));
 }
 

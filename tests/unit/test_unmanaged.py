@@ -86,6 +86,13 @@ def preloaded(**variables: str) -> dict[str, str]:
     return {"LD_PRELOAD": shim_path(), **variables}
 
 
+def in_session(folder: Path) -> dict[str, str]:
+    """Return the variables of a process whose session's socket is there."""
+    socket = folder / "socket"
+    socket.touch()
+    return preloaded(_UFFDSWAP_SOCKET=str(socket))
+
+
 def test_static_program_is_told_of_once(crowd: Crowd, static: str) -> None:
     pids = [crowd.start([static], preloaded()) for _ in range(3)]
     (text,) = crowd.look(*pids)
@@ -167,25 +174,19 @@ def test_socket_that_cannot_be_seen_is_named(crowd: Crowd) -> None:
 def test_process_with_the_shim_that_could_not_join_tells_itself(
     crowd: Crowd, tmp_path: Path
 ) -> None:
-    socket = tmp_path / "socket"
-    socket.touch()
-    pid = crowd.start(SLEEP, preloaded(_UFFDSWAP_SOCKET=str(socket)))
+    pid = crowd.start(SLEEP, in_session(tmp_path))
     assert crowd.look(pid, known=[pid]) == []
 
 
 def test_process_with_the_shim_that_has_said_nothing_is_told_of(
     crowd: Crowd, tmp_path: Path
 ) -> None:
-    socket = tmp_path / "socket"
-    socket.touch()
-    pid = crowd.start(SLEEP, preloaded(_UFFDSWAP_SOCKET=str(socket)))
+    pid = crowd.start(SLEEP, in_session(tmp_path))
     (text,) = crowd.look(pid, known=[])
     assert "it was forked by a bare system call (clone, clone3)" in text
 
 
 def test_filter_of_system_calls_is_named(crowd: Crowd, tmp_path: Path) -> None:
-    socket = tmp_path / "socket"
-    socket.touch()
     # PR_SET_NO_NEW_PRIVS, and a filter of one instruction that allows everything.
     code = """
 import ctypes, os, struct
@@ -196,7 +197,7 @@ assert libc.prctl(38, 1, 0, 0, 0) == 0
 assert libc.prctl(22, 2, program, 0, 0) == 0
 os.execv("/bin/sleep", ["sleep", "100"])
 """
-    variables = preloaded(_UFFDSWAP_SOCKET=str(socket))
+    variables = in_session(tmp_path)
     pid = crowd.start([sys.executable, "-I", "-S", "-c", code], variables)
     wait_until_named(pid, b"sleep")
     (text,) = crowd.look(pid, known=[])
