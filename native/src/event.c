@@ -236,16 +236,39 @@ static bool is_not_copied(const struct usw_target *target, uint64_t page)
 	return is_so;
 }
 
+/** Whether a move, told behind a fork, is of memory that came to its place after that. */
+static bool has_come_since(const struct usw_target *parent, uint32_t fork, uint32_t which)
+{
+	uint64_t from = parent->told[which].message.arg.remap.from;
+
+	for (uint32_t i = fork + 1; i < which; i++) {
+		const struct uffd_msg *before = &parent->told[i].message;
+		uint64_t to = before->arg.remap.to;
+
+		if (before->event == UFFD_EVENT_REMAP &&
+		    overlap(to, to + before->arg.remap.len, from, from + USW_PAGE_BYTES))
+			return true;
+	}
+	return false;
+}
+
 /**
- * Whether the memory that has moved was missing in the child all the same: it was not registered yet,
- * and the next place is empty, or no child gets it, and in the next place is something else.
+ * Whether the memory that has moved was missing in its old place all the same when the child was made.
+ * What is on our list was registered by then, so only if no child gets it. The rest may have been
+ * there, registered later, or may have come there later.
  */
 static bool was_missing(const struct usw_target *parent, const struct usw_target *child,
-			const struct uffd_msg *move)
+			uint32_t fork, uint32_t which)
 {
-	if (usw_uffd_is_vacant(child->uffd, move->arg.remap.to))
-		return !usw_uffd_is_vacant(child->uffd, move->arg.remap.from);
-	return is_not_copied(parent, move->arg.remap.to);
+	uint64_t from = parent->told[which].message.arg.remap.from;
+	uint64_t to = parent->told[which].message.arg.remap.to;
+
+	if (usw_uffd_is_vacant(child->uffd, to))
+		return !usw_uffd_is_vacant(child->uffd, from);
+	if (!usw_ranges_cover(&parent->registered, from, from + USW_PAGE_BYTES) &&
+	    (!usw_uffd_is_vacant(child->uffd, from) || has_come_since(parent, fork, which)))
+		return true;
+	return is_not_copied(parent, to);
 }
 
 static bool has_left(const struct usw_target *child, const struct uffd_msg *move)
@@ -255,13 +278,15 @@ static bool has_left(const struct usw_target *child, const struct uffd_msg *move
 }
 
 /** Whether the child was made after a move: the old place is empty by that, or the next is there. */
-static bool has_seen(const struct usw_target *parent, const struct usw_target *child,
-		     const struct uffd_msg *move)
+static bool has_seen(const struct usw_target *parent, uint32_t fork, uint32_t which)
 {
+	const struct usw_target *child = parent->told[fork].child;
+	const struct uffd_msg *move = &parent->told[which].message;
+
 	if (move->event != UFFD_EVENT_REMAP)
 		return false;
 	if (has_left(child, move))
-		return !was_missing(parent, child, move);
+		return !was_missing(parent, child, fork, which);
 	for (uint32_t i = 0; i < parent->told_count; i++)
 		if (parent->told[i].message.arg.remap.to == move->arg.remap.from &&
 		    has_left(child, &parent->told[i].message))
@@ -296,7 +321,7 @@ static void order_fork(struct usw_target *target)
 	for (uint32_t i = fork + 1; i < target->told_count; i++) {
 		struct uffd_msg move = target->told[i].message;
 
-		if (!has_seen(target, target->told[fork].child, &move))
+		if (!has_seen(target, fork, i))
 			continue;
 		for (uint32_t j = fork + 1; j < i; j++)
 			if (has_made_room(&target->told[j].message, &move))

@@ -415,6 +415,51 @@ static void fork_without(bool is_registered)
 	munmap(places, PAGES(12));
 }
 
+/** Memory was there when the child was made, but not registered yet: it has not moved in the child. */
+static void fork_before_it_was_registered(void)
+{
+	void *places = map(8);
+	uint64_t from = (uintptr_t)places, to = from + PAGES(4);
+	struct usw_target *target = start();
+
+	evict_at(target, to, 4);
+	fork_with(target, (void *)(uintptr_t)to, 4);
+	unmap(target, to, 4);
+	remap(target, from, to, 4);
+	unmap(target, from, 4);
+	usw_event_conclude(target);
+	check_evicted(target, to, 4, 0, 0);
+	struct usw_target *child = take_child(target);
+	check_evicted(child, to, 4, 0, 4);
+	stop_both(target, child);
+	munmap(places, PAGES(8));
+}
+
+/** Memory moves after a fork, and moves on from where nothing was, over what the child has. */
+static void fork_before_a_chain_of_moves(void)
+{
+	void *places = map(12);
+	uint64_t from = (uintptr_t)places, over = from + PAGES(4), by_way_of = from + PAGES(8);
+	struct usw_target *target = start();
+
+	evict_at(target, from, 4);
+	evict_at(target, over, 2);
+	fork_with(target, places, 8);
+	CHECK_EQ(munmap((void *)(uintptr_t)by_way_of, PAGES(4)), 0);
+	remap(target, from, by_way_of, 4);
+	unmap(target, from, 4);
+	unmap(target, over, 4);
+	remap(target, by_way_of, over, 4);
+	unmap(target, by_way_of, 4);
+	usw_event_conclude(target);
+	check_evicted(target, over, 4, 0, 4);
+	struct usw_target *child = take_child(target);
+	check_evicted(child, from, 4, 0, 4);
+	check_evicted(child, over, 4, 0, 2);
+	stop_both(target, child);
+	munmap(places, PAGES(12));
+}
+
 /** What no child gets: this one has the last two of six pages, since the advice came after its fork. */
 static void fork_with_advice(void)
 {
@@ -448,6 +493,8 @@ static void test_forks(void)
 	fork_then_move(true);
 	fork_without(true);
 	fork_without(false);
+	fork_before_it_was_registered();
+	fork_before_a_chain_of_moves();
 	fork_with_advice();
 }
 
