@@ -149,10 +149,10 @@ static int read_messages(struct usw_target *target, struct uffd_msg *messages, b
 	if (!usw_gate_enter(target))
 		return 0;
 
-	// The kernel lets pages and registrations move again while we are in read().
+	// The kernel lets pages and registrations move again while we read.
 	atomic_fetch_add(&target->reading, 1);
-	ssize_t got = read(target->uffd, messages, USW_MESSAGES_MAX * sizeof(*messages));
-	int error = got < 0 ? errno : 0;
+	ssize_t got = usw_uffd_read(target->uffd, messages, USW_MESSAGES_MAX * sizeof(*messages));
+	int error = got < 0 ? (int)-got : 0;
 	int count = got > 0 ? (int)((size_t)got / sizeof(*messages)) : 0;
 	bool reshaped = false;
 	*ret_events = false;
@@ -399,6 +399,15 @@ void usw_fault_kick(struct usw_session *session)
 			usw_fault_kick_one(&session->threads[i]);
 }
 
+/** A program has made its descriptor block, or that of a child that waits, which inherits it. */
+static void unblock(struct usw_target *target)
+{
+	usw_uffd_unblock(target->uffd);
+	for (uint32_t i = 0; i < target->told_count; i++)
+		if (target->told[i].child)
+			usw_uffd_unblock(target->told[i].child->uffd);
+}
+
 /** Wait for anything at all, then settle it. */
 static void wait_and_settle(struct usw_fault_thread *thread, int timeout_ms)
 {
@@ -419,6 +428,8 @@ static void wait_and_settle(struct usw_fault_thread *thread, int timeout_ms)
 		} else if (!target) {
 			kicked = read(thread->kick_fd, &kicks, sizeof(kicks)) > 0;
 		} else if ((events[i].data.u64 & 7) == USW_SOURCE_UFFD) {
+			if (usw_unlikely(events[i].events & EPOLLERR))
+				unblock(target);
 			usw_fault_pump(thread, target);
 		}
 	}

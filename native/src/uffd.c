@@ -2,11 +2,13 @@
 
 /**
  * @file
- * Userfaultfd ioctls from outside. See uffd.h.
+ * Calls on a userfaultfd from outside. See uffd.h.
  */
 
 #include <errno.h>
+#include <fcntl.h>
 #include <sys/ioctl.h>
+#include <sys/uio.h>
 
 #include "uffd.h"
 
@@ -15,6 +17,26 @@ int usw_uffd_api(int uffd, uint64_t features)
 	struct uffdio_api api = {.api = UFFD_API, .features = features};
 
 	return ioctl(uffd, UFFDIO_API, &api) < 0 ? -errno : 0;
+}
+
+void usw_uffd_unblock(int uffd)
+{
+	int flags = fcntl(uffd, F_GETFL);
+
+	if (flags >= 0 && !(flags & O_NONBLOCK))
+		fcntl(uffd, F_SETFL, flags | O_NONBLOCK);
+}
+
+ssize_t usw_uffd_read(int uffd, struct uffd_msg *messages, size_t bytes)
+{
+	const struct iovec place = {.iov_base = messages, .iov_len = bytes};
+	ssize_t got = preadv2(uffd, &place, 1, -1, RWF_NOWAIT);
+
+	if (usw_unlikely(got < 0 && errno == EOPNOTSUPP)) { // before Linux 6.10
+		usw_uffd_unblock(uffd);
+		got = read(uffd, messages, bytes);
+	}
+	return got < 0 ? -errno : got;
 }
 
 int usw_uffd_copy(int uffd, uint64_t address, const void *source, uint64_t length_bytes,

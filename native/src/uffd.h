@@ -2,7 +2,7 @@
 
 /**
  * @file
- * The userfaultfd ioctls that work from outside, one function each.
+ * The calls on a userfaultfd that work from outside, one function each.
  *
  * All return 0 or -errno. The kernel reports a failed range in a signed field of the argument as
  * well as in errno; these wrappers fold both into "how far" and "why". What a caller must expect:
@@ -28,6 +28,16 @@
 	 UFFD_FEATURE_POISON | UFFD_FEATURE_PAGEFAULT_FLAG_WP)
 
 int usw_uffd_api(int uffd, uint64_t features);
+
+/**
+ * Read messages, as many as there are now, `bytes` at most. Bytes or -errno, -EAGAIN where there is
+ * none. Never blocks: whether a descriptor does is a flag that its target shares with us and may
+ * change at any time (before Linux 6.10 in the very moment of the call as well).
+ */
+ssize_t usw_uffd_read(int uffd, struct uffd_msg *messages, size_t bytes);
+
+/** Have poll(2) tell of messages: of a descriptor that blocks it says only that, and all the time. */
+void usw_uffd_unblock(int uffd);
 
 /** Copy pages in and wake who waits for them. Stores the bytes that arrived, also on failure. */
 int usw_uffd_copy(int uffd, uint64_t address, const void *source, uint64_t length_bytes,
