@@ -752,8 +752,19 @@ static int evict_batch(struct usw_target *target, struct usw_batch *batch, uint3
 	return (int)publish(target, batch, answer, (uint32_t)first_slot);
 }
 
+/** Add a page that was picked before. Nobody else changes what is known of mappings. */
+static void batch_add_again(struct usw_target *target, struct usw_batch *batch, uint64_t address)
+{
+	const struct usw_ranges *mappings = &target->eligible.mappings;
+	uint32_t i = usw_ranges_find(mappings, address);
+
+	batch->mapping_start = i < mappings->count ? mappings->at[i].start : address;
+	batch_add(batch, address);
+}
+
 /** Keep only the pages that did not go, to try them again in another way. */
-static void batch_keep_refused(struct usw_batch *batch, const struct usw_answer *answer)
+static void batch_keep_refused(struct usw_target *target, struct usw_batch *batch,
+			       const struct usw_answer *answer)
 {
 	uint32_t count = batch->page_count;
 
@@ -761,7 +772,7 @@ static void batch_keep_refused(struct usw_batch *batch, const struct usw_answer 
 	batch->page_count = 0;
 	for (uint32_t i = 0; i < count; i++)
 		if (!usw_answer_has(answer, i) && batch->run_count < USW_BATCH_RUNS_MAX)
-			batch_add(batch, batch->address[i]);
+			batch_add_again(target, batch, batch->address[i]);
 }
 
 /**
@@ -772,7 +783,7 @@ static void batch_keep_refused(struct usw_batch *batch, const struct usw_answer 
 static int evict_shared(struct usw_target *target, struct usw_batch *batch, uint32_t epoch,
 			struct usw_answer *answer)
 {
-	batch_keep_refused(batch, answer);
+	batch_keep_refused(target, batch, answer);
 	if (!batch->page_count)
 		return 0;
 
@@ -791,7 +802,7 @@ static int evict_shared(struct usw_target *target, struct usw_batch *batch, uint
 	batch->unshared = true;
 	for (uint32_t i = 0; i < count; i++)
 		if (may_go(target, batch->address[i]) && batch->run_count < USW_BATCH_RUNS_MAX)
-			batch_add(batch, batch->address[i]);
+			batch_add_again(target, batch, batch->address[i]);
 	if (!batch->page_count)
 		return 0;
 	ret = evict_batch(target, batch, epoch, answer);
