@@ -438,8 +438,11 @@ static bool pick_from_mappings(struct usw_target *target, struct usw_batch *batc
 	return true;
 }
 
-/** Fill the batch from the cursor on. Sets *ret_wrapped if the sweep came round. */
-static void pick(struct usw_target *target, struct usw_batch *batch, bool *ret_wrapped)
+/**
+ * Fill the batch from the cursor on. Sets *ret_wrapped if the sweep came round. False: the kernel
+ * does not say what is present, and would not if it were asked again at once.
+ */
+static bool pick(struct usw_target *target, struct usw_batch *batch, bool *ret_wrapped)
 {
 	struct page_region regions[USW_SCAN_REGIONS];
 	uint64_t scan_bytes = (uint64_t)batch->wanted * USW_SCAN_SHARE * USW_PAGE_BYTES;
@@ -451,7 +454,7 @@ static void pick(struct usw_target *target, struct usw_batch *batch, bool *ret_w
 		if (i == target->eligible.mappings.count) {
 			target->cursor = 0;
 			*ret_wrapped = true;
-			return;
+			return true;
 		}
 		uint64_t start = usw_max(target->cursor, target->eligible.mappings.at[i].start);
 		uint64_t end = scan_end(target, i, start, scan_bytes);
@@ -463,13 +466,14 @@ static void pick(struct usw_target *target, struct usw_batch *batch, bool *ret_w
 		swept += (uint32_t)((walk_end - start) / USW_PAGE_BYTES) + 1;
 		if (count < 0) {
 			target->eligible_stale = true;
-			return;
+			return false;
 		}
 		target->cursor = start;
 		if (!pick_from_mappings(target, batch, regions, count,
 					walk_end > start ? walk_end : end))
-			return;
+			return true;
 	}
+	return true;
 }
 
 // --- One batch ----------------------------------------------------------------------------------
@@ -847,7 +851,7 @@ enum usw_evict_result usw_evict_some(struct usw_target *target, uint32_t wanted,
 	usw_leaving_settle(&target->leaving, target->pagemap_fd, usw_now_ns());
 	batch = (struct usw_batch){.op = USW_OP_EVICT,
 				   .wanted = (uint32_t)usw_min(wanted, USW_BATCH_PAGES_MAX)};
-	pick(target, &batch, &wrapped);
+	bool looked = pick(target, &batch, &wrapped);
 	uint32_t before = *ret_evicted;
 	int evicted = batch.page_count ? evict_batch(target, &batch, epoch, &answer) : 0;
 	if (evicted >= 0) {
@@ -870,6 +874,8 @@ enum usw_evict_result usw_evict_some(struct usw_target *target, uint32_t wanted,
 		usw_fault_kick(target->session);
 	if (wrapped)
 		end_lap(target);
+	if (!looked && !batch.page_count)
+		return USW_EVICT_NOTHING;
 	return wrapped ? USW_EVICT_WRAPPED : USW_EVICT_DONE;
 }
 

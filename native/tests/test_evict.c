@@ -2,8 +2,8 @@
 
 /**
  * @file
- * Goal: what the reclaim thread asks hands for can be done: a run is never of two mappings, not even
- * of pages that are asked for again.
+ * Goal: what the reclaim thread asks hands for can be done, and it goes on where nothing can: a run
+ * is never of two mappings, not even of pages that are asked for again; a look that fails ends.
  * Method: a child with three mappings side by side and a real userfaultfd; a thread that answers in
  * the place of hands, and writes down what it was asked for.
  */
@@ -157,6 +157,20 @@ static void test_runs_end_with_their_mapping(struct usw_target *target)
 	}
 }
 
+/** Whoever hands in something else for its pagemap has nothing evicted, and harms nobody else. */
+static void test_a_look_that_fails_ends(struct usw_target *target)
+{
+	int pagemap_fd = target->pagemap_fd;
+	uint32_t evicted = 0;
+
+	target->pagemap_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+	target->cursor = memory;
+	CHECK_EQ(usw_evict_some(target, PAGES, true, &evicted), USW_EVICT_NOTHING);
+	CHECK_EQ(evicted, 0);
+	close(target->pagemap_fd);
+	target->pagemap_fd = pagemap_fd;
+}
+
 int main(void)
 {
 	int uffd;
@@ -170,6 +184,7 @@ int main(void)
 	session.limit_pages = 1024;
 	struct usw_target *target = attach(child, uffd);
 	test_runs_end_with_their_mapping(target);
+	test_a_look_that_fails_ends(target);
 	kill(child, SIGKILL);
 	CHECK_EQ(waitpid(child, NULL, 0), child);
 	usw_target_destroy(target);
