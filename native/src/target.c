@@ -103,6 +103,21 @@ static bool area_is_sound(int fd)
 	       fstatfs(fd, &files) == 0 && files.f_type == TMPFS_MAGIC;
 }
 
+/**
+ * Threads that serve others read these. What is in /proc the kernel says, soon and to its end; any
+ * other file may have as many mappings as its maker likes, all of which would be kept in memory.
+ */
+static bool are_of_proc(const int *fds)
+{
+	static const enum usw_hello_fd which[] = {USW_FD_MAPS, USW_FD_PAGEMAP, USW_FD_SMAPS};
+	struct statfs files;
+
+	for (size_t i = 0; i < sizeof(which) / sizeof(which[0]); i++)
+		if (fstatfs(fds[which[i]], &files) < 0 || files.f_type != PROC_SUPER_MAGIC)
+			return false;
+	return true;
+}
+
 int usw_target_attach(struct usw_target *target, const struct usw_hello *hello, const int *fds,
 		      int pidfd, int pid, int connection, struct usw_error *error)
 {
@@ -112,6 +127,8 @@ int usw_target_attach(struct usw_target *target, const struct usw_hello *hello, 
 	if (!area_is_sound(fds[USW_FD_AREA]))
 		return attach_error(error, -EPROTO,
 				    "the area is not a sealed memfd of the right size");
+	if (!are_of_proc(fds))
+		return attach_error(error, -EPROTO, "its maps, pagemap or smaps are not of /proc");
 
 	// The pid may have been reused before statm was opened; then the pidfd is dead.
 	_cleanup_close_ int statm_fd = usw_task_open(pid, "statm");

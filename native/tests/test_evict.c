@@ -3,7 +3,8 @@
 /**
  * @file
  * Goal: what the reclaim thread asks hands for can be done, and it goes on where nothing can: a run
- * is never of two mappings, not even of pages that are asked for again; a look that fails ends.
+ * is never of two mappings, not even of pages that are asked for again; a look that fails ends, and
+ * what is not of /proc is not taken to look at.
  * Method: a child with three mappings side by side and a real userfaultfd; a thread that answers in
  * the place of hands, and writes down what it was asked for.
  */
@@ -104,6 +105,14 @@ static struct usw_target *attach(pid_t child, int its_uffd)
 	CHECK_EQ(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, connection), 0);
 	struct usw_target *target = usw_target_create(&session);
 	CHECK(target);
+	for (int i = USW_FD_MAPS; i <= USW_FD_SMAPS; i++) {
+		int others[] = {fds[0], fds[1], fds[2], fds[USW_FD_AREA]};
+
+		others[i] = pidfd;
+		CHECK_EQ(usw_target_attach(target, &hello, others, pidfd, child, connection[0],
+					   &error),
+			 -EPROTO);
+	}
 	CHECK_EQ(usw_target_attach(target, &hello, fds, pidfd, child, connection[0], &error), 0);
 	target->uffd = uffd;
 	target->armed = true;
