@@ -321,10 +321,11 @@ static struct usw_target *own_target(struct usw_fault_thread *thread, struct usw
 	struct usw_target *target = pin_target(thread->session, atomic_load(&request->target_id));
 	if (!target)
 		return NULL;
+	// Before it is let go of: another thread's may be freed at once.
+	bool is_own = target->thread == thread;
+
 	unpin_target(target);
-	if (target->thread != thread || atomic_load(&request->state) != USW_REQUEST_POSTED)
-		return NULL;
-	return target;
+	return is_own && atomic_load(&request->state) == USW_REQUEST_POSTED ? target : NULL;
 }
 
 /** Room beyond the reserve: a page that comes in must not make another one leave. */
