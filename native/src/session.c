@@ -195,20 +195,22 @@ int usw_session_create(const struct usw_config *config, struct usw_session **ret
 
 static void stop_threads(struct usw_session *session)
 {
-	uint64_t one = 1;
-
 	atomic_store(&session->stopping, true);
 	for (uint32_t i = 0; i < USW_FAULT_THREADS_MAX; i++) {
 		struct usw_fault_thread *thread = &session->threads[i];
 
-		if (thread->started && write(thread->kick_fd, &one, sizeof(one)) > 0)
-			pthread_join(thread->thread, NULL);
-		usw_fault_thread_deinit(thread);
+		if (!thread->started)
+			continue;
+		usw_fault_kick_one(thread);
+		pthread_join(thread->thread, NULL);
 	}
 	usw_reclaim_kick(session);
 	if (session->reclaim.started)
 		pthread_join(session->reclaim.thread, NULL);
 	usw_watch_stop(session);
+	// Last: until all have ended they may give each other children to serve, and kick each other.
+	for (uint32_t i = 0; i < USW_FAULT_THREADS_MAX; i++)
+		usw_fault_thread_deinit(&session->threads[i]);
 }
 
 void usw_session_destroy(struct usw_session *session)
