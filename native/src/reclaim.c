@@ -527,6 +527,12 @@ static unsigned long long resident_mib(const struct usw_session *session)
 	return (unsigned long long)usw_max(0, (uint64_t)atomic_load(&session->resident_base)) >> 8;
 }
 
+/** Whether so much is within a budget, but for an overdraft. No budget is the largest there is. */
+static bool is_within(uint64_t memory, uint64_t bytes)
+{
+	return bytes <= USW_OVERDRAFT_BYTES || bytes - USW_OVERDRAFT_BYTES <= memory;
+}
+
 /** True if the program would fit if all that has left were on a disk. */
 static bool would_tier_help(const struct usw_session *session)
 {
@@ -534,8 +540,7 @@ static bool would_tier_help(const struct usw_session *session)
 	uint64_t resident = (uint64_t)atomic_load(&session->resident_base) * USW_PAGE_BYTES;
 	uint64_t ram = atomic_load(&session->ram_bytes);
 
-	return ram - usw_min(ram, session->segments.used_bytes) + resident <=
-	       memory + USW_OVERDRAFT_BYTES;
+	return is_within(memory, ram - usw_min(ram, session->segments.used_bytes) + resident);
 }
 
 static void out_of_memory(struct usw_session *session)
@@ -638,7 +643,7 @@ static bool is_over_budget(struct usw_session *session, bool gave)
 	uint64_t resident = (uint64_t)atomic_load(&session->resident_base) * USW_PAGE_BYTES;
 	uint64_t total = atomic_load(&session->ram_bytes) + resident;
 
-	if (memory == UINT64_MAX || total <= memory + USW_OVERDRAFT_BYTES)
+	if (is_within(memory, total))
 		return false;
 	return !gave || atomic_load(&session->limit_pages) <= USW_FLOOR_PAGES;
 }
