@@ -913,7 +913,8 @@ void usw_evict_random(struct usw_target *target, uint64_t random, uint32_t wante
 {
 	uint64_t total = 0;
 
-	usw_age_forget(&target->age); // what has just come in, above all
+	usw_age_forget(&target->age);          // what has just come in, above all
+	pthread_mutex_lock(&target->map_lock); // a child's handshake may just be reading them
 	for (uint32_t i = 0; i < target->eligible.mappings.count; i++)
 		total +=
 			target->eligible.mappings.at[i].end - target->eligible.mappings.at[i].start;
@@ -929,6 +930,7 @@ void usw_evict_random(struct usw_target *target, uint64_t random, uint32_t wante
 		}
 		offset -= length;
 	}
+	pthread_mutex_unlock(&target->map_lock);
 	usw_evict_some(target, wanted, (random >> 60) == 0, ret_evicted);
 }
 

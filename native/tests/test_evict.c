@@ -4,7 +4,7 @@
  * @file
  * Goal: what the reclaim thread asks hands for can be done, and it goes on where nothing can: a run
  * is never of two mappings, not even of pages that are asked for again; a look that fails ends, and
- * what is not of /proc is not taken to look at.
+ * what is not of /proc is not taken to look at. A handshake may read the mappings at any time.
  * Method: a child with three mappings side by side and a real userfaultfd; a thread that answers in
  * the place of hands, and writes down what it was asked for.
  */
@@ -23,6 +23,7 @@
 #define PART_PAGES 4u
 #define PARTS 3u
 #define PAGES (PARTS * PART_PAGES)
+#define LOOKS 300
 #define BYTES(pages) ((uint64_t)(pages) * USW_PAGE_BYTES)
 
 static struct usw_session session;
@@ -180,6 +181,33 @@ static void test_a_look_that_fails_ends(struct usw_target *target)
 	target->pagemap_fd = pagemap_fd;
 }
 
+static void *look(void *argument)
+{
+	struct usw_target *target = argument;
+
+	for (int i = 0; i < LOOKS; i++) {
+		pthread_mutex_lock(&target->map_lock);
+		usw_ranges_free(&target->eligible.mappings); // so that they move each time
+		usw_evict_look(target);
+		pthread_mutex_unlock(&target->map_lock);
+	}
+	return NULL;
+}
+
+/** A child's handshake reads its mappings while it is the child's turn. */
+static void test_mappings_may_be_read_meanwhile(struct usw_target *target)
+{
+	pthread_t looker;
+	uint32_t evicted = 0;
+
+	atomic_store(&target->has_hands, false);
+	CHECK_EQ(pthread_create(&looker, NULL, look, target), 0);
+	for (uint64_t i = 0; i < LOOKS; i++)
+		usw_evict_random(target, i << 20, 16, &evicted);
+	pthread_join(looker, NULL);
+	CHECK_EQ(evicted, 0);
+}
+
 int main(void)
 {
 	int uffd;
@@ -194,6 +222,7 @@ int main(void)
 	struct usw_target *target = attach(child, uffd);
 	test_runs_end_with_their_mapping(target);
 	test_a_look_that_fails_ends(target);
+	test_mappings_may_be_read_meanwhile(target);
 	kill(child, SIGKILL);
 	CHECK_EQ(waitpid(child, NULL, 0), child);
 	usw_target_destroy(target);
