@@ -233,7 +233,7 @@ static bool has_ended(struct usw_target *target)
 /** False: not yet, try again later. */
 static bool free_target(struct usw_session *session, struct usw_target *target)
 {
-	if (!has_ended(target))
+	if (!has_ended(target) || !usw_session_can_tell_end(session))
 		return false;
 	pthread_mutex_lock(&target->map_lock);
 	usw_target_forget(target, 0, USW_ADDRESS_END);

@@ -32,11 +32,31 @@
 
 // --- News for the control plane -----------------------------------------------------------------
 
+/* Places of the queue that are only for the coming and going of targets, and half of them for one. */
+#define USW_EVENTS_KEPT 32u
+
+/** Caller holds the queue's lock. */
+static uint32_t free_places(const struct usw_event_queue *queue)
+{
+	return USW_EVENTS_MAX - (queue->head - queue->tail);
+}
+
+bool usw_session_can_tell_end(struct usw_session *session)
+{
+	struct usw_event_queue *queue = &session->events;
+
+	pthread_mutex_lock(&queue->lock);
+	bool can = free_places(queue) > USW_EVENTS_KEPT / 2;
+	pthread_mutex_unlock(&queue->lock);
+	return can;
+}
+
 void usw_session_report(struct usw_session *session, enum usw_event_kind kind, uint32_t target_id,
 			int pid, const char *format, ...)
 {
 	struct usw_event_queue *queue = &session->events;
 	struct usw_event event = {.kind = kind, .target_id = target_id, .pid = pid};
+	bool is_kept = kind == USW_EVENT_TARGET_ADDED || kind == USW_EVENT_TARGET_GONE;
 	uint64_t one = 1;
 	va_list arguments;
 
@@ -44,7 +64,7 @@ void usw_session_report(struct usw_session *session, enum usw_event_kind kind, u
 	vsnprintf(event.text, sizeof(event.text), format, arguments);
 	va_end(arguments);
 	pthread_mutex_lock(&queue->lock);
-	if (queue->head - queue->tail < USW_EVENTS_MAX)
+	if (free_places(queue) > (is_kept ? 0 : USW_EVENTS_KEPT))
 		queue->at[queue->head++ % USW_EVENTS_MAX] = event;
 	pthread_mutex_unlock(&queue->lock);
 	if (write(queue->fd, &one, sizeof(one)) < 0)

@@ -240,9 +240,19 @@ static inline void usw_session_charge(struct usw_session *session, int64_t pages
  */
 int usw_session_adopt(struct usw_session *session, struct usw_target *target, uint32_t *ret_id);
 
-/** Tell the control plane something. Never blocks; when the queue is full the news is lost. */
+/**
+ * Tell the control plane something. Never blocks; when the queue is full the news is lost. That a
+ * target has come is not: the control thread says it, and reads it then. Nor is it that one has gone,
+ * if usw_session_can_tell_end() was asked before.
+ */
 void usw_session_report(struct usw_session *session, enum usw_event_kind kind, uint32_t target_id,
 			int pid, const char *format, ...) __attribute__((format(printf, 5, 6)));
+
+/**
+ * Whether there is a place for the news that a target is gone. A session lasts until its control
+ * plane has heard that of each. The reclaim thread calls.
+ */
+bool usw_session_can_tell_end(struct usw_session *session);
 
 /**
  * The next target of the list, or the first after NULL; NULL at the end. What it returns is pinned
