@@ -447,17 +447,29 @@ void usw_maps_advised_free(struct usw_maps_advised *advised)
 	usw_ranges_free(&advised->not_copied);
 }
 
+/** A file, and how far it is read: its own place in it its target shares with us. */
+struct reader {
+	int fd;
+	off_t offset;
+};
+
+static ssize_t read_on(void *cookie, char *buffer, size_t bytes)
+{
+	struct reader *reader = cookie;
+	ssize_t got = pread(reader->fd, buffer, bytes, reader->offset);
+
+	reader->offset += got > 0 ? got : 0;
+	return got;
+}
+
 int usw_maps_advised(int smaps_fd, struct usw_maps_advised *ret)
 {
+	struct reader reader = {.fd = smaps_fd};
+
 	*ret = (struct usw_maps_advised){0};
-	_cleanup_close_ int fd = dup(smaps_fd);
-	if (fd < 0)
-		return -errno;
-	FILE *stream = fdopen(fd, "re");
+	FILE *stream = fopencookie(&reader, "r", (cookie_io_functions_t){.read = read_on});
 	if (!stream)
-		return -errno;
-	fd = -1;
-	rewind(stream);
+		return -ENOMEM;
 
 	char line[512];
 	uint64_t start = 0, end = 0;

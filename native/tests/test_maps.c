@@ -2,10 +2,13 @@
 
 /**
  * @file
- * Goal: what is registered at once ends where mappings end.
- * Method: this process's own mappings; a border of the range in each kind of them.
+ * Goal: what is registered at once ends where mappings end; a target that reads along in what it has
+ * handed in keeps nobody from the end of it.
+ * Method: this process's own mappings; a border of the range in each kind of them, and a thread that
+ * goes back to the start without end.
  */
 
+#include <pthread.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 
@@ -14,6 +17,8 @@
 
 #define PAGES(n) ((uint64_t)(n) * USW_PAGE_BYTES)
 #define COUNT 16u
+#define READINGS 5
+#define MANY 4000u
 
 static int maps_fd;
 static uint64_t base;
@@ -86,9 +91,43 @@ static void test_anything_else_is_left_out(void)
 	stop();
 }
 
+static _Atomic bool stopping;
+
+static void *go_back(void *argument)
+{
+	while (!atomic_load(&stopping))
+		lseek(*(int *)argument, 0, SEEK_SET);
+	return NULL;
+}
+
+static void test_the_place_in_a_file_is_ours(void)
+{
+	struct usw_maps_advised advised;
+	int smaps_fd = open("/proc/self/smaps", O_RDONLY | O_CLOEXEC);
+	char *memory =
+		mmap(NULL, PAGES(MANY), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	pthread_t other;
+
+	CHECK(smaps_fd >= 0 && memory != MAP_FAILED);
+	for (unsigned int i = 0; i < MANY; i += 2) // so many mappings that it takes a while
+		CHECK_EQ(madvise(memory + PAGES(i), PAGES(1), MADV_WIPEONFORK), 0);
+	CHECK_EQ(pthread_create(&other, NULL, go_back, &smaps_fd), 0);
+	for (int i = 0; i < READINGS; i++) {
+		CHECK_EQ(usw_maps_advised(smaps_fd, &advised), 0);
+		// Not all: what it reads along is found by bytes, and this process maps more meanwhile.
+		CHECK_THAT(advised.wiped.count, >, MANY / 4);
+		usw_maps_advised_free(&advised);
+	}
+	atomic_store(&stopping, true);
+	pthread_join(other, NULL);
+	munmap(memory, PAGES(MANY));
+	close(smaps_fd);
+}
+
 int main(void)
 {
 	check_start(60);
+	test_the_place_in_a_file_is_ours();
 	maps_fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
 	CHECK(maps_fd >= 0);
 	struct procmap_query any = {.size = sizeof(any),
