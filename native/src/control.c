@@ -78,11 +78,8 @@ static void cancel_opposites(struct usw_session *session, enum usw_request_kind 
 
 static void kick_fault_threads(struct usw_session *session)
 {
-	uint64_t one = 1;
-
 	for (uint32_t i = 0; i < session->thread_count; i++)
-		if (write(session->threads[i].kick_fd, &one, sizeof(one)) < 0)
-			continue; // EAGAIN: full of kicks already
+		usw_fault_kick_one(&session->threads[i]);
 }
 
 static int post(struct usw_session *session, enum usw_request_kind kind, uint32_t target_id,

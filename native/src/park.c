@@ -17,7 +17,6 @@
 #define USW_RECALL_WORDS 16384u
 /* A restore that leaves the budget less than this reads page by page. */
 #define USW_RECALL_ROOM_BYTES (48u << 20)
-#define USW_ADDRESS_END ((uint64_t)1 << 47)
 
 /** The segment an evicted page's object is in; 0: it is elsewhere. */
 static uint32_t segment_of(const struct usw_session *session, uint64_t page_word)

@@ -19,7 +19,8 @@
  *   session->targets_lock   the list; held for list operations only. Targets leave the list under
  *                           it, so whoever found one there may use it while holding the lock, or
  *                           for longer after raising its `pins`
- *   nodes->lock, standby_space->lock, events->lock, target->stretches_lock   leaves
+ *   nodes->lock, standby_space->lock, events->lock, target->stretches_lock,
+ *   target->leaving.lock    leaves
  *
  * The rule that keeps a stale plan from touching a new mapping (see wire.h, the gate): the fault
  * thread sets events_pending and raises the epoch inside the gate, before anybody released by
