@@ -14,6 +14,7 @@
 
 #include "control.h"
 #include "diskfault.h"
+#include "drain.h"
 #include "evict.h"
 #include "fault.h"
 #include "park.h"

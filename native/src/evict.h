@@ -2,12 +2,10 @@
 
 /**
  * @file
- * Eviction: pick pages by a clock sweep, have hands take them out, make them virtual swap IDs.
+ * Eviction: have hands take out the pages that were picked (pick.h), make them virtual swap IDs.
  *
- * The sweep needs no access bits: a page's heat was learned from its refault distances and has
- * earned it laps; passing over it costs it one, and with none left it goes, unless it is young
- * (age.h). Pages go in contiguous runs and huge pages whole. Everything here runs on the reclaim
- * thread and takes the target's map_lock for the length of one batch (some hundred microseconds).
+ * Everything here runs on the reclaim thread and takes the target's map_lock for the length of one
+ * batch (some hundred microseconds).
  */
 
 #ifndef USW_EVICT_H
@@ -15,10 +13,10 @@
 
 #include "session.h"
 
-/** How a batch ended. Negative values are errors that end the target. */
+/** How a batch ended. */
 enum usw_evict_result {
 	USW_EVICT_DONE,    /* some pages were looked at; *ret_evicted may still be 0 */
-	USW_EVICT_NOTHING, /* not now: no hands, an event is pending, or no memory to evict */
+	USW_EVICT_NOTHING, /* not now: no hands, an event is pending, or there is nothing to look at */
 	USW_EVICT_WRAPPED, /* as DONE, and the sweep has come round to its start */
 };
 
@@ -30,18 +28,6 @@ enum usw_evict_result usw_evict_some(struct usw_target *target, uint32_t wanted,
 				     uint32_t *ret_evicted);
 
 /**
- * Register all eligible memory of a target: near the limit, so that growth raises faults and waits.
- * Costs some microseconds a mapping.
- */
-void usw_evict_register_all(struct usw_target *target);
-
-/**
- * Learn where a target may grow, while its program waits for the handshake: later that may take
- * long. Called before the target has hands.
- */
-void usw_evict_look(struct usw_target *target);
-
-/**
  * Bring back what must stay and has left: the page of a thread that began after the last look. One
  * at a time; to be called again. The reclaim thread calls.
  */
@@ -50,9 +36,6 @@ void usw_evict_settle_ending(struct usw_target *target);
 /** Evict a few pages at a random place of the target, whatever their heat. For --stress. */
 void usw_evict_random(struct usw_target *target, uint64_t random, uint32_t wanted,
 		      uint32_t *ret_evicted);
-
-/** Compress the oldest standby pages until at most `keep` slots are taken. 0 or -ENOSPC. */
-int usw_standby_drain(struct usw_target *target, uint32_t keep, uint32_t max_pages);
 
 /** Give up to `max_pages` kept copies of resident pages up, from `*cursor` on. */
 uint32_t usw_evict_drop_copies(struct usw_target *target, uint64_t *cursor, uint32_t max_pages);

@@ -17,6 +17,8 @@
 #include "compact.h"
 #include "control.h"
 #include "demote.h"
+#include "drain.h"
+#include "eligible.h"
 #include "evict.h"
 #include "futex.h"
 #include "priority.h"
@@ -333,7 +335,7 @@ static void follow_growth(struct usw_session *session)
 			continue;
 		// A target of many mappings changes faster than they can be read: about half of the
 		// time goes into looking, so that the other half is left for evicting.
-		usw_evict_register_all(target);
+		usw_eligible_register_all(target);
 		uint64_t end_ns = usw_now_ns();
 		target->scan_due_ns = end_ns + usw_min(end_ns - start_ns, USW_SCAN_PAUSE_NS);
 	}
@@ -774,7 +776,7 @@ static void stress(struct usw_session *session)
 
 		if (target) {
 			if (atomic_load(&target->data_pages) != target->scanned_data_pages)
-				usw_evict_register_all(target);
+				usw_eligible_register_all(target);
 			usw_evict_random(target, next_random(reclaim), pages, &evicted);
 			if (usw_standby_count(&target->standby) > USW_STANDBY_KEEP / 2)
 				usw_standby_drain(target, USW_STANDBY_KEEP / 2, UINT32_MAX);

@@ -16,7 +16,7 @@
 #include <sys/socket.h>
 
 #include "demote.h"
-#include "evict.h"
+#include "eligible.h"
 #include "fault.h"
 #include "guard.h"
 #include "ring.h"
@@ -475,7 +475,7 @@ static void prepare_target(struct usw_target *target)
 {
 	if (usw_target_register_stages(target))
 		atomic_store(&target->broken, true);
-	usw_evict_look(target);
+	usw_eligible_look(target);
 }
 
 /** A new image, or a fork of a target that had nothing registered. */

@@ -279,6 +279,13 @@ uint32_t usw_target_thread(const struct usw_target *target, const struct usw_fau
 /** True while the process has not exited. Any thread. */
 bool usw_target_is_running(const struct usw_target *target);
 
+/** Whether pages can leave: somebody serves it, and its hands can take them. Any thread. */
+static inline bool usw_target_is_evictable(struct usw_target *target)
+{
+	return atomic_load(&target->state) == USW_TARGET_LIVE && atomic_load(&target->has_hands) &&
+	       !atomic_load(&target->broken);
+}
+
 /** SIGKILL the process and report why, once, or that it is out of our reach. Any thread. */
 void usw_target_kill(struct usw_target *target, const char *why);
 

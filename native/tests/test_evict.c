@@ -15,6 +15,7 @@
 #include <sys/syscall.h>
 
 #include "check.h"
+#include "eligible.h"
 #include "evict.h"
 #include "ring.h"
 #include "session.h"
@@ -188,7 +189,7 @@ static void *look(void *argument)
 	for (int i = 0; i < LOOKS; i++) {
 		pthread_mutex_lock(&target->map_lock);
 		usw_ranges_free(&target->eligible.mappings); // so that they move each time
-		usw_evict_look(target);
+		usw_eligible_look(target);
 		pthread_mutex_unlock(&target->map_lock);
 	}
 	return NULL;
