@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: MIT
+
+/**
+ * @file
+ * Squeezing, waiting, and giving up. See shortage.h.
+ */
+
+#include "shortage.h"
+#include "account.h"
+#include "demote.h"
+#include "evict.h"
+#include "housekeep.h"
+
+#define USW_STUCK_NS 300000000u
+#define USW_ROOM_NS 1000000000u
+#define USW_BARREN_NS 30000000u
+#define USW_OVERDRAFT_BYTES (8u << 20)
+/* With so little resident, what leaves next to make room is what was just let in. */
+#define USW_LITTLE_PAGES ((int64_t)(USW_FLOOR_PAGES + USW_OVERDRAFT_BYTES / USW_PAGE_BYTES))
+
+bool usw_shortage_is_barren(const struct usw_reclaim *reclaim)
+{
+	return reclaim->barren_since_ns && usw_now_ns() - reclaim->barren_since_ns > USW_BARREN_NS;
+}
+
+static void drop_copies(struct usw_session *session)
+{
+	for (struct usw_target *target = session->targets; target; target = target->next) {
+		uint64_t cursor = 0;
+
+		if (atomic_load(&target->state) == USW_TARGET_LIVE)
+			while (usw_evict_drop_copies(target, &cursor, 4096))
+				;
+	}
+}
+
+static unsigned long long resident_mib(const struct usw_session *session)
+{
+	return (unsigned long long)usw_max(0, (uint64_t)atomic_load(&session->resident_base)) >> 8;
+}
+
+/** Whether so much is within a budget, but for an overdraft. No budget is the largest there is. */
+static bool is_within(uint64_t memory, uint64_t bytes)
+{
+	return bytes <= USW_OVERDRAFT_BYTES || bytes - USW_OVERDRAFT_BYTES <= memory;
+}
+
+/** True if the program would fit if all that has left were on a disk. */
+static bool would_tier_help(const struct usw_session *session)
+{
+	uint64_t memory = atomic_load(&session->memory_limit_bytes);
+	uint64_t resident = (uint64_t)atomic_load(&session->resident_base) * USW_PAGE_BYTES;
+	uint64_t ram = atomic_load(&session->ram_bytes);
+
+	return is_within(memory, ram - usw_min(ram, session->segments.used_bytes) + resident);
+}
+
+static void out_of_memory(struct usw_session *session)
+{
+	bool has_disk = atomic_load(&session->tiers.count);
+	bool helps = would_tier_help(session);
+
+	if (atomic_exchange(&session->out_of_memory, true))
+		return;
+	usw_session_report(
+		session, USW_EVENT_OUT_OF_MEMORY, 0, 0,
+		"the budget of %llu MiB cannot hold this program%s: %llu MiB are resident and "
+		"cannot leave, %llu MiB are needed for what has left; give --memory more%s",
+		usw_account_mib(atomic_load(&session->memory_limit_bytes)),
+		helps && has_disk ? ", and every disk tier is full" : "", resident_mib(session),
+		usw_account_mib(atomic_load(&session->ram_bytes)),
+		!helps     ? ""
+		: has_disk ? ", or another --disk"
+			   : ", or a --disk");
+	usw_session_kill_all(session, "out of memory");
+}
+
+static bool shall_wait(const struct usw_session *session)
+{
+	switch ((enum usw_on_full)session->config.on_full) {
+	case USW_ON_FULL_AUTO:
+		return atomic_load(&session->tiers.count) && would_tier_help(session);
+	case USW_ON_FULL_WAIT:
+		return true;
+	case USW_ON_FULL_KILL:
+		break;
+	}
+	return false;
+}
+
+/** Said once, and again when what was done about it was not enough. */
+static void tell_full(struct usw_session *session)
+{
+	struct usw_reclaim *reclaim = &session->reclaim;
+
+	atomic_store(&session->waits_for_room, true);
+	if (reclaim->full_told && !reclaim->room_seen)
+		return;
+	reclaim->full_told = true;
+	reclaim->room_seen = false;
+	usw_session_report(
+		session, USW_EVENT_FULL, 0, 0,
+		"every tier is full, and the program has to wait for room: of a budget "
+		"of %llu MiB, %llu MiB are resident and %llu MiB needed for what has left",
+		usw_account_mib(atomic_load(&session->memory_limit_bytes)), resident_mib(session),
+		usw_account_mib(atomic_load(&session->ram_bytes)));
+}
+
+/** True if what has left takes all of the budget, and no disk takes any of it. */
+static bool is_cramped(struct usw_session *session)
+{
+	return atomic_load(&session->memory_limit_bytes) != UINT64_MAX &&
+	       atomic_load(&session->limit_pages) <= USW_FLOOR_PAGES &&
+	       !usw_tiers_have_room(&session->tiers);
+}
+
+void usw_shortage_see_room(struct usw_session *session)
+{
+	struct usw_reclaim *reclaim = &session->reclaim;
+
+	if (!atomic_load_explicit(&session->room_made, memory_order_relaxed))
+		return;
+	atomic_store(&session->room_made, false);
+	reclaim->room_seen = reclaim->full_told;
+	reclaim->stuck_since_ns = reclaim->cramped_since_ns = 0;
+}
+
+/**
+ * That is said at once if somebody made room, else when it has lasted: programs come and go by a
+ * page.
+ */
+static void end_wait(struct usw_session *session)
+{
+	struct usw_reclaim *reclaim = &session->reclaim;
+
+	if (atomic_exchange(&session->waits_for_room, false))
+		usw_fault_kick(session);
+	// What ended the wait may have come in the middle of this look.
+	usw_shortage_see_room(session);
+	if (!reclaim->full_told ||
+	    (!reclaim->room_seen && usw_now_ns() - reclaim->went_on_ns < USW_ROOM_NS))
+		return;
+	reclaim->full_told = reclaim->room_seen = false;
+	usw_session_report(session, USW_EVENT_ROOM, 0, 0,
+			   "there is room again: the program goes on");
+}
+
+/** Over the budget by more than an overdraft, with nothing evictable or the floor reached. */
+static bool is_over_budget(struct usw_session *session, bool gave)
+{
+	uint64_t memory = atomic_load(&session->memory_limit_bytes);
+	uint64_t resident = (uint64_t)atomic_load(&session->resident_base) * USW_PAGE_BYTES;
+	uint64_t total = atomic_load(&session->ram_bytes) + resident;
+
+	if (is_within(memory, total))
+		return false;
+	return !gave || atomic_load(&session->limit_pages) <= USW_FLOOR_PAGES;
+}
+
+/** All that is left in order to get under the budget. True: a disk or packing makes room. */
+static bool squeeze(struct usw_session *session)
+{
+	struct usw_reclaim *reclaim = &session->reclaim;
+
+	if (!reclaim->is_holding) {
+		usw_housekeep_drain(session, 0);
+		usw_housekeep_trim(session);
+		drop_copies(session);
+		usw_vswap_collect(&session->vswap);
+		usw_housekeep_compact(session, 20);
+	}
+	if (!usw_tiers_have_room(&session->tiers))
+		usw_tiers_keep_leaving(&session->tiers);
+	if (usw_demote_step(session, true))
+		return true;
+	// What is resident leaves while it can; then nothing is to come before all is packed.
+	reclaim->packs_all = true;
+	usw_pack_step(&session->packer, USW_PACK_ALL);
+	bool hopeful = usw_pack_is_hopeful(&session->packer);
+	reclaim->is_holding |= hopeful && usw_session_resident(session) <= USW_LITTLE_PAGES;
+	return hopeful;
+}
+
+/** The budget is not kept: make room, or wait for it, or give up. */
+static void make_room(struct usw_session *session)
+{
+	struct usw_reclaim *reclaim = &session->reclaim;
+
+	if (!usw_lasts(&reclaim->stuck_since_ns, !squeeze(session), USW_STUCK_NS) ||
+	    atomic_load(&session->room_made))
+		return;
+	if (!shall_wait(session)) {
+		out_of_memory(session);
+		return;
+	}
+	// Nothing leaves from now on, since there is no place for it, and so nothing comes in.
+	reclaim->is_holding = true;
+	tell_full(session);
+}
+
+static void warn_unmanaged(struct usw_session *session)
+{
+	int64_t over = -usw_session_room(session);
+
+	if (session->reclaim.warned_unmanaged ||
+	    over <= (int64_t)(USW_OVERDRAFT_BYTES / USW_PAGE_BYTES))
+		return;
+	session->reclaim.warned_unmanaged = true;
+	usw_session_report(
+		session, USW_EVENT_WARNING, 0, 0,
+		"the limit is below what cannot leave (%llu MiB are resident); `uffdswap "
+		"status --json` tells by kind what is not managed",
+		resident_mib(session));
+}
+
+void usw_shortage_look(struct usw_session *session, bool gave)
+{
+	struct usw_reclaim *reclaim = &session->reclaim;
+	bool barren = !gave && usw_session_room(session) <= 0;
+
+	// Pages that may be on their way out by themselves cannot be taken for a moment, and then
+	// they are gone or can be: no reason to give anything up.
+	if (!gave && reclaim->some_leave) {
+		reclaim->barren_since_ns = reclaim->stuck_since_ns = reclaim->cramped_since_ns = 0;
+		return;
+	}
+	bool over = is_over_budget(session, gave);
+
+	// A sweep may give nothing for a moment: an event is being applied, a child's hands is not
+	// there yet. A limit below what cannot leave at all (stacks, locked and pinned memory)
+	// slows the program down; it does not stop it for ever.
+	bool stuck = usw_lasts(&reclaim->barren_since_ns, barren, USW_BARREN_NS);
+	atomic_store(&session->let_pass, stuck && !over);
+
+	bool cramped = is_cramped(session);
+	bool shall = cramped && shall_wait(session);
+	bool full = usw_lasts(&reclaim->cramped_since_ns, cramped, USW_STUCK_NS) && shall &&
+		    !atomic_load(&session->room_made);
+	if (full)
+		tell_full(session);
+	if (over || shall)
+		reclaim->went_on_ns = usw_now_ns(); // not yet
+	if (over) {
+		make_room(session);
+		return;
+	}
+	reclaim->stuck_since_ns = 0;
+	reclaim->is_holding = reclaim->packs_all = false;
+	if (!shall)
+		end_wait(session);
+	if (stuck)
+		warn_unmanaged(session);
+}
