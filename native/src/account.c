@@ -77,8 +77,7 @@ static void set_limit(struct usw_session *session, uint64_t ram_bytes)
 	atomic_store(&session->limit_pages, (int64_t)limit);
 	atomic_store(&session->low_pages, usw_account_reserve_pages(session) / 2);
 
-	uint64_t resident = (uint64_t)usw_max(0, (uint64_t)atomic_load(&session->resident_base)) *
-			    USW_PAGE_BYTES;
+	uint64_t resident = (uint64_t)atomic_load(&session->resident_base) * USW_PAGE_BYTES;
 	atomic_store(&session->keep_copies,
 		     memory == UINT64_MAX || ram_bytes + resident < memory - memory / 8);
 }

@@ -36,7 +36,7 @@ static void drop_copies(struct usw_session *session)
 
 static unsigned long long resident_mib(const struct usw_session *session)
 {
-	return (unsigned long long)usw_max(0, (uint64_t)atomic_load(&session->resident_base)) >> 8;
+	return usw_account_mib((uint64_t)atomic_load(&session->resident_base) * USW_PAGE_BYTES);
 }
 
 /** Whether so much is within a budget, but for an overdraft. No budget is the largest there is. */
