@@ -112,6 +112,20 @@ static void settle_endings(struct usw_session *session)
 		usw_evict_settle_ending(target);
 }
 
+/**
+ * How many pages a standby queue keeps where RAM is tight. A queue that is never empty holds the
+ * memory of all slots it went through, a thousand for each target: where that is more than may be
+ * resident, it is worth more to what is.
+ */
+static uint32_t standby_keep(struct usw_session *session)
+{
+	uint64_t touched = 0;
+
+	for (struct usw_target *target = session->targets; target; target = target->next)
+		touched += target->standby.touched;
+	return (int64_t)touched > atomic_load(&session->limit_pages) ? 0 : USW_STANDBY_KEEP_TIGHT;
+}
+
 void usw_housekeep(struct usw_session *session)
 {
 	bool tight = atomic_load(&session->memory_limit_bytes) != UINT64_MAX &&
@@ -125,7 +139,7 @@ void usw_housekeep(struct usw_session *session)
 	pack(session, tight);
 	usw_demote_step(session, false);
 	if (tight && usw_session_room(session) <= usw_account_reserve_pages(session)) {
-		usw_housekeep_drain(session, USW_STANDBY_KEEP_TIGHT);
+		usw_housekeep_drain(session, standby_keep(session));
 		usw_housekeep_trim(session);
 	}
 }

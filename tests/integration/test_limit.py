@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -99,6 +100,23 @@ def test_budget_holds_with_content_that_compresses_little(
     outcome.require_ok(paged=True)
     assert outcome.rss
     require_below(outcome, outcome.rss.total_bytes, memory_bytes + MEMORY_SLACK_BYTES)
+
+
+def test_queues_of_many_processes_leave_the_budget_to_their_memory(
+    programs: Programs, uffdswap_run: RunFunction, tmp_path: Path
+) -> None:
+    rewrite = f"{programs('rewrite')} 4M 200"
+    script = (
+        f'for i in $(seq 10); do {rewrite} & p="$p $!"; done; for i in $p; do wait $i || exit; done'
+    )
+    memory_bytes = 28 * MIB
+    outcome = uffdswap_run(
+        ["sh", "-c", script], memory=str(memory_bytes), options=("--disk", str(tmp_path))
+    )
+    outcome.require_ok(paged=True)
+    # By what is kept in standby alone it was once over the budget, up to where all is squeezed out.
+    kept_bytes = outcome.stats["peak"]["ram_bytes"]
+    assert kept_bytes <= memory_bytes + 2 * MIB, outcome.describe()
 
 
 def test_budget_holds_where_memfds_are_of_huge_pages(
