@@ -10,7 +10,7 @@ import pytest
 from .fixtures import RunFunction
 from .harness import Programs
 
-STEPS = "150"
+STEPS = "60"
 LIMITS: dict[str, dict[str, object]] = {
     "resident": {"resident": "8M", "freeze_ms": 5},
     "memory": {"memory": "48M"},

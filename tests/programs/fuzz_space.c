@@ -4,12 +4,15 @@
  * @file
  * Fuzz: threads and their children do to their memory whatever a program may do, and check it.
  *
- *     fuzz_space SEED [STEPS [THREADS]]
+ *     fuzz_space SEED [STEPS [THREADS [STATE]]]
  *
  * Each thread owns some areas and keeps books about them: what is mapped, how, and which stamp each
  * page holds. The words of a page follow from its stamp, which nobody uses twice, so a page that
  * turns up at another place or time is found as well as one that is lost. The books are private
  * memory of a file: nobody manages that, and a child inherits them together with what they describe.
+ *
+ * Programs that are executed on the way get a seed of their own, or go on with pages that the last one
+ * has left in a file. Children whose parent has ended are waited for by a pipe that they all hold.
  *
  * The children of a thread have all threads' memory, as it was at one moment. So a thread says in
  * the books what it is about to do, does it, and says that it is done; who forks holds the books
@@ -23,9 +26,11 @@
 
 #include "program.h"
 
+#include <alloca.h>
 #include <pthread.h>
 #include <sched.h>
 #include <spawn.h>
+#include <sys/prctl.h>
 #include <sys/uio.h>
 
 #ifndef MADV_COLLAPSE
@@ -36,12 +41,24 @@
 #define MADV_GUARD_REMOVE 103
 #endif
 
+#ifndef MADV_DONTNEED_LOCKED
+#define MADV_DONTNEED_LOCKED 24
+#endif
+#ifndef PR_SET_VMA
+#define PR_SET_VMA 0x53564d41
+#define PR_SET_VMA_ANON_NAME 0
+#endif
+
 #define OWNERS_MAX 4u
 #define AREAS 10u
 #define AREA_PAGES 1024u
 #define OWNED_PAGES_MAX 3072u
 #define LOCKED_PAGES_MAX 48u
 #define IO_PAGES 8u
+#define HUGE_PAGES ((uint32_t)(HUGE_BYTES / PAGE_BYTES))
+#define FRAME_PAGES_MAX 200u
+#define FORKS_AT_ONCE 3u
+#define STACK_PAGES_MIN 8u
 #define BLOCKS 12u
 #define DEEDS 1024u
 #define DEEDS_TOLD 12u
@@ -61,12 +78,15 @@ enum {
 	IS_LOCKED = 32,
 	IS_GUARD = 64,
 	IS_LAZY = 128, /* MADV_FREE: zeros are as good, until it is written */
-	IS_ALIKE = IS_MAPPED | IS_READABLE | IS_WRITABLE | IS_WIPED | IS_WITHHELD | IS_LOCKED,
+	IS_FILE = 256, /* private memory of a file */
+	IS_ALIKE = IS_MAPPED | IS_READABLE | IS_WRITABLE | IS_WIPED | IS_WITHHELD | IS_LOCKED |
+		   IS_FILE,
 };
 
 struct note {
 	uint64_t stamp; /* 0: zeros */
 	uint64_t is;
+	uint64_t without; /* the stamp that it has when what was written is discarded */
 };
 
 struct area {
@@ -124,7 +144,11 @@ static uint32_t owner_count;
 static uint32_t depth;
 static const char *program;
 static bool has_bare_children;       /* or memory that says MADV_WIPEONFORK */
-static _Atomic uint64_t *last_stamp; /* shared with all children */
+static _Atomic uint64_t *last_stamp; /* shared with all children, as are the next two */
+static _Atomic uint64_t *orphans_begun, *orphans_done;
+static int orphans_end[2]; /* a pipe that nobody writes to: at its end all orphans have ended */
+static int file;           /* whose pages have the stamps from here on */
+static uint64_t file_stamp;
 static pthread_mutex_t books = PTHREAD_MUTEX_INITIALIZER;
 
 /* ------------------------------------------------------------------ content */
@@ -226,7 +250,13 @@ static size_t bytes_of(struct range range)
 static void note_range(struct owner *me, struct range range, uint64_t stamp, uint64_t is)
 {
 	for (uint32_t i = 0; i < range.count; i++)
-		*note_at(me, range, i) = (struct note){stamp, is};
+		*note_at(me, range, i) = (struct note){stamp, is, 0};
+}
+
+static void note_discarded(struct owner *me, struct range range)
+{
+	for (uint32_t i = 0; i < range.count; i++)
+		note_at(me, range, i)->stamp = note_at(me, range, i)->without;
 }
 
 static void mark_range(struct owner *me, struct range range, uint64_t set, uint64_t clear)
@@ -330,8 +360,8 @@ static uint32_t some_pages(struct owner *me, uint32_t most)
 	return (uint32_t)below(me, bound < most ? bound : most) + 1;
 }
 
-/* A range of pages that are alike, and have (and have not) some properties. Count 0: none. */
-static struct range pick(struct owner *me, uint64_t with, uint64_t without)
+/* A range of pages that are alike, or not, and have (and have not) some properties. Count 0: none. */
+static struct range pick_any(struct owner *me, uint64_t with, uint64_t without, bool is_alike)
 {
 	for (int tries = 0; tries < 12; tries++) {
 		struct range range = {.area = (uint32_t)below(me, AREAS)};
@@ -347,7 +377,8 @@ static struct range pick(struct owner *me, uint64_t with, uint64_t without)
 		for (; range.count < most; range.count++) {
 			uint64_t next = note_at(me, range, range.count)->is;
 
-			if ((next & IS_ALIKE) != (is & IS_ALIKE) || (next & without))
+			if ((is_alike && (next & IS_ALIKE) != (is & IS_ALIKE)) ||
+			    (next & with) != with || (next & without))
 				break;
 		}
 		return range;
@@ -355,14 +386,28 @@ static struct range pick(struct owner *me, uint64_t with, uint64_t without)
 	return (struct range){0};
 }
 
-/* One that may be moved and unmapped. */
-static struct range pick_movable(struct owner *me)
+static struct range pick(struct owner *me, uint64_t with, uint64_t without)
 {
-	struct range range = pick(me, IS_MAPPED, 0);
+	return pick_any(me, with, without, true);
+}
 
+/* One mapping or several. */
+static struct range pick_wide(struct owner *me, uint64_t with, uint64_t without)
+{
+	return pick_any(me, with, without, below(me, 3));
+}
+
+/* One that may be moved and unmapped. */
+static struct range not_of_heap(struct owner *me, struct range range)
+{
 	if (me->areas[range.area].is_heap)
 		range.count = 0;
 	return range;
+}
+
+static struct range pick_movable(struct owner *me)
+{
+	return not_of_heap(me, pick(me, IS_MAPPED, 0));
 }
 
 /* A free place in the books. AREAS: none. */
@@ -397,7 +442,7 @@ static void check_all(struct owner *me)
 
 static void do_check(struct owner *me)
 {
-	check_range(me, pick(me, IS_MAPPED | IS_READABLE, 0));
+	check_range(me, pick_wide(me, IS_MAPPED | IS_READABLE, 0));
 }
 
 static void write_range(struct owner *me, struct range range)
@@ -412,7 +457,7 @@ static void write_range(struct owner *me, struct range range)
 		if (!is_equal)
 			stamp = new_stamp();
 		stamp_page(start_of(me, range) + i * PAGE_BYTES, stamp);
-		*note = (struct note){stamp, note->is & ~(uint64_t)IS_LAZY};
+		*note = (struct note){stamp, note->is & ~(uint64_t)IS_LAZY, note->without};
 	}
 	begin_settling();
 	settle(me);
@@ -420,7 +465,7 @@ static void write_range(struct owner *me, struct range range)
 
 static void do_write(struct owner *me)
 {
-	write_range(me, pick(me, IS_MAPPED | IS_WRITABLE, IS_GUARD));
+	write_range(me, pick_wide(me, IS_MAPPED | IS_WRITABLE, IS_GUARD));
 }
 
 /* ------------------------------------------------------------------ mappings */
@@ -445,9 +490,70 @@ static void do_map(struct owner *me)
 		write_range(me, range);
 }
 
+/* Whole huge pages, at once or when they are asked for. */
+static void do_map_huge(struct owner *me)
+{
+	struct range range = {.area = free_area(me), .count = AREA_PAGES};
+	bool is_at_once = below(me, 2);
+
+	if (range.area == AREAS || count_pages(me, IS_MAPPED) + range.count > OWNED_PAGES_MAX)
+		return;
+	announce(me, NOTHING, range, range, true);
+	char *start = mmap(NULL, bytes_of(range) + HUGE_BYTES, PROT_READ | PROT_WRITE,
+			   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	CHECK_STEP(me, start != MAP_FAILED, "mmap");
+	size_t before = -(uintptr_t)start % HUGE_BYTES;
+	char *end = start + before + bytes_of(range);
+	if (before)
+		CHECK_STEP(me, munmap(start, before) == 0, "munmap");
+	CHECK_STEP(me, munmap(end, HUGE_BYTES - before) == 0 || before == HUGE_BYTES, "munmap");
+	if (is_at_once)
+		madvise(start + before, bytes_of(range), MADV_HUGEPAGE);
+	begin_settling();
+	me->areas[range.area] = (struct area){.start = start + before, .pages = range.count};
+	note_range(me, range, 0, IS_MAPPED | IS_READABLE | IS_WRITABLE);
+	settle(me);
+	write_range(me, range);
+	if (!is_at_once)
+		madvise(start + before + below(me, 2) * HUGE_BYTES, HUGE_BYTES, MADV_COLLAPSE);
+}
+
+static void note_file(struct owner *me, struct range range, uint32_t first)
+{
+	for (uint32_t i = 0; i < range.count; i++)
+		*note_at(me, range, i) = (struct note){
+			file_stamp + first + i, IS_MAPPED | IS_READABLE | IS_WRITABLE | IS_FILE,
+			file_stamp + first + i};
+}
+
+/* What nobody manages, between and over what is. */
+static void do_map_file(struct owner *me)
+{
+	bool is_over = below(me, 2);
+	struct range range = {.area = free_area(me), .count = some_pages(me, AREA_PAGES)};
+
+	if (is_over)
+		range = not_of_heap(me, pick_wide(me, IS_MAPPED, 0));
+	if (range.area == AREAS || !range.count ||
+	    count_pages(me, IS_MAPPED) + range.count > OWNED_PAGES_MAX)
+		return;
+	uint32_t first = (uint32_t)below(me, AREA_PAGES - range.count + 1);
+	announce(me, is_over ? CHANGING : NOTHING, range, is_over ? (struct range){0} : range,
+		 !is_over);
+	char *start = mmap(is_over ? start_of(me, range) : NULL, bytes_of(range),
+			   PROT_READ | PROT_WRITE, MAP_PRIVATE | (is_over ? MAP_FIXED : 0), file,
+			   (off_t)(first * PAGE_BYTES));
+	CHECK_STEP(me, start != MAP_FAILED, "mmap");
+	begin_settling();
+	if (!is_over)
+		me->areas[range.area] = (struct area){.start = start, .pages = range.count};
+	note_file(me, range, first);
+	settle(me);
+}
+
 static void do_unmap(struct owner *me)
 {
-	struct range range = pick_movable(me);
+	struct range range = not_of_heap(me, pick_wide(me, IS_MAPPED, 0));
 
 	if (!range.count)
 		return;
@@ -461,7 +567,7 @@ static void do_unmap(struct owner *me)
 /* New memory over what is there, or into a hole if nobody else has come there. */
 static void do_replace(struct owner *me)
 {
-	struct range range = below(me, 2) ? pick(me, 0, IS_MAPPED) : pick_movable(me);
+	struct range range = below(me, 2) ? pick(me, 0, IS_MAPPED) : pick_wide(me, IS_MAPPED, 0);
 	bool is_hole = range.count && !any_is(me, range, IS_MAPPED);
 
 	if (!range.count || me->areas[range.area].is_heap)
@@ -494,10 +600,15 @@ static void move_notes(struct owner *me, struct range from, struct range to, boo
 	for (uint32_t i = 0; i < to.count; i++) {
 		struct note *old = i < from.count ? note_at(me, from, i) : NULL;
 
-		*note_at(me, to, i) = old ? *old : (struct note){0, is};
+		*note_at(me, to, i) = old ? *old : (struct note){0, is, 0};
 	}
 	remember(me, to, ", where it has gone");
-	note_range(me, from, 0, is_kept ? is & ~(uint64_t)IS_LOCKED : 0);
+	if (is_kept) {
+		mark_range(me, from, 0, IS_LOCKED | IS_LAZY | IS_GUARD);
+		note_discarded(me, from);
+	} else {
+		note_range(me, from, 0, 0);
+	}
 }
 
 static void note_in_place(struct owner *me, struct range range, uint32_t new_count)
@@ -535,7 +646,7 @@ static void do_resize(struct owner *me)
 	to.count = below(me, 3) ? from.count + some_pages(me, 64) : some_pages(me, from.count);
 	if (from.first + to.count > AREA_PAGES ||
 	    count_pages(me, IS_MAPPED) + to.count > OWNED_PAGES_MAX ||
-	    ((note_at(me, from, 0)->is & IS_LOCKED) && to.count > from.count))
+	    ((note_at(me, from, 0)->is & (IS_LOCKED | IS_FILE)) && to.count > from.count))
 		return;
 	announce(me, LEAVING, from, (struct range){0}, true);
 	char *start = mremap(start_of(me, from), bytes_of(from), bytes_of(to), flags);
@@ -604,6 +715,31 @@ static void do_move_over(struct owner *me)
 	settle(me);
 }
 
+/* Several mappings in one call: since Linux 6.17, and not if they are registered. */
+static void do_move_several(struct owner *me)
+{
+	struct range from = not_of_heap(me, pick_any(me, IS_MAPPED, 0, false));
+	struct range to = {.area = free_area(me), .count = from.count};
+
+	if (!from.count || to.area == AREAS)
+		return;
+	announce(me, LEAVING, from, to, true);
+	char *place = mmap(NULL, bytes_of(to), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	CHECK_STEP(me, place != MAP_FAILED, "mmap");
+	char *start = mremap(start_of(me, from), bytes_of(from), bytes_of(to),
+			     MREMAP_MAYMOVE | MREMAP_FIXED, place);
+	begin_settling();
+	me->areas[to.area] = (struct area){.start = place, .pages = to.count};
+	if (start == MAP_FAILED) {
+		CHECK_STEP(me, errno == EFAULT || errno == EINVAL || errno == ENOMEM, "mremap");
+		note_range(me, to, 0, IS_MAPPED);
+		note_failed_move(me, from, to, false);
+	} else {
+		move_notes(me, from, to, false);
+	}
+	settle(me);
+}
+
 /* The pages go elsewhere, and the mapping stays, with zeros. */
 static void do_move_out(struct owner *me)
 {
@@ -635,21 +771,21 @@ static void advise(struct owner *me, struct range range, int advice)
 
 static void do_discard(struct owner *me)
 {
-	struct range range = pick(me, IS_MAPPED, IS_LOCKED);
+	bool is_any = below(me, 4) == 0;
+	struct range range = pick_wide(me, IS_MAPPED, is_any ? 0 : IS_LOCKED);
 
 	if (!range.count)
 		return;
 	announce_change(me, range);
-	advise(me, range, MADV_DONTNEED);
+	advise(me, range, is_any ? MADV_DONTNEED_LOCKED : MADV_DONTNEED);
 	begin_settling();
-	for (uint32_t i = 0; i < range.count; i++)
-		note_at(me, range, i)->stamp = 0;
+	note_discarded(me, range);
 	settle(me);
 }
 
 static void do_free(struct owner *me)
 {
-	struct range range = pick(me, IS_MAPPED, IS_LOCKED);
+	struct range range = pick_wide(me, IS_MAPPED, IS_LOCKED | IS_FILE);
 
 	if (!range.count)
 		return;
@@ -672,7 +808,7 @@ static void do_fork_advice(struct owner *me)
 		{MADV_DONTFORK, ", withhold", IS_WITHHELD, 0},
 		{MADV_DOFORK, ", leave", 0, IS_WITHHELD},
 	};
-	struct range range = pick(me, IS_MAPPED, 0);
+	struct range range = pick_wide(me, IS_MAPPED, IS_FILE);
 	uint64_t kind = below(me, ARRAY_COUNT(kinds));
 
 	if (!range.count || (kinds[kind].set == IS_WIPED && has_bare_children))
@@ -700,18 +836,26 @@ static void do_harmless_advice(struct owner *me)
 		{MADV_WILLNEED, ", will need"},
 		{MADV_POPULATE_READ, ", populate for reading"},
 		{MADV_POPULATE_WRITE, ", populate for writing"},
+		{MADV_RANDOM, ", random"},
+		{MADV_NORMAL, ", normal"},
+		{MADV_REMOVE, ", remove, refused"},
 	};
-	struct range range = pick(me, IS_MAPPED, 0);
+	struct range range = pick_wide(me, IS_MAPPED, 0);
 	uint64_t kind = below(me, ARRAY_COUNT(kinds));
 
 	remember(me, range, kinds[kind].name);
-	if (range.count)
+	if (!range.count)
+		return;
+	if (below(me, 10))
 		madvise(start_of(me, range), bytes_of(range), kinds[kind].advice);
+	else
+		prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME, start_of(me, range), bytes_of(range),
+		      below(me, 2) ? "fuzz" : NULL);
 }
 
 static void do_guard(struct owner *me)
 {
-	struct range range = pick(me, IS_MAPPED, IS_LOCKED);
+	struct range range = pick_wide(me, IS_MAPPED, IS_LOCKED | IS_FILE);
 	bool is_install = below(me, 2);
 
 	if (!range.count)
@@ -724,8 +868,8 @@ static void do_guard(struct owner *me)
 			     is_install ? MADV_GUARD_INSTALL : MADV_GUARD_REMOVE);
 	CHECK_STEP(me, !failed || errno == EINVAL, "madvise"); // before Linux 6.13
 	begin_settling();
-	for (uint32_t i = 0; is_install && i < range.count; i++)
-		note_at(me, range, i)->stamp = 0;
+	if (is_install)
+		note_discarded(me, range);
 	if (!failed)
 		mark_range(me, range, is_install ? IS_GUARD : 0, is_install ? 0 : IS_GUARD);
 	settle(me);
@@ -742,7 +886,7 @@ static void do_protect(struct owner *me)
 		{PROT_READ | PROT_WRITE, IS_READABLE | IS_WRITABLE},
 		{PROT_READ | PROT_WRITE, IS_READABLE | IS_WRITABLE},
 	};
-	struct range range = pick(me, IS_MAPPED, 0);
+	struct range range = pick_wide(me, IS_MAPPED, 0);
 	uint64_t kind = below(me, ARRAY_COUNT(kinds));
 
 	if (!range.count)
@@ -757,15 +901,16 @@ static void do_protect(struct owner *me)
 
 static void do_lock(struct owner *me)
 {
-	struct range range = pick(me, IS_MAPPED | IS_READABLE, IS_GUARD);
+	struct range range = pick_wide(me, IS_MAPPED | IS_READABLE, IS_GUARD);
 	bool is_lock = below(me, 3);
+	unsigned int flags = below(me, 2) ? MLOCK_ONFAULT : 0;
 
 	if (range.count > 16)
 		range.count = 16;
 	if (!range.count || (is_lock && count_pages(me, IS_LOCKED) > LOCKED_PAGES_MAX))
 		return;
 	announce_change(me, range);
-	bool is_locked = is_lock && mlock(start_of(me, range), bytes_of(range)) == 0;
+	bool is_locked = is_lock && mlock2(start_of(me, range), bytes_of(range), flags) == 0;
 	if (!is_locked)
 		CHECK_STEP(me, munlock(start_of(me, range), bytes_of(range)) == 0, "munlock");
 	begin_settling();
@@ -805,7 +950,7 @@ static void do_write_by_kernel(struct owner *me, struct range range, char *buffe
 	for (uint32_t i = 0; i < range.count; i++) {
 		struct note *note = note_at(me, range, i);
 
-		*note = (struct note){new_stamp(), note->is & ~(uint64_t)IS_LAZY};
+		*note = (struct note){new_stamp(), note->is & ~(uint64_t)IS_LAZY, note->without};
 		stamp_page(buffer + i * PAGE_BYTES, note->stamp);
 	}
 	if (below(me, 2) || process_vm_writev(getpid(), &here, 1, &there, 1, 0) < 0) {
@@ -832,6 +977,115 @@ static void do_io(struct owner *me)
 		do_read_for_kernel(me, range, buffer);
 	else if (range.count)
 		do_write_by_kernel(me, range, buffer);
+}
+
+static bool is_open(uint64_t is, uint64_t for_what)
+{
+	return (is & (IS_MAPPED | for_what | IS_GUARD)) == (IS_MAPPED | for_what);
+}
+
+/* The pages before one that cannot be read or written, and that one. Count 0: none. */
+static struct range pick_edge(struct owner *me, uint64_t for_what)
+{
+	for (int tries = 0; tries < 12; tries++) {
+		struct range range = pick_any(me, IS_MAPPED, 0, false);
+
+		for (uint32_t i = 0; i < range.count; i++) {
+			struct range edge = {range.area, range.first + i, 1};
+
+			if (is_open(note_at(me, edge, 0)->is, for_what))
+				continue;
+			while (edge.count < IO_PAGES && edge.first &&
+			       is_open(me->notes[edge.area][edge.first - 1].is, for_what)) {
+				edge.first--;
+				edge.count++;
+			}
+			return edge;
+		}
+	}
+	return (struct range){0};
+}
+
+/* Cut a range in vectors of any size. */
+static int cut(struct owner *me, struct range range, struct iovec *vectors)
+{
+	size_t done = 0, all = bytes_of(range);
+	int count = 0;
+
+	while (done < all) {
+		size_t bytes = below(me, 2 * PAGE_BYTES) + 1;
+
+		if (bytes > all - done || count + 1 == IO_PAGES)
+			bytes = all - done;
+		vectors[count++] = (struct iovec){start_of(me, range) + done, bytes};
+		done += bytes;
+	}
+	return count;
+}
+
+/* A call that meets something inaccessible does what comes before, and says how much. */
+static void do_io_edge(struct owner *me)
+{
+	char buffer[IO_PAGES * PAGE_BYTES] = {0};
+	bool is_read = below(me, 2);
+	struct range range = pick_edge(me, is_read ? IS_READABLE : IS_WRITABLE);
+	struct iovec vectors[IO_PAGES];
+
+	if (!range.count)
+		return;
+	ssize_t expected = (ssize_t)bytes_of(range) - (ssize_t)PAGE_BYTES;
+	int fd = memfd_create("fuzz", MFD_CLOEXEC), count = cut(me, range, vectors);
+	CHECK_STEP(me, fd >= 0, "memfd_create");
+	announce_change(me, range);
+	range.count--;
+	for (uint32_t i = 0; !is_read && i < range.count; i++) {
+		struct note *note = note_at(me, range, i);
+
+		*note = (struct note){new_stamp(), note->is & ~(uint64_t)IS_LAZY, note->without};
+		stamp_page(buffer + i * PAGE_BYTES, note->stamp);
+	}
+	if (!is_read)
+		CHECK_STEP(me, pwrite(fd, buffer, sizeof(buffer), 0) == sizeof(buffer), "write");
+	errno = 0;
+	ssize_t done = is_read ? pwritev(fd, vectors, count, 0) : preadv(fd, vectors, count, 0);
+	CHECK_STEP(me, done == expected || (!expected && done < 0 && errno == EFAULT), "edge");
+	begin_settling();
+	settle(me);
+	if (is_read)
+		CHECK_STEP(me, pread(fd, buffer, (size_t)expected, 0) == expected, "read");
+	for (uint32_t i = 0; is_read && i < range.count; i++)
+		check_page(me, buffer + i * PAGE_BYTES, note_at(me, range, i)->stamp,
+			   note_at(me, range, i)->is & IS_LAZY, "my written");
+	close(fd);
+}
+
+/* ------------------------------------------------------------------ signals */
+
+static void on_signal(int number)
+{
+	volatile uint64_t words[2 * PAGE_WORDS];
+
+	for (size_t word = 0; word < ARRAY_COUNT(words); word++)
+		words[word] = mix(word);
+	usleep(50);
+	for (size_t word = 0; word < ARRAY_COUNT(words); word++)
+		CHECK(words[word] == mix(word), "signal %d: word %zu of its stack", number, word);
+}
+
+/* The kernel writes the frame of a handler to memory that may be out. */
+static void do_signal(struct owner *me)
+{
+	struct range range = pick_wide(me, IS_MAPPED | IS_READABLE | IS_WRITABLE, IS_GUARD);
+	stack_t stack = {.ss_sp = start_of(me, range), .ss_size = bytes_of(range)};
+	stack_t none = {.ss_flags = SS_DISABLE};
+
+	if (range.count < STACK_PAGES_MIN)
+		return;
+	announce_change(me, range);
+	CHECK_STEP(me, sigaltstack(&stack, NULL) == 0, "sigaltstack");
+	raise(SIGUSR1);
+	CHECK_STEP(me, sigaltstack(&none, NULL) == 0, "sigaltstack");
+	write_range(me, range);
 }
 
 /* ------------------------------------------------------------------ heap */
@@ -938,7 +1192,8 @@ static void inherit_note(struct owner *me, const struct owner *owner, struct not
 		*note = (struct note){0};
 		return;
 	}
-	note->is &= ~(uint64_t)IS_LOCKED;
+	if (note->is & IS_LOCKED) // or else it need not be a page of the child's own
+		note->is &= ~(uint64_t)IS_LOCKED;
 	if (note->is & IS_WIPED) {
 		note->stamp = 0;
 		note->is &= ~(uint64_t)(IS_LAZY | IS_GUARD);
@@ -1008,7 +1263,7 @@ static void check_others(struct owner *me)
 			}
 }
 
-_Noreturn static void live_as_child(struct owner *me, bool is_bare)
+static void begin_as_child(struct owner *me, bool is_bare)
 {
 	depth++;
 	for (uint32_t i = 0; i < owner_count; i++)
@@ -1021,6 +1276,11 @@ _Noreturn static void live_as_child(struct owner *me, bool is_bare)
 	me->is_alone = true;
 	me->may_allocate &= !is_bare;
 	me->chance = mix(me->chance + depth);
+}
+
+_Noreturn static void live_as_child(struct owner *me, bool is_bare)
+{
+	begin_as_child(me, is_bare);
 	if (below(me, 2))
 		check_others(me);
 	if (below(me, 2))
@@ -1037,18 +1297,29 @@ static void await_child(struct owner *me, uint32_t which)
 	me->children[which] = 0;
 }
 
-static void do_fork(struct owner *me)
+static bool is_next_bare(struct owner *me)
 {
-	uint32_t which = (uint32_t)below(me, CHILDREN_MAX);
-	bool is_bare = has_bare_children && (!me->may_allocate || below(me, 2));
+	return has_bare_children && (!me->may_allocate || below(me, 2));
+}
 
-	if (depth == DEPTH_MAX)
-		return;
-	await_child(me, which);
+static pid_t fork_with_books(struct owner *me, bool is_bare)
+{
 	pthread_mutex_lock(&books);
 	pid_t child = is_bare ? (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0) : fork();
 	pthread_mutex_unlock(&books);
 	CHECK_STEP(me, child >= 0, "fork");
+	return child;
+}
+
+static void do_fork(struct owner *me)
+{
+	uint32_t which = (uint32_t)below(me, CHILDREN_MAX);
+	bool is_bare = is_next_bare(me);
+
+	if (depth >= DEPTH_MAX)
+		return;
+	await_child(me, which);
+	pid_t child = fork_with_books(me, is_bare);
 	if (!child)
 		live_as_child(me, is_bare);
 	me->children[which] = child;
@@ -1056,11 +1327,252 @@ static void do_fork(struct owner *me)
 		await_child(me, which);
 }
 
+struct forker {
+	struct owner *me;
+	uint64_t chance;
+	bool is_bare;
+	pid_t child;
+	pthread_barrier_t *barrier;
+};
+
+static void *fork_beside(void *argument)
+{
+	struct forker *forker = argument;
+
+	pthread_barrier_wait(forker->barrier);
+	forker->child = forker->is_bare ? (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0) : fork();
+	if (!forker->child) {
+		pthread_mutex_unlock(&books);
+		forker->me->chance = forker->chance;
+		live_as_child(forker->me, forker->is_bare);
+	}
+	return NULL;
+}
+
+/* Several threads fork in the same moment. */
+static void do_forks(struct owner *me)
+{
+	struct forker forkers[FORKS_AT_ONCE];
+	pthread_t threads[FORKS_AT_ONCE];
+	pthread_barrier_t barrier;
+
+	if (depth || !me->may_allocate)
+		return;
+	pthread_barrier_init(&barrier, NULL, FORKS_AT_ONCE);
+	announce(me, NOTHING, (struct range){0}, (struct range){0}, true); // stacks
+	pthread_mutex_lock(&books);
+	for (uint32_t i = 0; i < FORKS_AT_ONCE; i++) {
+		forkers[i] = (struct forker){me, mix(me->chance++), is_next_bare(me), 0, &barrier};
+		CHECK_THREAD(pthread_create(&threads[i], NULL, fork_beside, &forkers[i]));
+	}
+	for (uint32_t i = 0; i < FORKS_AT_ONCE; i++)
+		CHECK_THREAD(pthread_join(threads[i], NULL));
+	settle(me);
+	pthread_barrier_destroy(&barrier);
+	for (uint32_t i = 0; i < FORKS_AT_ONCE; i++)
+		CHECK_STEP(me, forkers[i].child > 0, "fork");
+	for (uint32_t i = 0; i < FORKS_AT_ONCE; i++)
+		expect_child_ok(forkers[i].child, "one of several children");
+}
+
+/* A grandchild that lives on when its parent has ended: its main() waits for it at the end. */
+static void do_orphan(struct owner *me)
+{
+	bool is_bare = is_next_bare(me);
+
+	if (depth)
+		return;
+	pid_t child = fork_with_books(me, is_bare);
+	if (child) {
+		expect_child_ok(child, "parent of an orphan");
+		return;
+	}
+	begin_as_child(me, is_bare);
+	if (below(me, 2))
+		check_all(me);
+	atomic_fetch_add(orphans_begun, 1);
+	is_bare = is_next_bare(me);
+	if (fork_with_books(me, is_bare))
+		_exit(0);
+	begin_as_child(me, is_bare);
+	live(me, me->steps / CHILD_STEPS);
+	check_others(me);
+	atomic_fetch_add(orphans_done, 1);
+	_exit(0);
+}
+
+static void await_orphans(void)
+{
+	char none;
+
+	close(orphans_end[1]);
+	CHECK(read(orphans_end[0], &none, 1) == 0, "read: %s", strerror(errno));
+	CHECK(atomic_load(orphans_begun) == atomic_load(orphans_done),
+	      "seed %lu: of %lu orphans %lu have come to their end", seed,
+	      atomic_load(orphans_begun), atomic_load(orphans_done));
+}
+
+static void exchange(struct owner *me, pid_t other, struct range range, char *buffer, bool is_write)
+{
+	struct iovec here = {buffer, bytes_of(range)};
+	struct iovec there = {start_of(me, range), bytes_of(range)};
+	ssize_t done = is_write ? process_vm_writev(other, &here, 1, &there, 1, 0)
+				: process_vm_readv(other, &here, 1, &there, 1, 0);
+
+	CHECK_STEP(me, done == (ssize_t)here.iov_len, "process_vm_readv or process_vm_writev");
+}
+
+static void check_buffer(struct owner *me, struct range range, const char *buffer,
+			 const char *whose)
+{
+	for (uint32_t i = 0; i < range.count; i++)
+		check_page(me, buffer + i * PAGE_BYTES, note_at(me, range, i)->stamp,
+			   note_at(me, range, i)->is & IS_LAZY, whose);
+}
+
+/* What a child has in a range is what its parent had; a parent writes there and its child looks. */
+_Noreturn static void be_looked_at(struct owner *me, struct range range, bool is_bare, int fd,
+				   uint64_t stamp)
+{
+	char buffer[IO_PAGES * PAGE_BYTES], none;
+	struct range rest = range;
+
+	CHECK_STEP(me, read(fd, &none, 1) == 1, "read");
+	if (stamp)
+		for (uint32_t i = 0; i < range.count; i++)
+			check_page(me, start_of(me, range) + i * PAGE_BYTES, stamp, false,
+				   "my parent's");
+	exchange(me, getppid(), range, buffer, false);
+	check_buffer(me, range, buffer, "my parent's");
+	begin_as_child(me, is_bare);
+	if (stamp)
+		note_range(me, rest, stamp, note_at(me, rest, 0)->is & IS_MAPPED);
+	check_all(me);
+	_exit(0);
+}
+
+static void do_look_at_child(struct owner *me)
+{
+	struct range range = pick(me, IS_MAPPED | IS_READABLE, IS_GUARD | IS_WITHHELD | IS_WIPED);
+	char buffer[IO_PAGES * PAGE_BYTES];
+	bool is_bare = is_next_bare(me);
+	int ends[2];
+
+	if (depth >= DEPTH_MAX || !range.count)
+		return;
+	if (range.count > IO_PAGES)
+		range.count = IO_PAGES;
+	uint64_t stamp = note_at(me, range, 0)->is & IS_WRITABLE && below(me, 2) ? new_stamp() : 0;
+	CHECK_STEP(me, pipe2(ends, O_CLOEXEC) == 0, "pipe");
+	pid_t child = fork_with_books(me, is_bare);
+	if (!child)
+		be_looked_at(me, range, is_bare, ends[0], stamp);
+	exchange(me, child, range, buffer, false);
+	check_buffer(me, range, buffer, "my child's");
+	for (uint32_t i = 0; stamp && i < range.count; i++)
+		stamp_page(buffer + i * PAGE_BYTES, stamp);
+	if (stamp)
+		exchange(me, child, range, buffer, true);
+	CHECK_STEP(me, write(ends[1], "", 1) == 1, "write");
+	expect_child_ok(child, "child that was looked at");
+	close(ends[0]);
+	close(ends[1]);
+}
+
+/* ------------------------------------------------------------------ programs */
+
+/* What a program hands over to the next one: pages of its memory, behind their stamps. */
+static int write_state(struct owner *me, struct range range)
+{
+	uint64_t stamps[AREA_PAGES] = {range.count};
+	int fd = memfd_create("state", 0);
+
+	CHECK_STEP(me, fd >= 0, "memfd_create");
+	for (uint32_t i = 0; i < range.count; i++)
+		stamps[i + 1] = note_at(me, range, i)->stamp;
+	CHECK_STEP(me, write(fd, stamps, sizeof(stamps)) == sizeof(stamps), "write");
+	CHECK_STEP(me, write(fd, start_of(me, range), bytes_of(range)) == (ssize_t)bytes_of(range),
+		   "write");
+	return fd;
+}
+
+static void check_state(int fd)
+{
+	uint64_t stamps[AREA_PAGES];
+
+	CHECK(pread(fd, stamps, sizeof(stamps), 0) == sizeof(stamps), "state: %s", strerror(errno));
+	size_t bytes = stamps[0] * PAGE_BYTES;
+	char *pages = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	CHECK(pages != MAP_FAILED, "mmap: %s", strerror(errno));
+	CHECK(pread(fd, pages, bytes, sizeof(stamps)) == (ssize_t)bytes, "state: %s",
+	      strerror(errno));
+	close(fd);
+	for (size_t i = 0; i < stamps[0]; i++)
+		check_page(&owners[0], pages + i * PAGE_BYTES, stamps[i + 1], false,
+			   "the last program's");
+	munmap(pages, bytes);
+}
+
+static void *execute(void *argument)
+{
+	char **arguments = argument;
+
+	execv(program, arguments);
+	fail("%s: %s", program, strerror(errno));
+}
+
+static void *look_on(void *argument)
+{
+	const struct owner *me = argument;
+
+	for (;;)
+		for (uint32_t area = 0; area < AREAS; area++)
+			for (uint32_t page = 0;
+			     me->areas[area].start && page < me->areas[area].pages; page++)
+				if (is_open(me->notes[area][page].is, IS_READABLE))
+					(void)*(volatile char *)(me->areas[area].start +
+								 page * PAGE_BYTES);
+	return NULL;
+}
+
+/* A program executes the next one in its place, from any of its threads, while others fault. */
+_Noreturn static void be_replaced(struct owner *me, struct range range)
+{
+	char numbers[2][32];
+	char *arguments[] = {(char *)program, numbers[0], (char *)"12",
+			     (char *)"1",     numbers[1], NULL};
+	pthread_t thread;
+
+	begin_as_child(me, false);
+	snprintf(numbers[0], sizeof(numbers[0]), "%lu", below(me, UINT32_MAX));
+	snprintf(numbers[1], sizeof(numbers[1]), "%d", write_state(me, range));
+	for (uint64_t i = below(me, 3); i; i--)
+		CHECK_THREAD(pthread_create(&thread, NULL, look_on, me));
+	if (below(me, 2))
+		execute(arguments);
+	CHECK_THREAD(pthread_create(&thread, NULL, execute, arguments));
+	for (;;)
+		look_on(me);
+}
+
+static void do_exec(struct owner *me)
+{
+	struct range range =
+		pick(me, IS_MAPPED | IS_READABLE, IS_GUARD | IS_WITHHELD | IS_WIPED | IS_LAZY);
+
+	if (depth || !me->may_allocate || !range.count || range.count >= AREA_PAGES)
+		return;
+	pid_t child = fork_with_books(me, false);
+	if (!child)
+		be_replaced(me, range);
+	expect_child_ok(child, "replaced");
+}
+
 /* Another process that has nothing of this one, while this one waits for it or does not. */
 static void do_spawn(struct owner *me)
 {
 	char text[32];
-	char *arguments[] = {(char *)program, text, (char *)"40", (char *)"1", NULL};
+	char *arguments[] = {(char *)program, text, (char *)"24", (char *)"1", NULL};
 	pid_t child;
 
 	if (depth || !me->may_allocate)
@@ -1074,27 +1586,48 @@ static void do_spawn(struct owner *me)
 	expect_child_ok(child, "spawned");
 }
 
+/* A child in its parent's memory, with faults of a process that is not the target's. */
+_Noreturn static void live_in_vfork(struct owner *me, struct range range, uint64_t stamp,
+				    volatile bool *is_right, char **arguments)
+{
+	for (uint32_t i = 0; i < range.count; i++) {
+		const struct note *note = note_at(me, range, i);
+		volatile uint64_t *word = (void *)(start_of(me, range) + i * PAGE_BYTES);
+
+		if (!(note->is & IS_LAZY) && *word != note->stamp)
+			*is_right = false;
+		if (stamp)
+			stamp_page((void *)(uintptr_t)word, stamp);
+	}
+	if (arguments)
+		execv(program, arguments);
+	_exit(arguments != NULL);
+}
+
 static void do_vfork(struct owner *me)
 {
-	struct range range = pick(me, IS_MAPPED | IS_READABLE, IS_GUARD);
+	bool is_write = below(me, 2), is_exec = !depth && below(me, 3) == 0;
+	struct range range =
+		pick_wide(me, IS_MAPPED | IS_READABLE | (is_write ? IS_WRITABLE : 0), IS_GUARD);
+	uint64_t stamp = is_write ? new_stamp() : 0;
 	volatile bool is_right = true;
+	char text[32];
+	char *arguments[] = {(char *)program, text, (char *)"12", (char *)"1", NULL};
+
+	snprintf(text, sizeof(text), "%lu", below(me, UINT32_MAX));
+	announce_change(me, range);
 	pid_t child = vfork();
-
-	if (!child) {
-		// In the parent's memory: faults of a process that is not the target's.
-		for (uint32_t i = 0; i < range.count; i++) {
-			const struct note *note = note_at(me, range, i);
-			const volatile uint64_t *word =
-				(void *)(start_of(me, range) + i * PAGE_BYTES);
-
-			if (!(note->is & IS_LAZY) && *word != note->stamp)
-				is_right = false;
-		}
-		_exit(0);
-	}
+	if (!child)
+		live_in_vfork(me, range, stamp, &is_right, is_exec ? arguments : NULL);
 	CHECK_STEP(me, child > 0, "vfork");
 	CHECK(is_right, "seed %lu, thread %u, step %u: a vfork child has read something else", seed,
 	      me->number, me->step);
+	begin_settling();
+	for (uint32_t i = 0; stamp && i < range.count; i++) {
+		note_at(me, range, i)->stamp = stamp;
+		note_at(me, range, i)->is &= ~(uint64_t)IS_LAZY;
+	}
+	settle(me);
 	expect_child_ok(child, "vfork");
 }
 
@@ -1127,6 +1660,39 @@ static void do_thread(struct owner *me)
 	settle(me);
 }
 
+/* A frame as large as can be, of which little is touched, or all. */
+static void *use_frame(void *argument)
+{
+	struct owner *me = argument;
+	uint64_t stamp = new_stamp();
+	size_t pages = stamp % FRAME_PAGES_MAX + 1, step = stamp % 7 + 1;
+	char *frame = alloca(pages * PAGE_BYTES);
+
+	for (size_t i = 0; i < pages; i += step)
+		stamp_page(frame + i * PAGE_BYTES, stamp);
+	for (size_t i = 0; i < pages; i += step)
+		check_page(me, frame + i * PAGE_BYTES, stamp, false, "my frame");
+	return NULL;
+}
+
+/* Threads that hardly live. */
+static void do_threads(struct owner *me)
+{
+	pthread_t threads[4];
+
+	if (!me->may_allocate)
+		return;
+	announce(me, NOTHING, (struct range){0}, (struct range){0}, true);
+	for (int round = 0; round < 6; round++) {
+		for (size_t i = 0; i < ARRAY_COUNT(threads); i++)
+			CHECK_THREAD(pthread_create(&threads[i], NULL, use_frame, me));
+		for (size_t i = 0; i < ARRAY_COUNT(threads); i++)
+			CHECK_THREAD(pthread_join(threads[i], NULL));
+	}
+	begin_settling();
+	settle(me);
+}
+
 static void do_rest(struct owner *me)
 {
 	usleep((useconds_t)below(me, 2000));
@@ -1142,11 +1708,14 @@ static const struct {
 	{"check", do_check, 20},
 	{"write", do_write, 20},
 	{"map", do_map, 8},
+	{"map huge", do_map_huge, 1},
+	{"map file", do_map_file, 3},
 	{"unmap", do_unmap, 5},
 	{"replace", do_replace, 4},
 	{"resize", do_resize, 8},
 	{"move over", do_move_over, 5},
 	{"move out", do_move_out, 3},
+	{"move several", do_move_several, 1},
 	{"discard", do_discard, 5},
 	{"free", do_free, 3},
 	{"fork advice", do_fork_advice, 3},
@@ -1155,12 +1724,19 @@ static const struct {
 	{"protect", do_protect, 5},
 	{"lock", do_lock, 3},
 	{"io", do_io, 6},
+	{"io edge", do_io_edge, 3},
+	{"signal", do_signal, 3},
 	{"realloc", do_realloc, 3},
 	{"brk", do_brk, 3},
 	{"fork", do_fork, 3},
+	{"forks", do_forks, 1},
+	{"orphan", do_orphan, 1},
+	{"look at child", do_look_at_child, 2},
 	{"spawn", do_spawn, 1},
-	{"vfork", do_vfork, 1},
+	{"exec", do_exec, 1},
+	{"vfork", do_vfork, 2},
 	{"thread", do_thread, 2},
+	{"threads", do_threads, 1},
 	{"rest", do_rest, 4},
 };
 
@@ -1210,14 +1786,30 @@ static void open_books(void)
 	last_stamp =
 		mmap(NULL, PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	CHECK(last_stamp != MAP_FAILED, "mmap: %s", strerror(errno));
+	orphans_begun = last_stamp + 1;
+	orphans_done = last_stamp + 2;
 	atomic_store(last_stamp, mix(seed) << 24 >> 4);
+}
+
+static void open_file(void)
+{
+	char page[PAGE_BYTES];
+
+	file = memfd_create("file", MFD_CLOEXEC);
+	CHECK_CALL(file);
+	file_stamp = atomic_fetch_add(last_stamp, AREA_PAGES) + 1;
+	for (uint32_t i = 0; i < AREA_PAGES; i++) {
+		stamp_page(page, file_stamp + i);
+		CHECK_CALL(pwrite(file, page, PAGE_BYTES, (off_t)(i * PAGE_BYTES)));
+	}
 }
 
 int main(int argc, char **argv)
 {
+	struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_ONSTACK};
 	pthread_t threads[OWNERS_MAX];
 
-	CHECK(argc >= 2, "usage: %s SEED [STEPS [THREADS]]", argv[0]);
+	CHECK(argc >= 2, "usage: %s SEED [STEPS [THREADS [STATE]]]", argv[0]);
 	program = argv[0];
 	seed = strtoull(argv[1], NULL, 0);
 	owner_count =
@@ -1225,6 +1817,11 @@ int main(int argc, char **argv)
 	CHECK(owner_count && owner_count <= OWNERS_MAX, "1 to %u threads", OWNERS_MAX);
 	has_bare_children = mix(seed) / OWNERS_MAX % 2;
 	open_books();
+	open_file();
+	CHECK_CALL(pipe2(orphans_end, O_CLOEXEC));
+	CHECK_CALL(sigaction(SIGUSR1, &action, NULL));
+	if (argc > 4)
+		check_state(atoi(argv[4]));
 	for (uint32_t i = 0; i < owner_count; i++) {
 		owners[i].number = i;
 		owners[i].chance = mix(seed * OWNERS_MAX + i);
@@ -1240,6 +1837,7 @@ int main(int argc, char **argv)
 		for (uint32_t i = 0; i < owner_count; i++)
 			CHECK_THREAD(pthread_join(threads[i], NULL));
 	}
+	await_orphans();
 	dprintf(STDOUT_FILENO, "ok: seed %lu, %u threads\n", seed, owner_count);
 	return 0;
 }
