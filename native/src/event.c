@@ -421,9 +421,10 @@ void usw_event_apply(struct usw_target *target, const struct uffd_msg *messages,
 void usw_event_conclude(struct usw_target *target)
 {
 	target->owed_count = 0;
-	if (target->told_count) {
+	if (target->told_count || target->maybe_left.count) {
 		pthread_mutex_lock(&target->map_lock);
 		follow_all(target);
+		usw_layout_settle_fork(target);
 		publish(target);
 		pthread_mutex_unlock(&target->map_lock);
 	}
@@ -432,7 +433,8 @@ void usw_event_conclude(struct usw_target *target)
 
 void usw_event_settle(struct usw_target *target)
 {
-	if (!target->owed_count && !target->told_count && !target->came_count)
+	if (!target->owed_count && !target->told_count && !target->came_count &&
+	    !target->maybe_left.count)
 		return;
 	if (usw_uffd_probe(target->uffd, target->token_page) != USW_UFFD_UNKNOWN ||
 	    usw_uffd_is_dead(target->uffd))

@@ -72,12 +72,29 @@ static bool move_registered(struct usw_target *target, uint64_t from, uint64_t t
 	return fits;
 }
 
+/** Memory moves to a place that is free: of what was in doubt there a child has got nothing. */
+static void forget_left(struct usw_target *target, uint64_t start, uint64_t end)
+{
+	struct usw_ranges *left = &target->maybe_left;
+	uint32_t i;
+
+	while ((i = usw_ranges_find(left, start)) < left->count && left->at[i].start < end) {
+		struct usw_range range = left->at[i];
+
+		forget_and_prune(target, range.start, range.end);
+		// In doubt no more: what moves there next is not to be forgotten.
+		if (!usw_ranges_remove(left, range.start, range.end))
+			break;
+	}
+}
+
 /**
  * What was on the list of registered ranges stays on it, piece by piece: words outside of the list
  * count as left over, and are forgotten when their place is registered again.
  */
 void usw_layout_remap(struct usw_target *target, uint64_t from, uint64_t to, uint64_t length_bytes)
 {
+	forget_left(target, to, to + length_bytes); // it may have grown into more of that
 	forget_and_prune(target, to, to + length_bytes);
 	// A madvise(2) that has not got there yet finds other memory, or none.
 	usw_leaving_returned(&target->leaving, from, from + length_bytes);
@@ -130,18 +147,39 @@ static bool note_wiped(struct usw_target *child, const struct usw_ranges *wiped)
 
 /**
  * What no child of the parent gets, page by page, for the advice may be younger than the child. It
- * would be found in what the child has in its place later.
+ * would be found in what the child has in its place later. False: the kernel does not say now.
  */
-static void leave_behind(struct usw_target *child, const struct usw_ranges *not_copied)
+static bool leave_behind(struct usw_target *child, uint64_t start, uint64_t end)
 {
-	for (uint32_t i = 0; i < not_copied->count; i++) {
-		uint64_t address = not_copied->at[i].start;
+	enum usw_uffd_kind found = USW_UFFD_NONE;
 
-		for (; usw_pagemap_next(&child->pagemap, &address, not_copied->at[i].end);
-		     address += USW_PAGE_BYTES)
-			if (usw_uffd_probe(child->uffd, address) == USW_UFFD_NONE)
-				usw_target_forget(child, address, address + USW_PAGE_BYTES);
+	for (uint64_t address = start;
+	     found != USW_UFFD_UNKNOWN && usw_pagemap_next(&child->pagemap, &address, end);
+	     address += USW_PAGE_BYTES) {
+		found = usw_uffd_probe(child->uffd, address);
+		if (found == USW_UFFD_NONE)
+			usw_target_forget(child, address, address + USW_PAGE_BYTES);
 	}
+	return found != USW_UFFD_UNKNOWN;
+}
+
+/** A child runs already, and may have told of something that nobody has read yet. */
+static bool leave_all_behind(struct usw_target *child, const struct usw_ranges *not_copied)
+{
+	bool fits = true;
+
+	for (uint32_t i = 0; i < not_copied->count; i++)
+		if (!leave_behind(child, not_copied->at[i].start, not_copied->at[i].end))
+			fits &= usw_ranges_add(&child->maybe_left, not_copied->at[i].start,
+					       not_copied->at[i].end);
+	return fits;
+}
+
+void usw_layout_settle_fork(struct usw_target *child)
+{
+	for (uint32_t i = 0; i < child->maybe_left.count; i++)
+		leave_behind(child, child->maybe_left.at[i].start, child->maybe_left.at[i].end);
+	usw_ranges_free(&child->maybe_left);
 }
 
 /**
@@ -164,7 +202,7 @@ static void follow_advice(struct usw_target *parent, struct usw_target *child)
 	}
 	bool is_known = !usw_maps_advised(parent->smaps_fd, &advised);
 	is_known &= note_wiped(child, &advised.wiped);
-	leave_behind(child, &advised.not_copied);
+	is_known &= leave_all_behind(child, &advised.not_copied);
 	if (!is_known)
 		child->inherited_unchecked = true;
 	usw_maps_advised_free(&advised);

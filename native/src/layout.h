@@ -26,4 +26,7 @@ void usw_layout_remap(struct usw_target *target, uint64_t from, uint64_t to, uin
 /** The child has a copy of all that the parent has: it refers to the same content, and is served. */
 void usw_layout_fork(struct usw_target *parent, struct usw_target *child);
 
+/** All that a child had told when its fork was followed is followed: what it has can be asked. */
+void usw_layout_settle_fork(struct usw_target *child);
+
 #endif /* USW_LAYOUT_H */

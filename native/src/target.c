@@ -70,6 +70,7 @@ void usw_target_destroy(struct usw_target *target)
 		munmap(target->ring, USW_RING_BYTES);
 	usw_ranges_free(&target->registered);
 	usw_ranges_free(&target->maybe_wiped);
+	usw_ranges_free(&target->maybe_left);
 	usw_leaving_deinit(&target->leaving);
 	usw_ending_deinit(&target->ending);
 	usw_maps_free(&target->eligible);

@@ -121,7 +121,12 @@ struct usw_target {
 	 */
 	struct usw_ranges maybe_wiped;
 	_Atomic bool may_be_wiped; /* there are some */
-	_Atomic uint32_t epoch;    /* raised by the fault thread at each event */
+	/*
+	 * Of a fork: ranges with words that no child gets, and of which this child could not be
+	 * asked since it had told of something itself. Under map_lock; its fault thread.
+	 */
+	struct usw_ranges maybe_left;
+	_Atomic uint32_t epoch; /* raised by the fault thread at each event */
 	_Atomic bool events_pending;
 	_Atomic uint32_t reading; /* odd while messages are read that are not announced yet */
 	/* Raised by the fault thread when memory has been moved, or a child has a copy of it. */

@@ -9,10 +9,13 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <unistd.h>
 
 #include "check.h"
 #include "event.h"
@@ -480,6 +483,67 @@ static void fork_with_advice(void)
 	munmap(places, PAGES(8));
 }
 
+/** Memory of a child of its own, which it moves to another place, where it grows. */
+struct move {
+	char *from, *to;
+};
+
+static void *move_and_grow(void *argument)
+{
+	struct move *move = argument;
+
+	CHECK(mremap(move->from, PAGES(1), PAGES(4), MREMAP_MAYMOVE | MREMAP_FIXED, move->to) ==
+	      move->to);
+	return NULL;
+}
+
+/** What no child gets, of one that has told of a move, over that or not, before its fork is followed. */
+static void fork_with_a_move_of_its_own(bool is_over)
+{
+	struct uffd_msg message = {.event = UFFD_EVENT_FORK};
+	struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_EVENT_REMAP};
+	int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
+	struct move move = {.from = map(1), .to = map(4)};
+	char *withheld = is_over ? move.to : map(4);
+	struct pollfd told = {.fd = uffd, .events = POLLIN};
+	struct usw_target *target = start();
+	pthread_t mover;
+
+	CHECK(uffd >= 0 && ioctl(uffd, UFFDIO_API, &api) == 0);
+	CHECK_EQ(usw_uffd_register(uffd, (uintptr_t)move.from, PAGES(1)), 0);
+	evict_at(target, (uintptr_t)withheld, 4);
+	evict_at(target, (uintptr_t)move.from, 1);
+	target->smaps_fd = open("/proc/self/smaps", O_RDONLY | O_CLOEXEC);
+	// This process is parent and child: what has moved is what the smaps say is withheld.
+	CHECK_EQ(is_over ? madvise(move.from, PAGES(1), MADV_DONTFORK)
+			 : madvise(withheld, PAGES(4), MADV_DONTFORK),
+		 0);
+	CHECK_EQ(pthread_create(&mover, NULL, move_and_grow, &move), 0);
+	CHECK_EQ(poll(&told, 1, 10000), 1);
+	message.arg.fork.ufd = (uint32_t)uffd;
+	usw_event_apply(target, &message, 1);
+	usw_event_conclude(target);
+	struct usw_target *child = take_child(target);
+	child->thread = &thread;
+	CHECK(is_evicted(child, (uintptr_t)withheld)); // it could not be asked
+	CHECK_EQ(read(uffd, &message, sizeof(message)), sizeof(message));
+	CHECK_EQ(message.event, UFFD_EVENT_REMAP);
+	usw_event_apply(child, &message, 1);
+	CHECK_EQ(pthread_join(mover, NULL), 0);
+	evict_at(child, OTHER, 1);
+	remap(child, OTHER, (uintptr_t)move.to + PAGES(3), 1);
+	usw_event_settle(child);
+	for (uint64_t i = 0; i < 4; i++) {
+		CHECK_EQ(is_evicted(child, (uintptr_t)move.to + PAGES(i)), i == 0 || i == 3);
+		if (!is_over)
+			CHECK(!is_evicted(child, (uintptr_t)withheld + PAGES(i)));
+	}
+	check_evicted(target, (uintptr_t)withheld, 4, 0, 4);
+	stop_both(target, child);
+	munmap(move.to, PAGES(4));
+	munmap(withheld, PAGES(4));
+}
+
 static void test_forks(void)
 {
 	int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
@@ -496,6 +560,8 @@ static void test_forks(void)
 	fork_before_it_was_registered();
 	fork_before_a_chain_of_moves();
 	fork_with_advice();
+	fork_with_a_move_of_its_own(true);
+	fork_with_a_move_of_its_own(false);
 }
 
 int main(void)
