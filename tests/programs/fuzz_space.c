@@ -133,7 +133,8 @@ struct owner {
 	uint64_t block_stamps[BLOCKS];
 
 	enum doing doing;
-	bool is_mapping; /* and something may turn up anywhere */
+	bool is_mapping;          /* and something may turn up anywhere */
+	uint64_t mappings_before; /* what others had done when it began */
 	struct range from, to;
 	struct area areas[AREAS];
 	struct note notes[AREAS][AREA_PAGES];
@@ -149,6 +150,7 @@ static _Atomic uint64_t *orphans_begun, *orphans_done;
 static int orphans_end[2]; /* a pipe that nobody writes to: at its end all orphans have ended */
 static int file;           /* whose pages have the stamps from here on */
 static uint64_t file_stamp;
+static uint64_t mappings_done; /* by any thread; something may have turned up anywhere */
 static pthread_mutex_t books = PTHREAD_MUTEX_INITIALIZER;
 
 /* ------------------------------------------------------------------ content */
@@ -303,6 +305,7 @@ static void announce(struct owner *me, enum doing doing, struct range from, stru
 	pthread_mutex_lock(&books);
 	me->doing = doing;
 	me->is_mapping = is_mapping;
+	me->mappings_before = mappings_done;
 	me->from = from;
 	me->to = to;
 	remember(me, from, "");
@@ -332,6 +335,7 @@ static void settle(struct owner *me)
 		if (me->areas[i].start && !me->areas[i].is_heap && !any_is(me, all, IS_MAPPED))
 			me->areas[i].start = NULL;
 	}
+	mappings_done += me->is_mapping;
 	me->doing = NOTHING;
 	me->is_mapping = false;
 	pthread_mutex_unlock(&books);
@@ -1218,13 +1222,13 @@ static bool is_certain(const struct owner *owner, uint32_t area, uint32_t page, 
 	       is_there(owner->areas[area].start + page * PAGE_BYTES);
 }
 
-/* Whether nobody but an owner can have mapped anything at the moment of the fork. */
+/* Whether nobody but an owner can have mapped anything, from its announcement to the fork. */
 static bool is_alone_in_mapping(const struct owner *owner)
 {
 	for (uint32_t i = 0; i < owner_count; i++)
 		if (&owners[i] != owner && owners[i].is_mapping)
 			return false;
-	return true;
+	return owner->mappings_before == mappings_done;
 }
 
 static void inherit(struct owner *me, struct owner *owner)
