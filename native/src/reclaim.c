@@ -232,7 +232,7 @@ static bool keep_reserve(struct usw_session *session)
 	int64_t room = usw_session_room(session);
 
 	if (room >= atomic_load(&session->low_pages)) {
-		session->reclaim.pressed = false;
+		session->reclaim.pressed = session->reclaim.fell_short = false;
 		return true;
 	}
 	if (session->reclaim.is_holding)
@@ -240,6 +240,7 @@ static bool keep_reserve(struct usw_session *session)
 	uint64_t start_ns = usw_now_ns();
 	uint32_t evicted = sweep(session, (uint32_t)(reserve - room));
 	session->reclaim.sweep_ns = usw_now_ns() - start_ns;
+	session->reclaim.fell_short = evicted < (uint32_t)(reserve - room);
 	session->reclaim.pressed = usw_session_room(session) <= 0;
 	usw_fault_kick(session);
 	return evicted > 0;

@@ -14,6 +14,10 @@
 #define USW_STUCK_NS 300000000u
 #define USW_ROOM_NS 1000000000u
 #define USW_BARREN_NS 30000000u
+/* A program that has not had a fault for so long is not crawling: it may be frozen. */
+#define USW_FAULTED_NS 3000000000u
+/* A limit that sweeps have left full for so long will stay so. */
+#define USW_CRAMMED_NS (USW_FAULTED_NS + 2000000000u)
 #define USW_OVERDRAFT_BYTES (8u << 20)
 /* With so little resident, what leaves next to make room is what was just let in. */
 #define USW_LITTLE_PAGES ((int64_t)(USW_FLOOR_PAGES + USW_OVERDRAFT_BYTES / USW_PAGE_BYTES))
@@ -213,6 +217,30 @@ static void warn_unmanaged(struct usw_session *session)
 		resident_mib(session));
 }
 
+/**
+ * The limit may be full without being passed by much: what is pinned counts and stays, and only what
+ * was just let in leaves again. What is still there after a sweep over everything is what stays.
+ */
+static void warn_crammed(struct usw_session *session)
+{
+	struct usw_reclaim *reclaim = &session->reclaim;
+	uint64_t now_ns = usw_now_ns();
+	bool crammed = reclaim->fell_short && usw_session_room(session) <= 0 &&
+		       !reclaim->floor_since_ns && now_ns - reclaim->faulted_ns <= USW_FAULTED_NS;
+
+	if (!usw_lasts(&reclaim->crammed_since_ns, crammed, USW_CRAMMED_NS) ||
+	    reclaim->warned_unmanaged)
+		return;
+	reclaim->warned_unmanaged = true;
+	usw_session_report(
+		session, USW_EVENT_WARNING, 0, 0,
+		"%llu MiB cannot leave where %llu MiB may be resident, and the program crawls: "
+		"raise the limit, or have less pinned (buffers of io_uring) or locked; `uffdswap "
+		"status --json` tells what else is not managed",
+		resident_mib(session),
+		usw_account_mib((uint64_t)atomic_load(&session->limit_pages) * USW_PAGE_BYTES));
+}
+
 void usw_shortage_look(struct usw_session *session, bool gave)
 {
 	struct usw_reclaim *reclaim = &session->reclaim;
@@ -222,6 +250,7 @@ void usw_shortage_look(struct usw_session *session, bool gave)
 	// they are gone or can be: no reason to give anything up.
 	if (!gave && reclaim->some_leave) {
 		reclaim->barren_since_ns = reclaim->stuck_since_ns = reclaim->cramped_since_ns = 0;
+		reclaim->crammed_since_ns = 0;
 		return;
 	}
 	bool over = is_over_budget(session, gave);
@@ -250,4 +279,5 @@ void usw_shortage_look(struct usw_session *session, bool gave)
 		end_wait(session);
 	if (stuck)
 		warn_unmanaged(session);
+	warn_crammed(session);
 }

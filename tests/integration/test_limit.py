@@ -227,3 +227,40 @@ def test_what_cannot_leave_is_not_looked_at_without_end(start_session: StartFunc
         session.send_line()
         session.finish().require_ok()
     assert share < 0.5, f"the agent used {share:.0%} of a processor"
+
+
+PINNED = """
+import ctypes, mmap, select, struct, sys
+def filled(mib):
+    pages = mmap.mmap(-1, mib << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for page in range(0, mib << 20, 4096):
+        pages[page : page + 8] = struct.pack("q", page)
+    return pages
+pinned = filled(24)
+libc = ctypes.CDLL(None, use_errno=True)
+ring = libc.syscall(425, 4, (ctypes.c_char * 120)())  # io_uring_setup
+vector = struct.pack("QQ", ctypes.addressof(ctypes.c_char.from_buffer(pinned)), 24 << 20)
+if libc.syscall(427, ring, 0, vector, 1):  # io_uring_register
+    print("no ring", flush=True); raise SystemExit(77)
+print("pinned", flush=True)
+others = filled(8)
+while not select.select([sys.stdin], [], [], 0)[0]:
+    for page in range(0, 8 << 20, 4096):
+        if struct.unpack_from("q", others, page)[0] != page:
+            raise SystemExit(1)
+        if page % (256 << 10) == 0 and select.select([sys.stdin], [], [], 0)[0]:
+            break
+"""
+
+
+def test_a_limit_full_of_pinned_memory_is_told_of(start_session: StartFunction) -> None:
+    """It is passed by next to nothing, and what is let in leaves at once: the program crawls."""
+    with start_session([sys.executable, "-I", "-c", PINNED], resident="24M") as session:
+        session.wait_for_output("\n")
+        if "no ring" in session.output():
+            pytest.skip("io_uring cannot register 24 MiB of buffers here")
+        wait_until(lambda: "the program crawls" in session.errors(), "it is said why it crawls")
+        assert session.errors().count("cannot leave") == 1, session.errors()
+        assert "MiB may be resident" in session.errors(), session.errors()
+        session.send_line()
+        session.finish().require_ok(paged=True)
