@@ -620,6 +620,8 @@ def _given_up(hello: bytes) -> int:
 def _why_given_up(error: int) -> str:
     """Say why a shim could not prepare its process, and what would help."""
     text = f"its shim could not set up what it needs: {os.strerror(error)}"
+    if error == errno.ENOSYS:  # the kernel was asked, by doctor, and has them all
+        return f"{text}; an emulator (valgrind) or a seccomp filter keeps system calls from it"
     options = ", ".join(limits.behind(error))
     return f"{text}; raise the limit (ulimit {options})" if options else text
 

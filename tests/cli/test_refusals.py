@@ -232,6 +232,13 @@ def test_child_without_descriptors_runs_and_is_told_of(witness: Witness) -> None
     assert "ulimit -n" in line
 
 
+def test_program_in_an_emulator_is_told_why(witness: Witness) -> None:
+    if not (valgrind := shutil.which("valgrind")):
+        pytest.skip("valgrind is not installed")
+    done = run(valgrind, "-q", "--log-file=/dev/null", *witness.command)
+    witness.require_refusal(done, "cannot manage", "an emulator (valgrind)")
+
+
 @needs_x86
 def test_program_that_ends_without_handing_itself_in(witness: Witness, compiled: Path) -> None:
     done = run(str(compiled / "ends"), str(witness.path))

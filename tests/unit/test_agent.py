@@ -317,6 +317,7 @@ def test_refused_handshake_is_told_and_counted(harness: Harness) -> None:
     [
         (errno.EMFILE, ("Too many open files", "ulimit -n")),
         (errno.EPERM, ("Operation not permitted",)),
+        (errno.ENOSYS, ("Function not implemented", "valgrind", "seccomp")),
         (0, ("Protocol error",)),
         (2**64 - 1, ("Protocol error",)),
     ],
