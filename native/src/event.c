@@ -257,9 +257,9 @@ static bool has_come_since(const struct usw_target *parent, uint32_t fork, uint3
  * What is on our list was registered by then, so only if no child gets it. The rest may have been
  * there, registered later, or may have come there later.
  */
-static bool was_missing(const struct usw_target *parent, const struct usw_target *child,
-			uint32_t fork, uint32_t which)
+static bool was_missing(const struct usw_target *parent, uint32_t fork, uint32_t which)
 {
+	const struct usw_target *child = parent->told[fork].child;
 	uint64_t from = parent->told[which].message.arg.remap.from;
 	uint64_t to = parent->told[which].message.arg.remap.to;
 
@@ -277,6 +277,14 @@ static bool has_left(const struct usw_target *child, const struct uffd_msg *move
 	       usw_uffd_probe(child->uffd, move->arg.remap.from) == USW_UFFD_NONE;
 }
 
+/** Whether the old place of a move is empty in the child by that. */
+static bool has_gone(const struct usw_target *parent, uint32_t fork, uint32_t which)
+{
+	const struct usw_target *child = parent->told[fork].child;
+
+	return has_left(child, &parent->told[which].message) && !was_missing(parent, fork, which);
+}
+
 /** Whether the child was made after a move: the old place is empty by that, or the next is there. */
 static bool has_seen(const struct usw_target *parent, uint32_t fork, uint32_t which)
 {
@@ -286,10 +294,10 @@ static bool has_seen(const struct usw_target *parent, uint32_t fork, uint32_t wh
 	if (move->event != UFFD_EVENT_REMAP)
 		return false;
 	if (has_left(child, move))
-		return !was_missing(parent, child, fork, which);
+		return has_gone(parent, fork, which);
 	for (uint32_t i = 0; i < parent->told_count; i++)
 		if (parent->told[i].message.arg.remap.to == move->arg.remap.from &&
-		    has_left(child, &parent->told[i].message))
+		    has_gone(parent, fork, i))
 			return true;
 	return false;
 }

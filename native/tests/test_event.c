@@ -463,6 +463,30 @@ static void fork_before_a_chain_of_moves(void)
 	munmap(places, PAGES(12));
 }
 
+/** What was not registered yet moves after the fork to what another move has left: neither was seen. */
+static void fork_before_two_moves(void)
+{
+	void *places = map(12);
+	uint64_t from = (uintptr_t)places, over = from + PAGES(4), next = from + PAGES(8);
+	struct usw_target *target = start();
+
+	evict_at(target, from, 4);
+	evict_at(target, over, 2);
+	fork_with(target, places, 8);
+	unmap(target, over, 4);
+	remap(target, from, over, 4);
+	unmap(target, from, 4);
+	remap(target, next, from, 4);
+	unmap(target, next, 4);
+	usw_event_conclude(target);
+	check_evicted(target, over, 4, 0, 4);
+	struct usw_target *child = take_child(target);
+	check_evicted(child, from, 4, 0, 4);
+	check_evicted(child, over, 4, 0, 2);
+	stop_both(target, child);
+	munmap(places, PAGES(12));
+}
+
 /** What no child gets: this one has the last two of six pages, since the advice came after its fork. */
 static void fork_with_advice(void)
 {
@@ -559,6 +583,7 @@ static void test_forks(void)
 	fork_without(false);
 	fork_before_it_was_registered();
 	fork_before_a_chain_of_moves();
+	fork_before_two_moves();
 	fork_with_advice();
 	fork_with_a_move_of_its_own(true);
 	fork_with_a_move_of_its_own(false);
