@@ -389,6 +389,17 @@ static void fork_then_move(bool child_has_moved)
 	munmap(places, PAGES(8));
 }
 
+/** Four pages have moved from one place over two of another, but not in the child. */
+static void end_with_child_of_before(struct usw_target *target, uint64_t from, uint64_t over)
+{
+	usw_event_conclude(target);
+	check_evicted(target, over, 4, 0, 4);
+	struct usw_target *child = take_child(target);
+	check_evicted(child, from, 4, 0, 4);
+	check_evicted(child, over, 4, 0, 2);
+	stop_both(target, child);
+}
+
 /** Memory is missing in a child because it is not copied, or not registered yet: it has not moved. */
 static void fork_without(bool is_registered)
 {
@@ -409,12 +420,7 @@ static void fork_without(bool is_registered)
 	unmap(target, to, 4);
 	remap(target, from, to, 4);
 	unmap(target, from, 4);
-	usw_event_conclude(target);
-	check_evicted(target, to, 4, 0, 4);
-	struct usw_target *child = take_child(target);
-	check_evicted(child, from, 4, 0, 4);
-	check_evicted(child, to, 4, 0, 2);
-	stop_both(target, child);
+	end_with_child_of_before(target, from, to);
 	munmap(places, PAGES(12));
 }
 
@@ -454,12 +460,7 @@ static void fork_before_a_chain_of_moves(void)
 	unmap(target, over, 4);
 	remap(target, by_way_of, over, 4);
 	unmap(target, by_way_of, 4);
-	usw_event_conclude(target);
-	check_evicted(target, over, 4, 0, 4);
-	struct usw_target *child = take_child(target);
-	check_evicted(child, from, 4, 0, 4);
-	check_evicted(child, over, 4, 0, 2);
-	stop_both(target, child);
+	end_with_child_of_before(target, from, over);
 	munmap(places, PAGES(12));
 }
 
@@ -478,12 +479,7 @@ static void fork_before_two_moves(void)
 	unmap(target, from, 4);
 	remap(target, next, from, 4);
 	unmap(target, next, 4);
-	usw_event_conclude(target);
-	check_evicted(target, over, 4, 0, 4);
-	struct usw_target *child = take_child(target);
-	check_evicted(child, from, 4, 0, 4);
-	check_evicted(child, over, 4, 0, 2);
-	stop_both(target, child);
+	end_with_child_of_before(target, from, over);
 	munmap(places, PAGES(12));
 }
 
