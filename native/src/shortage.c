@@ -149,16 +149,20 @@ static void end_wait(struct usw_session *session)
 			   "there is room again: the program goes on");
 }
 
-/** Over the budget by more than an overdraft, with nothing evictable or the floor reached. */
-static bool is_over_budget(struct usw_session *session, bool gave)
+/** Whether the budget is kept, but for an overdraft. */
+static bool is_kept(const struct usw_session *session)
 {
 	uint64_t memory = atomic_load(&session->memory_limit_bytes);
 	uint64_t resident = (uint64_t)atomic_load(&session->resident_base) * USW_PAGE_BYTES;
-	uint64_t total = atomic_load(&session->ram_bytes) + resident;
 
-	if (is_within(memory, total))
-		return false;
-	return !gave || atomic_load(&session->limit_pages) <= USW_FLOOR_PAGES;
+	return is_within(memory, atomic_load(&session->ram_bytes) + resident);
+}
+
+/** Over the budget by more than an overdraft, with nothing evictable or the floor reached. */
+static bool is_over_budget(const struct usw_session *session, bool gave)
+{
+	return !is_kept(session) &&
+	       (!gave || atomic_load(&session->limit_pages) <= USW_FLOOR_PAGES);
 }
 
 /** All that is left in order to get under the budget. True: a disk or packing makes room. */
@@ -189,8 +193,13 @@ static bool squeeze(struct usw_session *session)
 static void make_room(struct usw_session *session)
 {
 	struct usw_reclaim *reclaim = &session->reclaim;
+	bool helps = squeeze(session);
 
-	if (!usw_lasts(&reclaim->stuck_since_ns, !squeeze(session), USW_STUCK_NS) ||
+	// Standby of many targets may be over the budget by itself, and be so again at the next look,
+	// which comes late where there is much to squeeze: what counts is what cannot be squeezed out.
+	usw_account_freed(session);
+	helps |= is_kept(session);
+	if (!usw_lasts(&reclaim->stuck_since_ns, !helps, USW_STUCK_NS) ||
 	    atomic_load(&session->room_made))
 		return;
 	if (!shall_wait(session)) {
