@@ -105,7 +105,7 @@ def test_budget_holds_with_content_that_compresses_little(
 def test_queues_of_many_processes_leave_the_budget_to_their_memory(
     programs: Programs, uffdswap_run: RunFunction, tmp_path: Path
 ) -> None:
-    rewrite = f"{programs('rewrite')} 4M 200"
+    rewrite = f"{programs('rewrite')} 4M 20000"
     script = (
         f'for i in $(seq 10); do {rewrite} & p="$p $!"; done; for i in $p; do wait $i || exit; done'
     )
