@@ -86,15 +86,14 @@ static void set_limit(struct usw_session *session, uint64_t ram_bytes)
  * At the floor, which is there so that nothing comes to a standstill, a program crawls and nobody
  * knows why: it is said once, when it has lasted.
  */
-static void warn_at_floor(struct usw_session *session, uint64_t now_ns)
+static void warn_at_floor(struct usw_session *session)
 {
 	struct usw_reclaim *reclaim = &session->reclaim;
 	uint64_t memory = atomic_load(&session->memory_limit_bytes);
 
 	bool at_floor = memory != UINT64_MAX &&
 			atomic_load(&session->limit_pages) <= USW_FLOOR_PAGES &&
-			!atomic_load(&session->waits_for_room) &&
-			now_ns - reclaim->faulted_ns <= USW_FLOOR_NS;
+			!atomic_load(&session->waits_for_room) && usw_account_has_faulted(reclaim);
 
 	if (!usw_lasts(&reclaim->floor_since_ns, at_floor, USW_FLOOR_NS) || reclaim->warned_floor)
 		return;
@@ -115,7 +114,7 @@ bool usw_account_if_due(struct usw_session *session)
 		return false;
 	session->reclaim.accounted_ns = now_ns;
 	set_limit(session, account_ram(session));
-	warn_at_floor(session, now_ns);
+	warn_at_floor(session);
 	usw_demote_step(session, false);
 	return true;
 }

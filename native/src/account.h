@@ -16,6 +16,8 @@
 
 /** While the reclaim thread works it brings the accounts up to date this often. */
 #define USW_ACCOUNT_NS 500000u
+/** A program that has not had a fault for so long is not crawling: it may be frozen. */
+#define USW_FAULTED_NS 3000000000u
 
 /** Bring the accounts up to date, if that is due. True: it was. */
 bool usw_account_if_due(struct usw_session *session);
@@ -28,6 +30,12 @@ uint64_t usw_account_own_bytes(void);
 
 /** Room the reclaim thread keeps ahead of need. */
 int64_t usw_account_reserve_pages(const struct usw_session *session);
+
+/** Whether a program has had a fault lately. */
+static inline bool usw_account_has_faulted(const struct usw_reclaim *reclaim)
+{
+	return usw_now_ns() - reclaim->faulted_ns <= USW_FAULTED_NS;
+}
 
 static inline unsigned long long usw_account_mib(uint64_t bytes)
 {

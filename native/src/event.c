@@ -294,7 +294,7 @@ static bool has_seen(const struct usw_target *parent, uint32_t fork, uint32_t wh
 	if (move->event != UFFD_EVENT_REMAP)
 		return false;
 	if (has_left(child, move))
-		return has_gone(parent, fork, which);
+		return !was_missing(parent, fork, which);
 	for (uint32_t i = 0; i < parent->told_count; i++)
 		if (parent->told[i].message.arg.remap.to == move->arg.remap.from &&
 		    has_gone(parent, fork, i))

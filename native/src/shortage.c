@@ -14,8 +14,6 @@
 #define USW_STUCK_NS 300000000u
 #define USW_ROOM_NS 1000000000u
 #define USW_BARREN_NS 30000000u
-/* A program that has not had a fault for so long is not crawling: it may be frozen. */
-#define USW_FAULTED_NS 3000000000u
 /* A limit that sweeps have left full for so long will stay so. */
 #define USW_CRAMMED_NS (USW_FAULTED_NS + 2000000000u)
 #define USW_OVERDRAFT_BYTES (8u << 20)
@@ -49,14 +47,25 @@ static bool is_within(uint64_t memory, uint64_t bytes)
 	return bytes <= USW_OVERDRAFT_BYTES || bytes - USW_OVERDRAFT_BYTES <= memory;
 }
 
+/** Whether the budget is kept, but for an overdraft, by what is held without so much of it. */
+static bool is_kept_without(const struct usw_session *session, uint64_t bytes)
+{
+	uint64_t ram = atomic_load(&session->ram_bytes);
+	uint64_t resident = (uint64_t)atomic_load(&session->resident_base) * USW_PAGE_BYTES;
+
+	return is_within(atomic_load(&session->memory_limit_bytes),
+			 ram - usw_min(ram, bytes) + resident);
+}
+
+static bool is_kept(const struct usw_session *session)
+{
+	return is_kept_without(session, 0);
+}
+
 /** True if the program would fit if all that has left were on a disk. */
 static bool would_tier_help(const struct usw_session *session)
 {
-	uint64_t memory = atomic_load(&session->memory_limit_bytes);
-	uint64_t resident = (uint64_t)atomic_load(&session->resident_base) * USW_PAGE_BYTES;
-	uint64_t ram = atomic_load(&session->ram_bytes);
-
-	return is_within(memory, ram - usw_min(ram, session->segments.used_bytes) + resident);
+	return is_kept_without(session, session->segments.used_bytes);
 }
 
 static void out_of_memory(struct usw_session *session)
@@ -149,15 +158,6 @@ static void end_wait(struct usw_session *session)
 			   "there is room again: the program goes on");
 }
 
-/** Whether the budget is kept, but for an overdraft. */
-static bool is_kept(const struct usw_session *session)
-{
-	uint64_t memory = atomic_load(&session->memory_limit_bytes);
-	uint64_t resident = (uint64_t)atomic_load(&session->resident_base) * USW_PAGE_BYTES;
-
-	return is_within(memory, atomic_load(&session->ram_bytes) + resident);
-}
-
 /** Over the budget by more than an overdraft, with nothing evictable or the floor reached. */
 static bool is_over_budget(const struct usw_session *session, bool gave)
 {
@@ -233,9 +233,8 @@ static void warn_unmanaged(struct usw_session *session)
 static void warn_crammed(struct usw_session *session)
 {
 	struct usw_reclaim *reclaim = &session->reclaim;
-	uint64_t now_ns = usw_now_ns();
 	bool crammed = reclaim->fell_short && usw_session_room(session) <= 0 &&
-		       !reclaim->floor_since_ns && now_ns - reclaim->faulted_ns <= USW_FAULTED_NS;
+		       !reclaim->floor_since_ns && usw_account_has_faulted(reclaim);
 
 	if (!usw_lasts(&reclaim->crammed_since_ns, crammed, USW_CRAMMED_NS) ||
 	    reclaim->warned_unmanaged)
