@@ -1649,19 +1649,28 @@ static void *use_stack(void *argument)
 	return NULL;
 }
 
-static void do_thread(struct owner *me)
+/* Several threads at once, so many times. */
+static void run_threads(struct owner *me, void *(*run)(void *), size_t count, int rounds)
 {
-	pthread_t threads[3];
+	pthread_t threads[4];
 
+	CHECK(count <= ARRAY_COUNT(threads), "%zu threads", count);
 	if (!me->may_allocate)
 		return;
 	announce(me, NOTHING, (struct range){0}, (struct range){0}, true);
-	for (size_t i = 0; i < ARRAY_COUNT(threads); i++)
-		CHECK_THREAD(pthread_create(&threads[i], NULL, use_stack, me));
-	for (size_t i = 0; i < ARRAY_COUNT(threads); i++)
-		CHECK_THREAD(pthread_join(threads[i], NULL));
+	for (int round = 0; round < rounds; round++) {
+		for (size_t i = 0; i < count; i++)
+			CHECK_THREAD(pthread_create(&threads[i], NULL, run, me));
+		for (size_t i = 0; i < count; i++)
+			CHECK_THREAD(pthread_join(threads[i], NULL));
+	}
 	begin_settling();
 	settle(me);
+}
+
+static void do_thread(struct owner *me)
+{
+	run_threads(me, use_stack, 3, 1);
 }
 
 /* A frame as large as can be, of which little is touched, or all. */
@@ -1682,19 +1691,7 @@ static void *use_frame(void *argument)
 /* Threads that hardly live. */
 static void do_threads(struct owner *me)
 {
-	pthread_t threads[4];
-
-	if (!me->may_allocate)
-		return;
-	announce(me, NOTHING, (struct range){0}, (struct range){0}, true);
-	for (int round = 0; round < 6; round++) {
-		for (size_t i = 0; i < ARRAY_COUNT(threads); i++)
-			CHECK_THREAD(pthread_create(&threads[i], NULL, use_frame, me));
-		for (size_t i = 0; i < ARRAY_COUNT(threads); i++)
-			CHECK_THREAD(pthread_join(threads[i], NULL));
-	}
-	begin_settling();
-	settle(me);
+	run_threads(me, use_frame, 4, 6);
 }
 
 static void do_rest(struct owner *me)
