@@ -126,11 +126,12 @@ static int settle_content(struct usw_target *target, uint32_t kept_id, uint32_t 
  * The word of a page that did not go. One that is pinned will not go the next time either, and each
  * attempt costs three commands to hands: it stays as long as the hottest page.
  */
-static uint64_t word_of_refused(const struct usw_batch *batch, uint32_t i,
-				const struct usw_answer *answer, uint32_t stamp)
+static uint64_t word_of_refused(struct usw_session *session, const struct usw_batch *batch,
+				uint32_t i, const struct usw_answer *answer, uint32_t stamp)
 {
 	if (!batch->unshared || answer->error != -EBUSY)
 		return batch->before[i];
+	session->reclaim.pinned_tries++;
 	return usw_page_make(USW_PAGE_RESIDENT, usw_page_heat(batch->before[i]),
 			     usw_page_id(batch->before[i]), stamp) |
 	       USW_PAGE_LAPS_MAX << 3;
@@ -151,7 +152,7 @@ static uint32_t publish(struct usw_target *target, struct usw_batch *batch,
 
 		if (!usw_answer_has(answer, i)) {
 			usw_page_transition(batch->word[i], marked,
-					    word_of_refused(batch, i, answer, stamp));
+					    word_of_refused(session, batch, i, answer, stamp));
 			continue;
 		}
 		if (settle_content(target, kept_id, first_slot + i, &id)) {

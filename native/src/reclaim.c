@@ -232,15 +232,16 @@ static bool keep_reserve(struct usw_session *session)
 	int64_t room = usw_session_room(session);
 
 	if (room >= atomic_load(&session->low_pages)) {
-		session->reclaim.pressed = session->reclaim.fell_short = false;
+		session->reclaim.pressed = session->reclaim.met_more_pinned = false;
 		return true;
 	}
 	if (session->reclaim.is_holding)
 		return false; // what leaves would have to be kept where there is no room
 	uint64_t start_ns = usw_now_ns();
+	uint64_t tries_before = session->reclaim.pinned_tries;
 	uint32_t evicted = sweep(session, (uint32_t)(reserve - room));
 	session->reclaim.sweep_ns = usw_now_ns() - start_ns;
-	session->reclaim.fell_short = evicted < (uint32_t)(reserve - room);
+	session->reclaim.met_more_pinned = session->reclaim.pinned_tries - tries_before > evicted;
 	session->reclaim.pressed = usw_session_room(session) <= 0;
 	usw_fault_kick(session);
 	return evicted > 0;

@@ -15,7 +15,7 @@
 #define USW_ROOM_NS 1000000000u
 #define USW_BARREN_NS 30000000u
 /* A limit that sweeps have left full for so long will stay so. */
-#define USW_CRAMMED_NS (USW_FAULTED_NS + 2000000000u)
+#define USW_CRAMMED_NS (USW_FAULTED_NS + UINT64_C(2000000000))
 #define USW_OVERDRAFT_BYTES (8u << 20)
 /* With so little resident, what leaves next to make room is what was just let in. */
 #define USW_LITTLE_PAGES ((int64_t)(USW_FLOOR_PAGES + USW_OVERDRAFT_BYTES / USW_PAGE_BYTES))
@@ -228,12 +228,12 @@ static void warn_unmanaged(struct usw_session *session)
 
 /**
  * The limit may be full without being passed by much: what is pinned counts and stays, and only what
- * was just let in leaves again. What is still there after a sweep over everything is what stays.
+ * was just let in leaves again, as fast as it comes.
  */
 static void warn_crammed(struct usw_session *session)
 {
 	struct usw_reclaim *reclaim = &session->reclaim;
-	bool crammed = reclaim->fell_short && usw_session_room(session) <= 0 &&
+	bool crammed = reclaim->met_more_pinned && usw_session_room(session) <= 0 &&
 		       !reclaim->floor_since_ns && usw_account_has_faulted(reclaim);
 
 	if (!usw_lasts(&reclaim->crammed_since_ns, crammed, USW_CRAMMED_NS) ||
