@@ -14,7 +14,7 @@
 #include "ending.h"
 #include "task.h"
 
-/* A look is followed by a pause of so many times what it took. */
+/* A look is followed by a pause of so many times what it took, waiting for a processor apart. */
 #define USW_PAUSE_SHARE 4u
 /* So many robust mutexes of one thread are looked at. */
 #define USW_HELD_MAX 64u
@@ -173,14 +173,23 @@ static bool add_left_out(struct usw_ending *ending, const struct usw_ending *bef
 	return true;
 }
 
+/** What this thread has worked: not how long it had to wait for a processor. 150 ns. */
+static uint64_t worked_ns(void)
+{
+	struct timespec worked;
+
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &worked);
+	return (uint64_t)worked.tv_sec * 1000000000u + (uint64_t)worked.tv_nsec;
+}
+
 bool usw_ending_look(struct usw_ending *ending, int pid)
 {
 	struct usw_ending now = {0};
-	uint64_t since_ns = usw_now_ns();
 	char path[64];
 
-	if (since_ns < ending->due_ns)
+	if (usw_now_ns() < ending->due_ns)
 		return false;
+	uint64_t before_ns = worked_ns();
 	snprintf(path, sizeof(path), "/proc/%d/task", pid);
 	_cleanup_close_ int folder = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	_cleanup_close_ int memory = usw_task_open(pid, "mem");
@@ -191,7 +200,6 @@ bool usw_ending_look(struct usw_ending *ending, int pid)
 	} else {
 		usw_ending_deinit(&now);
 	}
-	uint64_t now_ns = usw_now_ns();
-	ending->due_ns = now_ns + USW_PAUSE_SHARE * (now_ns - since_ns);
+	ending->due_ns = usw_now_ns() + USW_PAUSE_SHARE * (worked_ns() - before_ns);
 	return true;
 }

@@ -328,6 +328,46 @@ static void end_lap(struct usw_target *target)
 	target->shared_in_lap = false;
 }
 
+/**
+ * The next page that must stay and has left, after the one that was last found: that may not have come
+ * back, and the others are not to wait for it. 0: there is none. Caller holds map_lock.
+ */
+static uint64_t find_strayed(const struct usw_target *target)
+{
+	uint64_t first = 0;
+
+	for (uint32_t i = 0; i < target->ending.pages.count; i++) {
+		const struct usw_range *range = &target->ending.pages.at[i];
+
+		for (uint64_t page = range->start; page < range->end; page += USW_PAGE_BYTES) {
+			usw_page_word *word = usw_pagemap_find(&target->pagemap, page);
+
+			if (!word || usw_page_state(atomic_load(word)) != USW_PAGE_EVICTED)
+				continue;
+			if (page > target->strayed)
+				return page;
+			first = first ? first : page;
+		}
+	}
+	return first;
+}
+
+/**
+ * Bring back what has left and must stay; `looked` says that pages which left before are all known.
+ * Caller holds map_lock.
+ */
+static void ask_strayed(struct usw_target *target, bool looked)
+{
+	if (!target->ending_owed || (!looked && !target->strayed) ||
+	    atomic_load(&target->page_asked))
+		return;
+	target->strayed = find_strayed(target);
+	if (target->strayed)
+		usw_target_ask_page(target, target->strayed);
+	else if (looked)
+		target->ending_owed = false;
+}
+
 enum usw_evict_result usw_evict_some(struct usw_target *target, uint32_t wanted, bool unshare,
 				     uint32_t *ret_evicted)
 {
@@ -335,7 +375,8 @@ enum usw_evict_result usw_evict_some(struct usw_target *target, uint32_t wanted,
 	struct usw_answer answer;
 	bool wrapped = false;
 
-	usw_ending_look(&target->ending, target->pid); // takes long where there are many threads
+	// Without the lock: it takes long where there are many threads.
+	bool knows_threads = usw_ending_look(&target->ending, target->pid);
 	pthread_mutex_lock(&target->map_lock);
 	uint32_t epoch = atomic_load(&target->epoch);
 	// With the lock: who retires a target takes it, and hands does no command after that.
@@ -346,6 +387,8 @@ enum usw_evict_result usw_evict_some(struct usw_target *target, uint32_t wanted,
 		return USW_EVICT_NOTHING;
 	}
 
+	// Now rather than in the end: there may be many batches until then.
+	ask_strayed(target, knows_threads);
 	usw_leaving_settle(&target->leaving, target->pagemap_fd, usw_now_ns());
 	batch = (struct usw_batch){.op = USW_OP_EVICT,
 				   .wanted = (uint32_t)usw_min(wanted, USW_BATCH_PAGES_MAX)};
@@ -377,33 +420,14 @@ enum usw_evict_result usw_evict_some(struct usw_target *target, uint32_t wanted,
 	return wrapped ? USW_EVICT_WRAPPED : USW_EVICT_DONE;
 }
 
-/** A page that must stay and has left; 0: there is none. Caller holds map_lock. */
-static uint64_t find_strayed(const struct usw_target *target)
-{
-	for (uint32_t i = 0; i < target->ending.pages.count; i++) {
-		const struct usw_range *range = &target->ending.pages.at[i];
-
-		for (uint64_t page = range->start; page < range->end; page += USW_PAGE_BYTES) {
-			usw_page_word *word = usw_pagemap_find(&target->pagemap, page);
-
-			if (word && usw_page_state(atomic_load(word)) == USW_PAGE_EVICTED)
-				return page;
-		}
-	}
-	return 0;
-}
-
 void usw_evict_settle_ending(struct usw_target *target)
 {
-	if (!target->ending_owed || !usw_target_is_evictable(target) ||
-	    atomic_load(&target->page_asked) || !usw_ending_look(&target->ending, target->pid))
+	if (!target->ending_owed || !usw_target_is_evictable(target))
 		return;
+	bool looked = usw_ending_look(&target->ending, target->pid);
 	pthread_mutex_lock(&target->map_lock);
-	uint64_t page = find_strayed(target);
+	ask_strayed(target, looked);
 	pthread_mutex_unlock(&target->map_lock);
-	target->ending_owed = page;
-	if (page)
-		usw_target_ask_page(target, page);
 }
 
 void usw_evict_random(struct usw_target *target, uint64_t random, uint32_t wanted,

@@ -344,8 +344,10 @@ static void do_asked(struct usw_fault_thread *thread)
 			usw_guards_forget(target, guard);
 		if (!page)
 			continue;
-		usw_answer_unasked(thread, target, page);
+		bool came = usw_answer_unasked(thread, target, page) == 1;
 		atomic_store(&target->page_asked, 0);
+		if (came)
+			usw_reclaim_kick(thread->session); // it may want another
 	}
 }
 

@@ -180,6 +180,7 @@ struct usw_target {
 	struct usw_equal_run equal_run; /* where its next page may be stored already */
 	struct usw_maps eligible;
 	bool ending_owed;          /* pages have left since the last look at that; reclaim */
+	uint64_t strayed;          /* the last page that had to come back for that; reclaim */
 	struct usw_ending ending;  /* not to be evicted: the kernel writes there in the end */
 	struct usw_ranges refused; /* the kernel would not register it */
 	uint64_t refused_ns;       /* when `refused` was last emptied */

@@ -237,6 +237,7 @@ class Run:
     env: dict[str, str] = field(default_factory=dict)
     sample_rss: bool = False
     freeze_ms: int = 0
+    freeze_only: str | None = None
 
     def command(self, stats: Path) -> list[str]:
         """Return the command line, which for a bare run is the program's own."""
@@ -281,6 +282,7 @@ class Session:
             self._sampler = subprocess.Popen(sampler, stdout=subprocess.PIPE, text=True)
         if run.freeze_ms:
             freezer = [programs("freeze"), str(self.pid), str(run.freeze_ms)]
+            freezer += [run.freeze_only] if run.freeze_only else []
             self._freezer = subprocess.Popen(freezer, stdout=subprocess.PIPE, text=True)
 
     def _start(self, run: Run, command: list[str], report_fd: int) -> subprocess.Popen[str]:

@@ -133,6 +133,24 @@ def test_a_thread_that_has_just_begun_ends_as_without_us(
         uffdswap_run(command, resident=limit, stress=20_000).require_ok(paged=True)
 
 
+def test_a_thread_ends_as_without_us_where_reclaim_has_to_wait(
+    programs: Programs, uffdswap_run: RunFunction
+) -> None:
+    """The look at which threads there are is not put off for as long as it was kept waiting."""
+    limit = "16M"
+    for seed in range(4):
+        outcome = uffdswap_run(
+            [programs("lifecycle_thread"), "cold_exit", limit, seed],
+            resident=limit,
+            stress=20_000,
+            freeze_ms=200,
+            freeze_only="uffdswap-reclai",
+        )
+        outcome.require_ok(paged=True)
+        if outcome.stops is None:
+            pytest.skip("ptrace(PTRACE_SEIZE) of other programs is not permitted")
+
+
 def test_a_thread_in_a_namespace_of_its_own_is_seen_to_move_memory(
     programs: Programs, uffdswap_run: RunFunction
 ) -> None:

@@ -4,12 +4,13 @@
  * @file
  * Stop one thread of a session at a time, wherever it happens to be, and let it go on a little later.
  *
- *     freeze LAUNCHER_PID MILLISECONDS [SEED]
+ *     freeze LAUNCHER_PID MILLISECONDS [NAME]
  *
  * A race whose window is a few instructions wide is one of many milliseconds then. All threads below
  * the launcher are stopped: those of the agent, hands, the program's own. A thread that is stopped in
  * the kernel finds its call interrupted, and a fault that it waits in is raised again. Half of the
- * stops are shorter than a tenth of MILLISECONDS. Ends when the launcher does, with the number of
+ * stops are shorter than a tenth of MILLISECONDS. Given a NAME, only threads of that name are stopped,
+ * one like all others on a machine that is busy with something else. Ends when the launcher does, with the number of
  * stops on stdout; status 77 where tracing is not allowed.
  */
 
@@ -94,14 +95,30 @@ static bool freeze(pid_t thread, uint64_t us)
 	return true;
 }
 
+static bool has_name(pid_t thread, const char *name)
+{
+	char path[64];
+	char found[32] = "";
+
+	snprintf(path, sizeof(path), "/proc/%d/comm", thread);
+	FILE *file = fopen(path, "r");
+	if (file && fscanf(file, "%31s", found) != 1)
+		found[0] = 0;
+	if (file)
+		fclose(file);
+	return strcmp(found, name) == 0;
+}
+
 int main(int argc, char **argv)
 {
-	CHECK(argc >= 3, "usage: freeze LAUNCHER_PID MILLISECONDS [SEED]");
+	CHECK(argc >= 3, "usage: freeze LAUNCHER_PID MILLISECONDS [NAME]");
 	pid_t launcher = atoi(argv[1]);
 	uint64_t most_us = strtoull(argv[2], NULL, 0) * 1000;
 	size_t stops = 0;
 
-	seed = argc > 3 ? strtoull(argv[3], NULL, 0) : now_ns();
+	const char *name = argc > 3 ? argv[3] : NULL;
+
+	seed = now_ns();
 	for (uint64_t round = 0; kill(launcher, 0) == 0; round++) {
 		if (round % 16 == 0)
 			find_threads(launcher);
@@ -110,8 +127,13 @@ int main(int argc, char **argv)
 			continue;
 		}
 		uint64_t random = mix(seed + round);
+		pid_t thread = threads[random % thread_count];
+		if (name && !has_name(thread, name)) {
+			usleep(100);
+			continue;
+		}
 		uint64_t us = (random >> 32) % most_us;
-		stops += freeze(threads[random % thread_count], random & (1u << 31) ? us : us / 10);
+		stops += freeze(thread, random & (1u << 31) ? us : us / 10);
 	}
 	if (!stops && refusals)
 		skip("ptrace(PTRACE_SEIZE) of other programs is not permitted");
