@@ -131,11 +131,14 @@ threading.Thread(target=make).start()
 """
     parent = crowd.start([sys.executable, "-I", "-S", "-c", code], os.environ)
     deadline = time.monotonic() + 20
-    while not (texts := crowd.look(parent, managed=[parent])):
+    while not (children := procfs.descendants_of([parent]) - {parent}):
         assert time.monotonic() < deadline
-    for pid in procfs.descendants_of([parent]) - {parent}:
-        os.kill(pid, signal.SIGKILL)
-    assert "(static) runs without a limit" in texts[0]
+    (child,) = children
+    wait_until_named(child, b"static")  # it is its parent still between vfork and exec
+    texts = crowd.look(parent, managed=[parent])
+    os.kill(child, signal.SIGKILL)
+    (text,) = texts
+    assert "(static) runs without a limit" in text
 
 
 @pytest.mark.parametrize("variables", [{}, {"LD_PRELOAD": "/other.so"}], ids=["none", "another"])
