@@ -46,7 +46,7 @@ static bool read_place(const struct usw_session *session, uint64_t word, void *p
 		memcpy(page, usw_standby_page(&session->standbys, group, index), USW_PAGE_BYTES);
 		return true;
 	}
-	return usw_segments_find(&session->segments, group, index, &object) &&
+	return usw_segments_find(&session->segments, group, index, &object) && object.bytes &&
 	       usw_codec_decompress(object.codec, object.bytes, object.length_bytes, page) == 0;
 }
 

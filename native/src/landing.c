@@ -70,7 +70,7 @@ static int skip_to(struct landing *landing, uint64_t end)
 static int land(struct landing *landing, struct usw_move *move, uint32_t index,
 		struct usw_object *object)
 {
-	uint64_t start = (uint64_t)move->segment * USW_SEGMENT_BYTES + object->offset_bytes;
+	uint64_t start = usw_ram_slot_offset(usw_where_slot(move->to)) + object->offset_bytes;
 	int ret = skip_to(landing, start);
 
 	if (!ret && landing->filled_bytes + object->length_bytes > USW_LANDING_BYTES)
@@ -97,7 +97,7 @@ int usw_land(struct usw_tiers *tiers, struct usw_sealer *sealer, struct usw_move
 {
 	struct usw_segments *segments = tiers->segments;
 	const struct usw_segment *h = usw_segments_header(segments, move->segment);
-	uint64_t start = (uint64_t)move->segment * USW_SEGMENT_BYTES;
+	uint64_t start = usw_ram_slot_offset(usw_where_slot(move->to));
 	struct landing landing;
 	struct usw_object object;
 	int ret = 0;

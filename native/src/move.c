@@ -126,7 +126,8 @@ bool usw_move_begin_promotion(struct usw_tiers *tiers, uint32_t segment)
 
 	if (!move)
 		return false;
-	ask(tiers, move, segment, usw_where(++tiers->generation, USW_TIER_RAM, 0));
+	uint32_t slot = usw_segments_take_ram_slot(tiers->segments);
+	ask(tiers, move, segment, usw_where(++tiers->generation, USW_TIER_RAM, slot));
 	return true;
 }
 
@@ -203,6 +204,7 @@ static void settle_promotion(struct usw_tiers *tiers, struct usw_move *move, str
 	if (move->request.result) {
 		// Each object is still asked for by itself, and poisoned by itself, when it faults.
 		report_failure(tiers, tier, false, move->request.result);
+		usw_segments_give_ram_slot(tiers->segments, usw_where_slot(move->to));
 		atomic_store_explicit(&h->refaults, 0, memory_order_relaxed);
 		atomic_store_explicit(&h->is_recalled, false, memory_order_relaxed);
 		return;

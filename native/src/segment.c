@@ -12,12 +12,13 @@
 #include "segment.h"
 
 /*
- * Warm segments, at most, and of how many one: under random access to a tight budget one is emptied
- * for each that is opened, and giving its RAM back and taking it again was six tenths of the
+ * Of how many slots of RAM one may be warm: under random access to a tight budget a segment is
+ * emptied for each that is opened, and giving its RAM back and taking it again was six tenths of the
  * reclaim thread's time.
  */
-#define USW_WARM_MAX 8u
 #define USW_WARM_SHARE 64u
+/* One for each segment, beside those that are warm. */
+#define USW_RAM_SLOTS(capacity) ((capacity) + USW_WARM_MAX)
 
 #define USW_GROUP_ENTRIES 16u
 #define USW_CHUNKS_PER_PAGE 5u
@@ -100,12 +101,17 @@ int usw_segments_create(struct usw_segments *segments, uint32_t capacity)
 			       USW_CHUNKS_PER_PAGE;
 
 	*segments = (struct usw_segments){
-		.capacity = capacity, .high_water = 1, .worth_share = USW_WORTH_SHARE};
+		.capacity = capacity,
+		.high_water = 1,
+		.slot_high_water = 1,
+		.worth_share = USW_WORTH_SHARE,
+	};
 	segments->chunks_used = calloc(table_pages, 1);
-	int ret = segments->chunks_used ? 0 : -ENOMEM;
+	segments->free_slots = calloc(USW_RAM_SLOTS(capacity), sizeof(*segments->free_slots));
+	int ret = segments->chunks_used && segments->free_slots ? 0 : -ENOMEM;
 	if (!ret)
 		ret = usw_space_create(&segments->data, "uffdswap-segments",
-				       (uint64_t)capacity * USW_SEGMENT_BYTES);
+				       usw_ram_slot_offset(USW_RAM_SLOTS(capacity)));
 	if (!ret)
 		ret = usw_space_create(&segments->tables, "uffdswap-objects",
 				       table_pages * USW_PAGE_BYTES);
@@ -124,7 +130,9 @@ void usw_segments_destroy(struct usw_segments *segments)
 	usw_space_destroy(&segments->tables);
 	usw_space_destroy(&segments->headers);
 	free(segments->chunks_used);
+	free(segments->free_slots);
 	segments->chunks_used = NULL;
+	segments->free_slots = NULL;
 }
 
 /** The lowest free chunk, so that tables stay dense. There are enough for every segment. */
@@ -160,14 +168,54 @@ static void give_chunk(struct usw_segments *segments, uint32_t chunk)
 	segments->table_bytes -= USW_PAGE_BYTES;
 }
 
-/** Give back the RAM behind a segment that needs none of it any more. */
-static void give_data(struct usw_segments *segments, uint32_t segment)
+/** How many slots may be warm: where there is little, their RAM is better given back. */
+static uint32_t warm_max(const struct usw_segments *segments)
 {
-	struct usw_segment *h = header(segments, segment);
+	return (uint32_t)usw_min(segments->used_segments / USW_WARM_SHARE, USW_WARM_MAX);
+}
 
-	usw_space_punch(&segments->data, (uint64_t)segment * USW_SEGMENT_BYTES, h->held_bytes);
-	segments->used_bytes -= h->held_bytes;
+static struct usw_warm_slot take_warm(struct usw_segments *segments)
+{
+	struct usw_warm_slot warm = segments->warm[--segments->warm_count];
+
+	segments->warm_bytes -= warm.held_bytes;
+	return warm;
+}
+
+/** Give back the RAM of those that are too many. */
+static void cool(struct usw_segments *segments)
+{
+	while (segments->warm_count > warm_max(segments)) {
+		struct usw_warm_slot warm = take_warm(segments);
+
+		usw_space_punch(&segments->data, usw_ram_slot_offset(warm.slot), warm.held_bytes);
+		segments->used_bytes -= warm.held_bytes;
+		usw_segments_give_ram_slot(segments, warm.slot);
+	}
+}
+
+/** A segment needs its slot of RAM no more. */
+static void leave_slot(struct usw_segments *segments, struct usw_segment *h, uint32_t slot)
+{
+	segments->warm[segments->warm_count++] =
+		(struct usw_warm_slot){.slot = slot, .held_bytes = h->held_bytes};
+	segments->warm_bytes += h->held_bytes;
 	h->held_bytes = 0;
+	segments->used_segments--;
+	cool(segments);
+}
+
+uint32_t usw_segments_take_ram_slot(struct usw_segments *segments)
+{
+	if (segments->free_slot_count)
+		return segments->free_slots[--segments->free_slot_count];
+	usw_assert(segments->slot_high_water < USW_RAM_SLOTS(segments->capacity));
+	return segments->slot_high_water++;
+}
+
+void usw_segments_give_ram_slot(struct usw_segments *segments, uint32_t slot)
+{
+	segments->free_slots[segments->free_slot_count++] = slot;
 }
 
 static void link_free(struct usw_segments *segments, uint32_t segment)
@@ -176,57 +224,32 @@ static void link_free(struct usw_segments *segments, uint32_t segment)
 	segments->free_head = segment;
 }
 
-static void link_warm(struct usw_segments *segments, uint32_t segment)
-{
-	struct usw_segment *h = header(segments, segment);
-
-	h->next_free = segments->warm_head;
-	segments->warm_head = segment;
-	segments->warm_count++;
-	segments->warm_bytes += h->held_bytes;
-}
-
-/** Unlink the segment that became free last of those that kept their RAM. */
-static uint32_t take_warm(struct usw_segments *segments)
-{
-	uint32_t segment = segments->warm_head;
-	struct usw_segment *h = header(segments, segment);
-
-	segments->warm_head = h->next_free;
-	segments->warm_count--;
-	segments->warm_bytes -= h->held_bytes;
-	return segment;
-}
-
-/** How many may be warm: where there is little, its RAM is better given back. */
-static uint32_t warm_max(const struct usw_segments *segments)
-{
-	return (uint32_t)usw_min(segments->used_segments / USW_WARM_SHARE, USW_WARM_MAX);
-}
-
-/** Give back the RAM of those that are too many. */
-static void cool(struct usw_segments *segments)
-{
-	while (segments->warm_count > warm_max(segments)) {
-		uint32_t segment = take_warm(segments);
-
-		give_data(segments, segment);
-		link_free(segments, segment);
-	}
-}
-
 /** A segment that is free, 0 if there is none. */
 static uint32_t take_free(struct usw_segments *segments)
 {
 	uint32_t segment = segments->free_head;
 
-	if (segments->warm_count)
-		return take_warm(segments);
 	if (segment)
 		segments->free_head = header(segments, segment)->next_free;
 	else if (segments->high_water < segments->capacity)
 		segment = segments->high_water++;
 	return segment;
+}
+
+/** Give a segment a slot of RAM, and what that holds. */
+static void enter_slot(struct usw_segments *segments, struct usw_segment *h)
+{
+	struct usw_warm_slot warm = {0};
+
+	if (segments->warm_count)
+		warm = take_warm(segments);
+	else
+		warm.slot = usw_segments_take_ram_slot(segments);
+	h->held_bytes = warm.held_bytes;
+	segments->used_segments++;
+	atomic_store_explicit(&h->where,
+			      usw_where(usw_where_generation(where_is(h)), USW_TIER_RAM, warm.slot),
+			      memory_order_release);
 }
 
 static int open_segment(struct usw_segments *segments, bool is_dense, uint32_t *ret)
@@ -239,6 +262,7 @@ static int open_segment(struct usw_segments *segments, bool is_dense, uint32_t *
 	struct usw_segment *h = header(segments, segment);
 	usw_assert(atomic_load_explicit(&h->state, memory_order_relaxed) == USW_SEGMENT_FREE);
 	usw_assert(usw_where_tier(where_is(h)) == USW_TIER_RAM && !h->is_moving);
+	enter_slot(segments, h);
 	h->append_bytes = 0;
 	h->object_count = 0;
 	atomic_store_explicit(&h->touched, segments->clock, memory_order_relaxed);
@@ -250,7 +274,6 @@ static int open_segment(struct usw_segments *segments, bool is_dense, uint32_t *
 	atomic_store_explicit(&h->live_count, 0, memory_order_relaxed);
 	atomic_store_explicit(&h->state, USW_SEGMENT_OPEN, memory_order_release);
 	*ret = segment;
-	segments->used_segments++;
 	return 0;
 }
 
@@ -273,23 +296,18 @@ static void free_segment(struct usw_segments *segments, uint32_t segment)
 	usw_assert(atomic_load_explicit(&h->live_bytes, memory_order_relaxed) == 0);
 	atomic_store_explicit(&h->state, USW_SEGMENT_FREE, memory_order_release);
 	uint64_t where = where_is(h);
+	atomic_store_explicit(&h->where, usw_where(usw_where_generation(where), USW_TIER_RAM, 0),
+			      memory_order_release);
 	if (usw_where_tier(where) == USW_TIER_RAM) {
-		segments->used_segments--;
+		leave_slot(segments, h, usw_where_slot(where));
 	} else {
-		atomic_store_explicit(&h->where,
-				      usw_where(usw_where_generation(where), USW_TIER_RAM, 0),
-				      memory_order_release);
 		segments->disk_segments--;
 		segments->slot_is_free(segments->slot_context, where, h);
 	}
 	for (uint32_t i = 0; i * USW_CHUNK_ENTRIES < h->object_count; i++)
 		give_chunk(segments,
 			   atomic_exchange_explicit(&h->chunks[i], 0, memory_order_relaxed));
-	if (h->held_bytes)
-		link_warm(segments, segment);
-	else
-		link_free(segments, segment);
-	cool(segments);
+	link_free(segments, segment);
 }
 
 /** Write the next entry of an open segment. Who sees the owner sees all of it. */
@@ -318,6 +336,12 @@ static void count_live(struct usw_segments *segments, struct usw_segment *h, uin
 	atomic_fetch_add_explicit(&segments->live_count, 1, memory_order_relaxed);
 }
 
+/** Where the bytes of a segment are. It is in RAM. */
+static char *bytes_of(const struct usw_segments *segments, uint64_t where)
+{
+	return segments->data.base + usw_ram_slot_offset(usw_where_slot(where));
+}
+
 /** Append to one of the open segments, which is closed first if it is full. */
 static int append_to(struct usw_segments *segments, uint32_t *open, uint32_t owner_id,
 		     const void *bytes, uint32_t length_bytes, enum usw_codec codec,
@@ -344,8 +368,7 @@ static int append_to(struct usw_segments *segments, uint32_t *open, uint32_t own
 	struct usw_segment *h = header(segments, segment);
 	uint32_t index = h->object_count;
 	uint32_t offset = h->append_bytes;
-	memcpy(segments->data.base + (uint64_t)segment * USW_SEGMENT_BYTES + offset, bytes,
-	       length_bytes);
+	memcpy(bytes_of(segments, where_is(h)) + offset, bytes, length_bytes);
 	uint32_t held_bytes = (uint32_t)whole_pages(offset + stored);
 	if (held_bytes > h->held_bytes) {
 		segments->used_bytes += held_bytes - h->held_bytes;
@@ -419,8 +442,7 @@ bool usw_segments_refill(struct usw_segments *segments, uint32_t segment, uint32
 	uint32_t at = index % USW_GROUP_ENTRIES;
 	uint64_t offset = offset_in(group, at);
 
-	memcpy(segments->data.base + (uint64_t)segment * USW_SEGMENT_BYTES + offset, bytes,
-	       length_bytes);
+	memcpy(bytes_of(segments, where_is(h)) + offset, bytes, length_bytes);
 	count_live(segments, h, stored);
 	atomic_store_explicit(&h->touched, segments->clock, memory_order_relaxed);
 	atomic_store_explicit(&group->forms[at], make_form(length_bytes, codec),
@@ -469,12 +491,14 @@ bool usw_segments_find(const struct usw_segments *segments, uint32_t segment, ui
 	// A table that is given to another segment meanwhile may hold anything.
 	if (owner == 0 || offset > USW_SEGMENT_BYTES - length)
 		return false;
+	uint64_t where =
+		atomic_load_explicit(&header(segments, segment)->where, memory_order_acquire);
+	bool is_in_ram = usw_where_tier(where) == USW_TIER_RAM;
 	*ret = (struct usw_object){
-		.where = atomic_load_explicit(&header(segments, segment)->where,
-					      memory_order_acquire),
+		.where = where,
 		.owner_id = owner,
 		.offset_bytes = offset,
-		.bytes = segments->data.base + (uint64_t)segment * USW_SEGMENT_BYTES + offset,
+		.bytes = is_in_ram ? bytes_of(segments, where) + offset : NULL,
 		.length_bytes = length,
 		.codec = form_codec(form),
 	};
@@ -600,10 +624,11 @@ void usw_segments_close_open(struct usw_segments *segments)
 void usw_segments_publish(struct usw_segments *segments, uint32_t segment, uint64_t where)
 {
 	struct usw_segment *h = header(segments, segment);
-	bool was_in_ram = usw_where_tier(where_is(h)) == USW_TIER_RAM;
+	uint64_t before = where_is(h);
+	bool was_in_ram = usw_where_tier(before) == USW_TIER_RAM;
 	bool is_in_ram = usw_where_tier(where) == USW_TIER_RAM;
 
-	usw_assert(usw_where_generation(where) > usw_where_generation(where_is(h)));
+	usw_assert(usw_where_generation(where) > usw_where_generation(before));
 	usw_assert(atomic_load_explicit(&h->state, memory_order_relaxed) == USW_SEGMENT_CLOSED);
 	atomic_store_explicit(&h->refaults, 0, memory_order_relaxed);
 	h->is_parked = false;
@@ -613,10 +638,8 @@ void usw_segments_publish(struct usw_segments *segments, uint32_t segment, uint6
 	atomic_store(&h->where, where);
 	atomic_thread_fence(memory_order_seq_cst);
 	if (was_in_ram && !is_in_ram) {
-		give_data(segments, segment);
-		segments->used_segments--;
+		leave_slot(segments, h, usw_where_slot(before));
 		segments->disk_segments++;
-		cool(segments);
 	} else if (!was_in_ram && is_in_ram) {
 		h->held_bytes = (uint32_t)whole_pages(h->append_bytes);
 		segments->used_bytes += h->held_bytes;
@@ -702,6 +725,7 @@ void usw_segments_check(const struct usw_segments *segments)
 	}
 	usw_assert(used == segments->used_segments && elsewhere == segments->disk_segments);
 	usw_assert(live_total == segments->live_bytes);
-	usw_assert(held == segments->used_bytes);
+	usw_assert(held + segments->warm_bytes == segments->used_bytes);
+	usw_assert(segments->warm_count <= USW_WARM_MAX);
 	usw_assert(chunks == count_chunks(segments));
 }

@@ -18,6 +18,9 @@
  * What is packed (pack.h) is appended to an open segment of its own: it is cold, and stays apart from
  * what has just left.
  *
+ * In RAM a segment lies in a slot of the space, which it gives back when it goes to a disk: the next
+ * that is opened has it, with the memory that it holds.
+ *
  * Threads: one owner (the reclaim thread) appends, refills, empties and frees. Any thread releases
  * objects. Fault threads read without a lock: a segment that is emptied, freed or used again under
  * a reader, or an entry that is refilled, gives it bytes whose hash does not match (see vswap.h).
@@ -61,7 +64,7 @@ struct usw_segment {
 	bool is_parked;              /* to go down whatever the budget; owner */
 	_Atomic bool is_recalled;    /* to come back whole; raised by fault threads */
 	uint32_t append_bytes;       /* where the next object goes; owner */
-	uint32_t held_bytes;         /* of RAM, whole pages; owner */
+	uint32_t held_bytes;         /* of RAM in its slot, whole pages; owner */
 	uint32_t object_count;       /* entries used in its table; owner */
 	_Atomic uint32_t live_bytes; /* of objects that are not dead, in units as stored */
 	_Atomic uint32_t live_count;
@@ -120,8 +123,16 @@ static inline uint32_t usw_where_slot(uint64_t where)
 	return (uint32_t)where & 0xfffff;
 }
 
+/** Slots of RAM that nothing lies in keep their memory for the next segment: so many at the most. */
+#define USW_WARM_MAX 8u
+
+struct usw_warm_slot {
+	uint32_t slot;
+	uint32_t held_bytes;
+};
+
 struct usw_segments {
-	struct usw_space data;    /* segment s at s << 20 */
+	struct usw_space data;    /* slot s at s << 20; 0 is that of those without RAM */
 	struct usw_space tables;  /* chunks of entries, numbered from 1 */
 	struct usw_space headers; /* struct usw_segment */
 	uint32_t capacity;        /* segments 1 .. capacity - 1 */
@@ -134,10 +145,13 @@ struct usw_segments {
 	uint32_t open;       /* the open segment, 0 if none */
 	uint32_t open_dense; /* that for packed objects, the same */
 	uint32_t free_head;
-	uint32_t warm_head; /* of those that are free, some keep their RAM for the next to be opened */
+	uint32_t high_water;  /* segments ever used are below */
+	uint32_t *free_slots; /* of RAM, without memory; rebuilt by a successor */
+	uint32_t free_slot_count;
+	uint32_t slot_high_water; /* slots ever used are below */
+	struct usw_warm_slot warm[USW_WARM_MAX + 1];
 	uint32_t warm_count;
 	uint64_t warm_bytes;
-	uint32_t high_water;      /* segments ever used are below */
 	uint64_t used_segments;   /* open or closed, in RAM */
 	uint64_t used_bytes;      /* held in RAM: appended, dead or not, and warm; whole pages */
 	uint64_t disk_segments;   /* in any other tier */
@@ -162,7 +176,7 @@ static inline uint32_t usw_stored_bytes(uint32_t length_bytes)
 
 /** What a reader needs to find an object's bytes. */
 struct usw_object {
-	const void *bytes; /* in RAM; there only if `where` says so */
+	const void *bytes; /* NULL if `where` says that it is not in RAM */
 	uint64_t where;
 	uint32_t owner_id;
 	uint32_t offset_bytes; /* in its segment */
@@ -248,9 +262,21 @@ static inline struct usw_segment *usw_segments_header(const struct usw_segments 
 	return (struct usw_segment *)segments->headers.base + segment;
 }
 
+/** Where a slot of RAM begins in the space. */
+static inline uint64_t usw_ram_slot_offset(uint32_t slot)
+{
+	return (uint64_t)slot * USW_SEGMENT_BYTES;
+}
+
+/** A slot of RAM without memory, for a segment that comes up. Owner only. */
+uint32_t usw_segments_take_ram_slot(struct usw_segments *segments);
+
+/** It was not needed, and holds nothing. Owner only. */
+void usw_segments_give_ram_slot(struct usw_segments *segments, uint32_t slot);
+
 /**
  * Say where a segment is now, and account for it. One store is the whole move: no descriptor and
- * no entry changes. What was in RAM is given back only after it. Owner only.
+ * no entry changes. Its slot of RAM is for others only after it. Owner only.
  */
 void usw_segments_publish(struct usw_segments *segments, uint32_t segment, uint64_t where);
 

@@ -478,9 +478,8 @@ static void test_some_free_segments_stay_warm(void)
 	CHECK_EQ(usw_segments_garbage_bytes(&segments), 0);
 	check_held(&segments);
 
-	// The warm one comes first, and holds what is new, not what it held before.
+	// The warm slot comes first, and holds what is new, not what it held before.
 	uint64_t place = append(&segments, 77, 100, USW_CODEC_LZ4);
-	CHECK_EQ(usw_place_group(place), 7);
 	check_found(&segments, place, 77, 100, USW_CODEC_LZ4);
 	CHECK_EQ(segments.warm_count, 0);
 	CHECK_EQ(segments.used_bytes, full - 2ull * USW_SEGMENT_BYTES);
@@ -499,9 +498,50 @@ static void test_some_free_segments_stay_warm(void)
 	usw_segments_destroy(&segments);
 }
 
+/** The RAM of one that goes to a disk is there for the next, and nobody reads it as the first's. */
+static void test_what_goes_down_leaves_its_ram(void)
+{
+	enum { SEGMENTS = 65 };
+	struct usw_segments segments = create(256);
+	struct usw_object object, after;
+
+	for (uint32_t i = 1; i <= SEGMENTS; i++)
+		CHECK_EQ(fill_with_pages(&segments), i);
+	usw_segments_close_open(&segments);
+	uint64_t full = segments.used_bytes;
+	CHECK(usw_segments_find(&segments, 5, 0, &object));
+	usw_segments_publish(&segments, 5, usw_where(1, 1, 3));
+	CHECK_EQ(segments.warm_count, 1);
+	CHECK_EQ(segments.used_bytes, full);
+	CHECK(usw_segments_find(&segments, 5, 0, &after));
+	CHECK_EQ(after.where, usw_where(1, 1, 3));
+	CHECK(!after.bytes && after.offset_bytes == object.offset_bytes);
+	check_held(&segments);
+
+	uint64_t place = append(&segments, 77, 100, USW_CODEC_LZ4);
+	CHECK_EQ(segments.warm_count, 0);
+	CHECK(usw_segments_find(&segments, usw_place_group(place), 0, &after));
+	CHECK(after.bytes == object.bytes);
+	CHECK_EQ(segments.used_bytes, full);
+	check_held(&segments);
+
+	// It comes up to a slot of its own, and one that is not needed is there again.
+	uint32_t slot = usw_segments_take_ram_slot(&segments);
+	CHECK_EQ(slot, SEGMENTS + 1);
+	usw_segments_give_ram_slot(&segments, slot);
+	CHECK_EQ(usw_segments_take_ram_slot(&segments), slot);
+	memset(segments.data.base + usw_ram_slot_offset(slot), 1, USW_SEGMENT_BYTES);
+	usw_segments_publish(&segments, 5, usw_where(2, USW_TIER_RAM, slot));
+	CHECK(usw_segments_find(&segments, 5, 0, &after));
+	CHECK(after.bytes == segments.data.base + usw_ram_slot_offset(slot));
+	check_held(&segments);
+	usw_segments_destroy(&segments);
+}
+
 int main(void)
 {
 	check_start(100);
+	test_what_goes_down_leaves_its_ram();
 	test_some_free_segments_stay_warm();
 	test_objects_of_every_length();
 	test_segments_are_filled_up();
