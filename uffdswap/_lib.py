@@ -199,6 +199,7 @@ class EventKind(enum.IntEnum):
     POISONED = lib.USW_EVENT_POISONED
     WARNING = lib.USW_EVENT_WARNING
     ALONE = lib.USW_EVENT_ALONE
+    TIER_EMPTY = lib.USW_EVENT_TIER_EMPTY
     TIER_REMOVED = lib.USW_EVENT_TIER_REMOVED
     TIER_KEPT = lib.USW_EVENT_TIER_KEPT
     FULL = lib.USW_EVENT_FULL
@@ -400,7 +401,8 @@ class NativeSession:
     def remove_tier(self, name: str) -> int:
         """Begin to remove a disk tier, by name or path, and return its ID.
 
-        A TIER_REMOVED or a TIER_KEPT event with this ID tells the end. Raises `NativeError`,
+        A TIER_REMOVED or a TIER_KEPT event with this ID tells the end; a TIER_EMPTY event comes
+        before, if it held something in a file of its own. Raises `NativeError`,
         nothing having happened: ENOENT, EALREADY, or ENOSPC if what is left cannot hold what is in
         it.
         """

@@ -21,6 +21,7 @@ class _Lib:
     USW_EVENT_POISONED: int
     USW_EVENT_WARNING: int
     USW_EVENT_ALONE: int
+    USW_EVENT_TIER_EMPTY: int
     USW_EVENT_TIER_REMOVED: int
     USW_EVENT_TIER_KEPT: int
     USW_EVENT_FULL: int

@@ -443,11 +443,8 @@ class Agent:
             self._tell(protocol.Fatal(kind="out_of_memory", text=event.text), event.text)
         elif kind == "REQUEST_DONE":
             pass  # the loop's turn ends with a look at what the desk waits for
-        elif kind == "TIER_REMOVED":
-            self._end_removal(event, "")
-        elif kind == "TIER_KEPT":
-            self._end_removal(event, event.text)
-            self._warn(event.text)
+        elif kind.startswith("TIER_"):
+            self._follow_removal(event)
         elif kind == "ALONE":
             if self._watch is None or not self._watch.lookout.has_told_of_shim:
                 self._warn(event.text)
@@ -458,9 +455,16 @@ class Agent:
             serious = kind == "POISONED"
             self._tell(protocol.Warn(text=event.text, serious=serious), event.text)
 
-    def _end_removal(self, event: Event, why_kept: str) -> None:
-        if self._desk is not None:
-            self._desk.end_removal(event.target_id, why_kept)
+    def _follow_removal(self, event: Event) -> None:
+        kind = event.kind.name
+        if kind == "TIER_KEPT":
+            self._warn(event.text)
+        if self._desk is None:
+            return
+        if kind == "TIER_EMPTY":
+            self._desk.empty_tier(event.target_id)
+        else:
+            self._desk.end_removal(event.target_id, event.text if kind == "TIER_KEPT" else "")
 
     def _tell(self, message: protocol.Message, text: str) -> None:
         """Tell the launcher, or the system's log once there is none."""

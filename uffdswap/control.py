@@ -164,11 +164,16 @@ class Leaving(Message):
 
 
 class Removed(Message):
-    """A tier is gone, and with it what it held when its removal began."""
+    """A tier is gone, and with it what it held when its removal began.
+
+    What it held has moved after `moved_seconds`, the file system has all of its space back after
+    `seconds`.
+    """
 
     name: str
     original_bytes: int
     stored_bytes: int
+    moved_seconds: float
     seconds: float
 
 

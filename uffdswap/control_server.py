@@ -104,6 +104,10 @@ class ControlServer:
             has_room=lambda: len(self._clients) < _CLIENTS_MAX,
         )
 
+    def empty_tier(self, tier_id: int) -> None:
+        """Take note that all has moved that a tier held."""
+        self._tiers.empty(tier_id)
+
     def end_removal(self, tier_id: int, why_kept: str) -> None:
         """Take note that a tier is gone, or why it stays. `tick` tells who waits for it."""
         self._tiers.end(tier_id, why_kept)

@@ -36,11 +36,17 @@ class _Removal:
     def __init__(self, tier: Tier) -> None:
         self.tier = tier
         self.started = time.monotonic()
+        self.moved_seconds: float | None = None  # None: not all has moved
         self.seconds: float | None = None  # None: it goes on
         self.why_kept = ""
 
+    def empty(self) -> None:
+        if self.moved_seconds is None:
+            self.moved_seconds = time.monotonic() - self.started
+
     def end(self, why_kept: str) -> None:
         if self.seconds is None:
+            self.empty()  # where there is no file to be given back
             self.seconds = time.monotonic() - self.started
             self.why_kept = why_kept
 
@@ -121,6 +127,11 @@ class TierDesk:
         self._removals[number] = _Removal(before[number])
         return _leaving(before[number], before[number])
 
+    def empty(self, number: int) -> None:
+        """Take note that all has moved; the file is still being given back."""
+        if number in self._removals:
+            self._removals[number].empty()
+
     def end(self, number: int, why_kept: str) -> None:
         """Take note of the end of a removal, with the reason if it was given up."""
         if number in self._removals:
@@ -138,11 +149,13 @@ class TierDesk:
             removal.end("the disk tier stays" if left else "")  # the news of it was lost
         if removal.why_kept:
             return Failed(kind="tier", text=removal.why_kept)
+        assert removal.moved_seconds is not None
         assert removal.seconds is not None
         return Removed(
             name=removal.tier.name,
             original_bytes=removal.tier.original_bytes,
             stored_bytes=removal.tier.stored_bytes,
+            moved_seconds=removal.moved_seconds,
             seconds=removal.seconds,
         )
 

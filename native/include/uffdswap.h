@@ -66,8 +66,9 @@ enum usw_event_kind {
 	USW_EVENT_OUT_OF_MEMORY, /* nothing is left to give; every target has been killed; text */
 	USW_EVENT_POISONED, /* a page could not be proved right; text says which, tier, reason */
 	USW_EVENT_WARNING,
-	USW_EVENT_ALONE,        /* a forked child has not joined; text says what that means */
-	USW_EVENT_TIER_REMOVED, /* target_id is the tier's ID; text names it */
+	USW_EVENT_ALONE,      /* a forked child has not joined; text says what that means */
+	USW_EVENT_TIER_EMPTY, /* what it held has moved; target_id is the tier's ID; text names it */
+	USW_EVENT_TIER_REMOVED, /* and its file is closed; as before */
 	USW_EVENT_TIER_KEPT,    /* a removal was given up; target_id as before; text says why */
 	USW_EVENT_FULL, /* every tier is full, and the session waits; text says what is held */
 	USW_EVENT_ROOM, /* the wait is over */
@@ -218,10 +219,10 @@ int usw_session_tier_add(struct usw_session *session, const char *path, const ch
 			 uint64_t cap_bytes, int priority, struct usw_error *error);
 /*
  * Begin to remove a disk tier, by its name or path, while everything runs. Returns at once; a
- * TIER_REMOVED event tells the end, and usw_session_tier_list() how far it is; a TIER_KEPT event
- * tells that what is left cannot hold it any more, and that it stays. Returns its ID. Nothing has
- * happened on -ENOENT (no such tier), -EALREADY (on its way out) or -ENOSPC (what is left cannot
- * hold it).
+ * TIER_EMPTY event tells that all has moved, a TIER_REMOVED event that its file has been given back,
+ * and usw_session_tier_list() how far it is; a TIER_KEPT event tells that what is left cannot hold
+ * it any more, and that it stays. Returns its ID. Nothing has happened on -ENOENT (no such tier),
+ * -EALREADY (on its way out) or -ENOSPC (what is left cannot hold it).
  */
 int usw_session_tier_remove(struct usw_session *session, const char *name, struct usw_error *error);
 /* Store what there is of every tier; returns how many were stored. */

@@ -283,6 +283,7 @@ int usw_tiers_describe(struct usw_tiers *tiers, uint32_t number, struct usw_tier
 static bool has_left(struct usw_tiers *tiers, uint32_t number)
 {
 	struct usw_tier *tier = &tiers->at[number];
+	char text[100];
 
 	if (atomic_load(&tier->state) != USW_TIER_LEAVING)
 		return false;
@@ -293,6 +294,8 @@ static bool has_left(struct usw_tiers *tiers, uint32_t number)
 	if (used != held_back)
 		return false;
 	if (held_back && atomic_load(&tier->ending) == USW_ENDING_NOT) {
+		snprintf(text, sizeof(text), "disk tier %s is empty", tier->name);
+		tiers->hooks.report(tiers->hooks.context, USW_EVENT_TIER_EMPTY, tier->id, text);
 		atomic_store_explicit(&tier->ending, USW_ENDING_ASKED, memory_order_release);
 		usw_mover_wake(tiers);
 	}

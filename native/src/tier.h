@@ -93,7 +93,7 @@ struct usw_dead_slot {
 struct usw_tiers_hooks {
 	void (*moved)(void *context);                /* a move is done: step, please */
 	void (*damaged)(void *context, uint32_t id); /* the content of an ID; from the owner */
-	/* WARNING, TIER_REMOVED or TIER_KEPT, the tier's ID, and a sentence */
+	/* WARNING, TIER_EMPTY, TIER_REMOVED or TIER_KEPT, the tier's ID, and a sentence */
 	void (*report)(void *context, enum usw_event_kind kind, uint32_t id, const char *text);
 	void *context;
 };

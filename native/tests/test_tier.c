@@ -21,7 +21,7 @@ static uint32_t ids[PAGES];
 static char page[USW_PAGE_BYTES];
 static char folder[] = "/var/tmp/uffdswap-test-XXXXXX";
 static char file[sizeof(folder) + 8];
-static _Atomic uint32_t reports, removals, kept;
+static _Atomic uint32_t reports, emptied, removals, kept;
 
 static void on_damaged(void *context, uint32_t id)
 {
@@ -39,6 +39,7 @@ static void on_report(void *context, enum usw_event_kind kind, uint32_t id, cons
 	(void)context;
 	CHECK(strlen(text) > 10 && id > 0);
 	atomic_fetch_add(kind == USW_EVENT_TIER_REMOVED ? &removals
+			 : kind == USW_EVENT_TIER_EMPTY ? &emptied
 			 : kind == USW_EVENT_TIER_KEPT  ? &kept
 							: &reports,
 			 1);
@@ -62,6 +63,7 @@ static void world_init(bool is_sealed, const struct usw_aio_injection *injection
 
 	memset(&tiers, 0, sizeof(tiers));
 	atomic_store(&reports, 0);
+	atomic_store(&emptied, 0);
 	atomic_store(&removals, 0);
 	atomic_store(&kept, 0);
 	CHECK_EQ(usw_segments_create(&segments, SEGMENTS + 1), 0);
@@ -196,6 +198,7 @@ static void test_down_and_up(bool is_sealed, const struct usw_aio_injection *inj
 	CHECK_THAT(usw_tiers_remove(&tiers, "disk1", UINT64_MAX, &error), >, 0);
 	CHECK_EQ(usw_tiers_remove(&tiers, "disk1", UINT64_MAX, &error), -EALREADY);
 	run(0, is_removed);
+	CHECK_EQ(emptied, 1);
 	CHECK_EQ(usw_tiers_remove(&tiers, "disk1", UINT64_MAX, &error), -ENOENT);
 	CHECK_EQ(count_wrong(), 0);
 	CHECK_EQ(segments.used_bytes, used);

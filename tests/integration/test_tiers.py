@@ -170,7 +170,7 @@ def test_tier_is_removed_while_the_program_goes_on(start: Any, folders: list[Pat
     assert report["schema"] == "uffdswap.tier-remove/1"
     assert report["name"] == "disk1"
     assert 20 * MIB < report["stored_bytes"] <= 1.1 * report["original_bytes"]
-    assert report["seconds"] > 0
+    assert 0 < report["moved_seconds"] <= report["seconds"]
     assert list(one.tiers()) == ["ram", "other"]
     one.session.wait_for_output("checked")
     one.check()
@@ -190,7 +190,9 @@ def test_of_two_removals_at_once_one_is_told(start: Any, folders: list[Path]) ->
         )
     done, refused = sorted((first, second), key=lambda result: int(result.returncode))
     assert (done.returncode, refused.returncode) == (0, 1)
-    assert re.match(r"disk1 removed: .* moved \(.* original\) in .*, .*/s\n", done.stdout)
+    assert re.match(
+        r"disk1 removed: .* moved \(.* original\) in .*, .*/s; its space was ", done.stdout
+    )
     assert refused.stderr in (
         "uffdswap: disk tier disk1 is being removed already\n",
         "uffdswap: there is no disk tier disk1; `uffdswap tier list` names them\n",

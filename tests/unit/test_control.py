@@ -430,11 +430,15 @@ def test_removal_is_followed_to_its_end(rig: Rig, monkeypatch: pytest.MonkeyPatc
 
     client.send(protocol.encode(control.TierFollow(id=2)))
     rig.turn()
-    del rig.session.disks[1]
-    rig.server.end_removal(2, "")
-    rig.turn()
+    rig.server.empty_tier(2)
+    with monkeypatch.context() as patch:
+        patch.setattr("time.monotonic", lambda: 1e12)
+        del rig.session.disks[1]
+        rig.server.end_removal(2, "")
+        rig.turn()
     reply = rig.answer(client)
     assert isinstance(reply, control.Removed)
+    assert reply.moved_seconds < 1e9 < reply.seconds
     assert (reply.name, reply.original_bytes, reply.stored_bytes) == ("disk2", 8192, 2000)
     gone = rig.ask(control.TierRemove(name="disk2"))
     assert gone == control.Failed(kind="tier", text="there is no disk tier disk2")

@@ -153,11 +153,12 @@ def _teller() -> Callable[[control.Leaving], None]:
 def _removal_line(removed: control.Removed) -> str:
     if not removed.stored_bytes:
         return f"{removed.name} removed: it was empty"
-    rate = format_size(int(removed.stored_bytes / max(removed.seconds, 1e-6)))
+    rate = format_size(int(removed.stored_bytes / max(removed.moved_seconds, 1e-6)))
     return (
         f"{removed.name} removed: {format_size(removed.stored_bytes)} moved"
         f" ({format_size(removed.original_bytes)} original)"
-        f" in {format_duration(removed.seconds)}, {rate}/s"
+        f" in {format_duration(removed.moved_seconds)}, {rate}/s;"
+        f" its space was given back after {format_duration(removed.seconds)}"
     )
 
 
