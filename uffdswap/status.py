@@ -32,8 +32,11 @@ _TIER_HEADER = (
     *("NAME", "KIND", "PLACE", "PRIORITY", "STATE"),
     *("ORIGINAL", "STORED", "CAP", "FREE"),
 )
+_DISPENSABLE = ("REFAULTS", "RATIO", "DISK", "FAULTS", "UNMANAGED", "P99")
+"""The columns that a narrow terminal does without, the first of them first."""
 _LEFT = ("COMMAND", "NAME", "KIND", "PLACE", "STATE")
 _NOTHING = "-"
+_GAP = 2  # between columns
 
 
 def document(sessions: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -160,12 +163,22 @@ def _command(pid: int) -> str | None:
 # --- For people ----------------------------------------------------------------------------------
 
 
-def table(sessions: Sequence[dict[str, Any]], *, exact: bool = False) -> str:
-    """Return a table with a row a session, named by its launcher, and below it a row a target."""
+def table(
+    sessions: Sequence[dict[str, Any]], *, exact: bool = False, width: int | None = None
+) -> str:
+    """Return a table with a row a session, named by its launcher, and below it a row a target.
+
+    Where it would be wider than `width` columns it has less to say.
+    """
     rows: list[tuple[str, ...]] = [_HEADER]
     for session in sessions:
         rows.append(_session_row(session, exact))
         rows += [_target_row(target, exact) for target in session["targets"]]
+    for name in _DISPENSABLE:
+        if width is None or sum(_widths(rows)) + _GAP * (len(rows[0]) - 1) <= width:
+            break
+        left_out = rows[0].index(name)
+        rows = [row[:left_out] + row[left_out + 1 :] for row in rows]
     return _aligned(rows)
 
 
@@ -174,8 +187,12 @@ def tier_table(tiers: Sequence[dict[str, Any]], *, exact: bool = False) -> str:
     return _aligned([_TIER_HEADER, *(_tier_row(tier, exact) for tier in tiers)])
 
 
+def _widths(rows: Sequence[tuple[str, ...]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+
 def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    widths = _widths(rows)
     return "\n".join(_line(rows[0], row, widths) for row in rows)
 
 
@@ -184,7 +201,7 @@ def _line(header: Sequence[str], row: Sequence[str], widths: Sequence[int]) -> s
         text.ljust(width) if name in _LEFT else text.rjust(width)
         for name, text, width in zip(header, row, widths, strict=True)
     ]
-    return "  ".join(cells).rstrip()
+    return (" " * _GAP).join(cells).rstrip()
 
 
 def _size(size_bytes: int, exact: bool) -> str:

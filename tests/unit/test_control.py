@@ -525,6 +525,20 @@ def test_table_and_document_are_of_the_same_session(rig: Rig) -> None:
     assert report["tiers"] == tiers.tiers
 
 
+def test_narrow_table_has_less_to_say(rig: Rig) -> None:
+    state = rig.ask(control.Status(after_id=0))
+    assert isinstance(state, control.State)
+    report = session_document(state, [control.Target(**one) for one in state.targets], [])
+    whole = table([report])
+    width = max(map(len, whole.splitlines()))
+    assert table([report], width=width) == whole
+    header, *_rows = less = table([report], width=width - 1).splitlines()
+    assert max(map(len, less)) < width
+    assert set(whole.split()) - set(header.split()) >= {"REFAULTS"}
+    least = table([report], width=1).splitlines()[0].split()
+    assert least == ["PID", "COMMAND", "LIMIT", "RESIDENT", "COLD", "STORED", "SWAP"]
+
+
 def test_tier_table_has_a_row_a_tier(rig: Rig) -> None:
     rig.session.disks[0] = tier(1, path="/s\udcff", state="full", cap_bytes=5000)
     reply = rig.ask(control.TierList())

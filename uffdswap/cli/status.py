@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import sys
 from typing import Annotated
 
 import typer
@@ -37,7 +39,8 @@ def status(
 
     RESIDENT is in memory, COLD has left (in the size it had), STORED is what that costs now,
     UNMANAGED is there and can never leave (files, shared memory, stacks), SWAP is the share in use
-    of all that the tiers can hold. Children of a program are part of its session.
+    of all that the tiers can hold. Children of a program are part of its session. A narrow terminal
+    does without some columns.
     """
     clients = control.sessions(os.environ) if pid is None else [control.connect(pid, os.environ)]
     found: list[dict[str, Any]] = []
@@ -56,7 +59,8 @@ def status(
     if as_json:
         print(json.dumps(document(found), indent=2))
     elif found:
-        print(table(found, exact=exact))
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        print(table(found, exact=exact, width=width))
     elif not silent:
         print("no session is running")
     if silent:
