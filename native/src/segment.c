@@ -683,6 +683,31 @@ static uint64_t count_chunks(const struct usw_segments *segments)
 	return used;
 }
 
+static void see_slot(uint8_t *seen, const struct usw_segments *segments, uint32_t slot)
+{
+	usw_assert(slot > 0 && slot < segments->slot_high_water && !seen[slot]);
+	seen[slot] = 1;
+}
+
+/** Nobody shares a slot of RAM. Those of segments on their way up are in none of the places. */
+static void check_slots(const struct usw_segments *segments)
+{
+	uint8_t *seen = calloc(segments->slot_high_water, 1);
+
+	usw_assert(seen);
+	for (uint32_t segment = 1; segment < segments->high_water; segment++) {
+		const struct usw_segment *h = header(segments, segment);
+
+		if (h->state != USW_SEGMENT_FREE && usw_where_tier(h->where) == USW_TIER_RAM)
+			see_slot(seen, segments, usw_where_slot(h->where));
+	}
+	for (uint32_t i = 0; i < segments->warm_count; i++)
+		see_slot(seen, segments, segments->warm[i].slot);
+	for (uint32_t i = 0; i < segments->free_slot_count; i++)
+		see_slot(seen, segments, segments->free_slots[i]);
+	free(seen);
+}
+
 void usw_segments_check(const struct usw_segments *segments)
 {
 	uint64_t used = 0;
@@ -728,4 +753,5 @@ void usw_segments_check(const struct usw_segments *segments)
 	usw_assert(held + segments->warm_bytes == segments->used_bytes);
 	usw_assert(segments->warm_count <= USW_WARM_MAX);
 	usw_assert(chunks == count_chunks(segments));
+	check_slots(segments);
 }
