@@ -232,7 +232,7 @@ static bool keep_reserve(struct usw_session *session)
 	int64_t room = usw_session_room(session);
 
 	if (room >= atomic_load(&session->low_pages)) {
-		session->reclaim.pressed = session->reclaim.met_more_pinned = false;
+		session->reclaim.pressed = session->reclaim.fell_short = false;
 		return true;
 	}
 	if (session->reclaim.is_holding)
@@ -241,7 +241,10 @@ static bool keep_reserve(struct usw_session *session)
 	uint64_t tries_before = session->reclaim.pinned_tries;
 	uint32_t evicted = sweep(session, (uint32_t)(reserve - room));
 	session->reclaim.sweep_ns = usw_now_ns() - start_ns;
-	session->reclaim.met_more_pinned = session->reclaim.pinned_tries - tries_before > evicted;
+	// One that asks for little is satisfied by what was just let in, whatever is pinned. What is
+	// locked is not even tried.
+	session->reclaim.fell_short = evicted < (uint32_t)(reserve - room) ||
+				      session->reclaim.pinned_tries - tries_before > evicted;
 	session->reclaim.pressed = usw_session_room(session) <= 0;
 	usw_fault_kick(session);
 	return evicted > 0;

@@ -96,8 +96,8 @@ struct usw_reclaim {
 	uint64_t went_on_ns;       /* when there was last a reason to wait */
 	uint64_t random;
 	uint64_t pinned_tries;     /* how often a page could not be moved though it is not shared */
-	bool met_more_pinned;      /* the last sweep: more often than it made a page leave */
-	uint64_t crammed_since_ns; /* sweeps leave pinned pages and no room; 0: they do not */
+	bool fell_short;           /* the last sweep left less than the reserve, or met more pinned */
+	uint64_t crammed_since_ns; /* sweeps leave the limit full since then; 0: they do not */
 	bool warned_unmanaged;
 	uint64_t floor_since_ns; /* the limit has stood at its floor since then; 0: it does not */
 	bool warned_floor;

@@ -233,7 +233,7 @@ static void warn_unmanaged(struct usw_session *session)
 static void warn_crammed(struct usw_session *session)
 {
 	struct usw_reclaim *reclaim = &session->reclaim;
-	bool crammed = reclaim->met_more_pinned && usw_session_room(session) <= 0 &&
+	bool crammed = reclaim->fell_short && usw_session_room(session) <= 0 &&
 		       !reclaim->floor_since_ns && usw_account_has_faulted(reclaim);
 
 	if (!usw_lasts(&reclaim->crammed_since_ns, crammed, USW_CRAMMED_NS) ||

@@ -264,3 +264,34 @@ def test_a_limit_full_of_pinned_memory_is_told_of(start_session: StartFunction) 
         assert "MiB may be resident" in session.errors(), session.errors()
         session.send_line()
         session.finish().require_ok(paged=True)
+
+
+LOCKED_FULL = """
+import ctypes, mmap, select, sys
+def filled(mib):
+    pages = mmap.mmap(-1, mib << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for page in range(0, mib << 20, 4096):
+        pages[page] = 1
+    return pages
+locked = filled(24)
+address = ctypes.addressof(ctypes.c_char.from_buffer(locked))
+if ctypes.CDLL(None).mlock(ctypes.c_void_p(address), ctypes.c_size_t(24 << 20)):
+    print("not allowed", flush=True); raise SystemExit(77)
+print("locked", flush=True)
+others = filled(8)
+page = 0
+while not select.select([sys.stdin], [], [], 0.05)[0]:
+    page = (page + 4096) % (8 << 20)
+    others[page] += 1
+"""
+
+
+def test_a_limit_full_of_locked_memory_is_told_of(start_session: StartFunction) -> None:
+    """What is locked is not even tried, so that nothing is met that is pinned."""
+    with start_session([sys.executable, "-I", "-c", LOCKED_FULL], resident="24M") as session:
+        session.wait_for_output("\n")
+        if "not allowed" in session.output():
+            pytest.skip("mlock is not allowed here")
+        wait_until(lambda: "the program crawls" in session.errors(), "it is said why it crawls")
+        session.send_line()
+        session.finish().require_ok(paged=True)
