@@ -344,7 +344,10 @@ static void do_asked(struct usw_fault_thread *thread)
 			usw_guards_forget(target, guard);
 		if (!page)
 			continue;
-		bool came = usw_answer_unasked(thread, target, page) == 1;
+		uint64_t now;
+		// From a disk it is only on its way: asked again at once, it would be until it is here.
+		bool came = usw_answer_unasked(thread, target, page) == 1 &&
+			    !usw_answer_find_evicted(target, page, &now);
 		atomic_store(&target->page_asked, 0);
 		if (came)
 			usw_reclaim_kick(thread->session); // it may want another
