@@ -14,8 +14,12 @@
 #include "ending.h"
 #include "task.h"
 
-/* A look is followed by a pause of so many times what it took, waiting for a processor apart. */
+/*
+ * A look is followed by a pause of so many times the work that it was; and of as long as it took, if
+ * that is no longer than this: it may have waited for a lock that the program holds most of the time.
+ */
 #define USW_PAUSE_SHARE 4u
+#define USW_PAUSE_WAITED_NS 10000000u
 /* So many robust mutexes of one thread are looked at. */
 #define USW_HELD_MAX 64u
 
@@ -187,19 +191,24 @@ bool usw_ending_look(struct usw_ending *ending, int pid)
 	struct usw_ending now = {0};
 	char path[64];
 
-	if (usw_now_ns() < ending->due_ns)
+	uint64_t since_ns = usw_now_ns();
+	if (since_ns < ending->due_ns)
 		return false;
 	uint64_t before_ns = worked_ns();
 	snprintf(path, sizeof(path), "/proc/%d/task", pid);
 	_cleanup_close_ int folder = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	_cleanup_close_ int memory = usw_task_open(pid, "mem");
-	if (folder >= 0 && add_threads(&now, ending, folder, memory) &&
-	    add_left_out(&now, ending, pid, memory)) {
+	bool is_known = folder >= 0 && add_threads(&now, ending, folder, memory) &&
+			add_left_out(&now, ending, pid, memory);
+	if (is_known) {
 		usw_ending_deinit(ending);
 		*ending = now;
 	} else {
 		usw_ending_deinit(&now);
 	}
-	ending->due_ns = usw_now_ns() + USW_PAUSE_SHARE * (worked_ns() - before_ns);
-	return true;
+	uint64_t worked = USW_PAUSE_SHARE * (worked_ns() - before_ns);
+	uint64_t now_ns = usw_now_ns();
+	uint64_t waited = usw_min(now_ns - since_ns, USW_PAUSE_WAITED_NS);
+	ending->due_ns = now_ns + usw_max(worked, waited);
+	return is_known;
 }

@@ -37,8 +37,8 @@ void usw_ending_deinit(struct usw_ending *ending);
 
 /**
  * Look which threads a process has, and what they hold: 6 us for one, 1.2 ms for 512, and a fifth
- * of the time at most. False: it is not time yet.
- * What cannot be found out, for want of a right or of memory, stays as it was.
+ * of the thread's work at most. False: it is not time yet, or cannot be found out, for want of a right
+ * or of memory; then all stays as it was.
  */
 bool usw_ending_look(struct usw_ending *ending, int pid);
 

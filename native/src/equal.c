@@ -199,7 +199,7 @@ uint32_t usw_equal_find(struct usw_equal *equal, struct usw_equal_run *run, uint
 /**
  * Nothing of it can go away while we look. The caller's reference keeps the ID, and with it object
  * or slot, whatever other holders do. Content is moved by the owner alone, who is here: it drains
- * slots, empties segments, publishes where a segment is and punches what it held before. And
+ * slots, empties segments, publishes where a segment is and gives the RAM that it had to others. And
  * content is never rewritten: a program that writes to its page after a fault leaves with another
  * ID. So what is compared is what the ID will hold for as long as it lives.
  */

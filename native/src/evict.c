@@ -379,6 +379,8 @@ enum usw_evict_result usw_evict_some(struct usw_target *target, uint32_t wanted,
 	bool knows_threads = usw_ending_look(&target->ending, target->pid);
 	pthread_mutex_lock(&target->map_lock);
 	uint32_t epoch = atomic_load(&target->epoch);
+	// Now rather than in the end: there may be many batches until then.
+	ask_strayed(target, knows_threads);
 	// With the lock: who retires a target takes it, and hands does no command after that.
 	if (!usw_target_is_evictable(target) || !has_hands(target) ||
 	    atomic_load(&target->events_pending) || usw_target_arm(target) ||
@@ -387,8 +389,6 @@ enum usw_evict_result usw_evict_some(struct usw_target *target, uint32_t wanted,
 		return USW_EVICT_NOTHING;
 	}
 
-	// Now rather than in the end: there may be many batches until then.
-	ask_strayed(target, knows_threads);
 	usw_leaving_settle(&target->leaving, target->pagemap_fd, usw_now_ns());
 	batch = (struct usw_batch){.op = USW_OP_EVICT,
 				   .wanted = (uint32_t)usw_min(wanted, USW_BATCH_PAGES_MAX)};

@@ -493,7 +493,7 @@ bool usw_segments_find(const struct usw_segments *segments, uint32_t segment, ui
 		return false;
 	uint64_t where =
 		atomic_load_explicit(&header(segments, segment)->where, memory_order_acquire);
-	bool is_in_ram = usw_where_tier(where) == USW_TIER_RAM;
+	bool is_in_ram = usw_where_tier(where) == USW_TIER_RAM && usw_where_slot(where);
 	*ret = (struct usw_object){
 		.where = where,
 		.owner_id = owner,

@@ -23,7 +23,8 @@
  *
  * Threads: one owner (the reclaim thread) appends, refills, empties and frees. Any thread releases
  * objects. Fault threads read without a lock: a segment that is emptied, freed or used again under
- * a reader, or an entry that is refilled, gives it bytes whose hash does not match (see vswap.h).
+ * a reader, a slot of RAM that another has by then, or an entry that is refilled, gives it bytes
+ * whose hash does not match (see vswap.h).
  */
 
 #ifndef USW_SEGMENT_H
@@ -176,7 +177,7 @@ static inline uint32_t usw_stored_bytes(uint32_t length_bytes)
 
 /** What a reader needs to find an object's bytes. */
 struct usw_object {
-	const void *bytes; /* NULL if `where` says that it is not in RAM */
+	const void *bytes; /* NULL if it is not in RAM */
 	uint64_t where;
 	uint32_t owner_id;
 	uint32_t offset_bytes; /* in its segment */

@@ -95,8 +95,8 @@ struct usw_reclaim {
 	bool room_seen;            /* ... somebody has tried to make some */
 	uint64_t went_on_ns;       /* when there was last a reason to wait */
 	uint64_t random;
-	uint64_t pinned_tries;     /* how often a page could not be moved though it is not shared */
-	bool fell_short;           /* the last sweep left less than the reserve, or met more pinned */
+	uint64_t pinned_tries; /* how often a page could not be moved though it is not shared */
+	bool fell_short;       /* the last sweep left less than the reserve, or met more pinned */
 	uint64_t crammed_since_ns; /* sweeps leave the limit full since then; 0: they do not */
 	bool warned_unmanaged;
 	uint64_t floor_since_ns; /* the limit has stood at its floor since then; 0: it does not */

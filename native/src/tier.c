@@ -279,8 +279,8 @@ int usw_tiers_describe(struct usw_tiers *tiers, uint32_t number, struct usw_tier
 	return found;
 }
 
-/** True if a tier that leaves is empty, and its file as well. */
-static bool has_left(struct usw_tiers *tiers, uint32_t number)
+/** Have the file of a tier ended that leaves and is empty. True: that is done, and it can be closed. */
+static bool end_if_empty(struct usw_tiers *tiers, uint32_t number)
 {
 	struct usw_tier *tier = &tiers->at[number];
 	char text[100];
@@ -311,7 +311,7 @@ void usw_tiers_close_leaving(struct usw_tiers *tiers)
 	for (uint32_t i = 1; i < USW_TIERS_MAX; i++) {
 		struct usw_tier *tier = &tiers->at[i];
 
-		if (!has_left(tiers, i))
+		if (!end_if_empty(tiers, i))
 			continue;
 		usw_deadslots_drop(tiers, i);
 		snprintf(text, sizeof(text), "disk tier %s is removed", tier->name);

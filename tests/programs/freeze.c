@@ -9,9 +9,9 @@
  * A race whose window is a few instructions wide is one of many milliseconds then. All threads below
  * the launcher are stopped: those of the agent, hands, the program's own. A thread that is stopped in
  * the kernel finds its call interrupted, and a fault that it waits in is raised again. Half of the
- * stops are shorter than a tenth of MILLISECONDS. Given a NAME, only threads of that name are stopped,
- * one like all others on a machine that is busy with something else. Ends when the launcher does, with the number of
- * stops on stdout; status 77 where tracing is not allowed.
+ * stops are shorter than a tenth of MILLISECONDS. Given a NAME, only threads of that name are stopped.
+ * Ends when the launcher does, with the number of stops on stdout; status 77 where tracing is not
+ * allowed.
  */
 
 #include "program.h"
