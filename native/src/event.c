@@ -192,6 +192,7 @@ static void follow_one(struct usw_target *target, uint32_t which)
 	switch (message->event) {
 	case UFFD_EVENT_FORK:
 		usw_fault_turn_away(target, told.child);
+		usw_layout_settle_fork(target); // or this child gets what is in doubt
 		usw_layout_fork(target, told.child);
 		break;
 	case UFFD_EVENT_REMAP:

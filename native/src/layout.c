@@ -145,6 +145,19 @@ static bool note_wiped(struct usw_target *child, const struct usw_ranges *wiped)
 	return fits;
 }
 
+/** Whether what has moved has grown over a page: of that no event tells, but it is one mapping. */
+static bool is_grown_over(const struct usw_target *target, uint64_t page)
+{
+	for (uint32_t i = 0; i < target->came_count; i++) {
+		uint64_t end = target->came[i].end;
+
+		if (end <= page &&
+		    usw_uffd_is_whole(target->uffd, end - USW_PAGE_BYTES, page + USW_PAGE_BYTES))
+			return true;
+	}
+	return false;
+}
+
 /**
  * What no child of the parent gets, page by page, for the advice may be younger than the child. It
  * would be found in what the child has in its place later. False: the kernel does not say now.
@@ -157,7 +170,7 @@ static bool leave_behind(struct usw_target *child, uint64_t start, uint64_t end)
 	     found != USW_UFFD_UNKNOWN && usw_pagemap_next(&child->pagemap, &address, end);
 	     address += USW_PAGE_BYTES) {
 		found = usw_uffd_probe(child->uffd, address);
-		if (found == USW_UFFD_NONE)
+		if (found == USW_UFFD_NONE || is_grown_over(child, address))
 			usw_target_forget(child, address, address + USW_PAGE_BYTES);
 	}
 	return found != USW_UFFD_UNKNOWN;

@@ -112,9 +112,10 @@ int usw_uffd_unprotect(int uffd, uint64_t start, uint64_t length_bytes)
 	return write_protect(uffd, start, length_bytes, 0);
 }
 
-enum usw_uffd_kind usw_uffd_probe(int uffd, uint64_t page)
+/** What is mapped at all of a range: none, if that is more than one mapping. */
+static enum usw_uffd_kind probe(int uffd, uint64_t start, uint64_t length_bytes)
 {
-	struct uffdio_continue question = {.range = {.start = page, .len = USW_PAGE_BYTES}};
+	struct uffdio_continue question = {.range = {.start = start, .len = length_bytes}};
 
 	// CONTINUE maps what the page cache of a shared mapping has. The kernel looks for a
 	// registered mapping first (ENOENT), then says that anonymous memory has no such thing.
@@ -131,6 +132,16 @@ enum usw_uffd_kind usw_uffd_probe(int uffd, uint64_t page)
 	default: // EAGAIN: an event is unread; ESRCH
 		return USW_UFFD_UNKNOWN;
 	}
+}
+
+enum usw_uffd_kind usw_uffd_probe(int uffd, uint64_t page)
+{
+	return probe(uffd, page, USW_PAGE_BYTES);
+}
+
+bool usw_uffd_is_whole(int uffd, uint64_t start, uint64_t end)
+{
+	return probe(uffd, start, end - start) == USW_UFFD_ANONYMOUS;
 }
 
 bool usw_uffd_is_vacant(int uffd, uint64_t page)

@@ -68,6 +68,9 @@ enum usw_uffd_kind {
 /** Ask without any effect. Half a microsecond. */
 enum usw_uffd_kind usw_uffd_probe(int uffd, uint64_t page);
 
+/** Whether [start, end) is in one registered mapping of private anonymous memory. */
+bool usw_uffd_is_whole(int uffd, uint64_t start, uint64_t end);
+
 /** Whether nothing is at a page that could be registered with us. Takes the mmap lock to write. */
 bool usw_uffd_is_vacant(int uffd, uint64_t page);
 

@@ -564,6 +564,70 @@ static void fork_with_a_move_of_its_own(bool is_over)
 	munmap(withheld, PAGES(4));
 }
 
+/** What smaps says of memory that no child gets. */
+static int smaps_with_withheld(uint64_t start, uint64_t count)
+{
+	int fd = memfd_create("smaps", MFD_CLOEXEC);
+
+	CHECK(fd >= 0);
+	dprintf(fd, "%lx-%lx rw-p 00000000 00:00 0\nVmFlags: rd wr mr mw me dc ac\n", start,
+		start + PAGES(count));
+	return fd;
+}
+
+/**
+ * A child of which it was in doubt whether it has what no child gets has moved something right before
+ * that place, and has grown into it. No event tells how far. Its own child has it from there.
+ */
+static void fork_with_a_move_that_has_grown(bool has_forked)
+{
+	struct uffd_msg message = {.event = UFFD_EVENT_FORK};
+	struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_EVENT_REMAP};
+	int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
+	struct move move = {.from = map(1), .to = map(4)};
+	uint64_t withheld = (uintptr_t)move.to + PAGES(2);
+	void *other = map(1);
+	struct pollfd told = {.fd = uffd, .events = POLLIN};
+	struct usw_target *target = start();
+	pthread_t mover;
+
+	CHECK(uffd >= 0 && ioctl(uffd, UFFDIO_API, &api) == 0);
+	CHECK_EQ(usw_uffd_register(uffd, (uintptr_t)move.from, PAGES(1)), 0);
+	evict_at(target, (uintptr_t)move.from, 1);
+	evict_at(target, withheld, 2);
+	target->smaps_fd = smaps_with_withheld(withheld, 2);
+	CHECK_EQ(pthread_create(&mover, NULL, move_and_grow, &move), 0);
+	CHECK_EQ(poll(&told, 1, 10000), 1);
+	message.arg.fork.ufd = (uint32_t)uffd;
+	usw_event_apply(target, &message, 1);
+	usw_event_conclude(target);
+	struct usw_target *child = take_child(target);
+	struct usw_target *last = child;
+	child->thread = &thread;
+	CHECK(is_evicted(child, withheld)); // it could not be asked
+	CHECK_EQ(read(uffd, &message, sizeof(message)), sizeof(message));
+	CHECK_EQ(message.event, UFFD_EVENT_REMAP);
+	usw_event_apply(child, &message, 1);
+	CHECK_EQ(pthread_join(mover, NULL), 0);
+	if (has_forked)
+		fork_with(child, other, 1);
+	usw_event_settle(child);
+	if (has_forked)
+		last = take_child(child);
+	for (uint64_t i = 0; i < 4; i++) {
+		CHECK_EQ(is_evicted(child, (uintptr_t)move.to + PAGES(i)), i == 0);
+		CHECK_EQ(is_evicted(last, (uintptr_t)move.to + PAGES(i)), i == 0);
+	}
+	check_evicted(target, withheld, 2, 0, 2);
+	if (has_forked) {
+		usw_target_forget(last, 0, USW_ADDRESS_END);
+		usw_target_destroy(last);
+	}
+	stop_both(target, child);
+	munmap(move.to, PAGES(4));
+	munmap(other, PAGES(1));
+}
+
 static void test_forks(void)
 {
 	int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
@@ -583,6 +647,8 @@ static void test_forks(void)
 	fork_with_advice();
 	fork_with_a_move_of_its_own(true);
 	fork_with_a_move_of_its_own(false);
+	fork_with_a_move_that_has_grown(false);
+	fork_with_a_move_that_has_grown(true);
 }
 
 int main(void)
