@@ -265,7 +265,8 @@ static bool was_missing(const struct usw_target *parent, uint32_t fork, uint32_t
 	uint64_t to = parent->told[which].message.arg.remap.to;
 
 	if (usw_uffd_is_vacant(child->uffd, to))
-		return !usw_uffd_is_vacant(child->uffd, from);
+		return !usw_uffd_is_vacant(child->uffd, from) ||
+		       has_come_since(parent, fork, which);
 	if (!usw_ranges_cover(&parent->registered, from, from + USW_PAGE_BYTES) &&
 	    (!usw_uffd_is_vacant(child->uffd, from) || has_come_since(parent, fork, which)))
 		return true;

@@ -464,6 +464,28 @@ static void fork_before_a_chain_of_moves(void)
 	munmap(places, PAGES(12));
 }
 
+/** Memory moves twice after a fork, each time to where nothing is, in the child neither. */
+static void fork_before_moves_to_free_places(void)
+{
+	void *places = map(12);
+	uint64_t from = (uintptr_t)places, by_way_of = from + PAGES(4), last = from + PAGES(8);
+	struct usw_target *target = start();
+
+	evict_at(target, from, 4);
+	fork_with(target, places, 4);
+	CHECK_EQ(munmap((void *)(uintptr_t)by_way_of, PAGES(8)), 0);
+	remap(target, from, by_way_of, 4);
+	unmap(target, from, 4);
+	remap(target, by_way_of, last, 4);
+	unmap(target, by_way_of, 4);
+	usw_event_conclude(target);
+	check_evicted(target, from, 12, 8, 12);
+	struct usw_target *child = take_child(target);
+	check_evicted(child, from, 12, 0, 4);
+	stop_both(target, child);
+	munmap(places, PAGES(4));
+}
+
 /** What was not registered yet moves after the fork to what another move has left: neither was seen. */
 static void fork_before_two_moves(void)
 {
@@ -643,6 +665,7 @@ static void test_forks(void)
 	fork_without(false);
 	fork_before_it_was_registered();
 	fork_before_a_chain_of_moves();
+	fork_before_moves_to_free_places();
 	fork_before_two_moves();
 	fork_with_advice();
 	fork_with_a_move_of_its_own(true);
