@@ -528,7 +528,22 @@ static void fork_with_advice(void)
 /** Memory of a child of its own, which it moves to another place, where it grows. */
 struct move {
 	char *from, *to;
+	int uffd; /* which tells of that */
 };
+
+static struct move map_to_move(void)
+{
+	struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_EVENT_REMAP};
+	struct move move = {
+		.from = map(1),
+		.to = map(4),
+		.uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY),
+	};
+
+	CHECK(move.uffd >= 0 && ioctl(move.uffd, UFFDIO_API, &api) == 0);
+	CHECK_EQ(usw_uffd_register(move.uffd, (uintptr_t)move.from, PAGES(1)), 0);
+	return move;
+}
 
 static void *move_and_grow(void *argument)
 {
@@ -539,20 +554,36 @@ static void *move_and_grow(void *argument)
 	return NULL;
 }
 
+/** Follow a fork of which the child has told of its move before, and that move. Returns the child. */
+static struct usw_target *fork_that_has_moved(struct usw_target *target, struct move *move,
+					      uint64_t withheld)
+{
+	struct uffd_msg message = {.event = UFFD_EVENT_FORK};
+	struct pollfd told = {.fd = move->uffd, .events = POLLIN};
+	pthread_t mover;
+
+	CHECK_EQ(pthread_create(&mover, NULL, move_and_grow, move), 0);
+	CHECK_EQ(poll(&told, 1, 10000), 1);
+	message.arg.fork.ufd = (uint32_t)move->uffd;
+	usw_event_apply(target, &message, 1);
+	usw_event_conclude(target);
+	struct usw_target *child = take_child(target);
+	child->thread = &thread;
+	CHECK(is_evicted(child, withheld)); // it could not be asked
+	CHECK_EQ(read(move->uffd, &message, sizeof(message)), sizeof(message));
+	CHECK_EQ(message.event, UFFD_EVENT_REMAP);
+	usw_event_apply(child, &message, 1);
+	CHECK_EQ(pthread_join(mover, NULL), 0);
+	return child;
+}
+
 /** What no child gets, of one that has told of a move, over that or not, before its fork is followed. */
 static void fork_with_a_move_of_its_own(bool is_over)
 {
-	struct uffd_msg message = {.event = UFFD_EVENT_FORK};
-	struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_EVENT_REMAP};
-	int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
-	struct move move = {.from = map(1), .to = map(4)};
+	struct move move = map_to_move();
 	char *withheld = is_over ? move.to : map(4);
-	struct pollfd told = {.fd = uffd, .events = POLLIN};
 	struct usw_target *target = start();
-	pthread_t mover;
 
-	CHECK(uffd >= 0 && ioctl(uffd, UFFDIO_API, &api) == 0);
-	CHECK_EQ(usw_uffd_register(uffd, (uintptr_t)move.from, PAGES(1)), 0);
 	evict_at(target, (uintptr_t)withheld, 4);
 	evict_at(target, (uintptr_t)move.from, 1);
 	target->smaps_fd = open("/proc/self/smaps", O_RDONLY | O_CLOEXEC);
@@ -560,18 +591,7 @@ static void fork_with_a_move_of_its_own(bool is_over)
 	CHECK_EQ(is_over ? madvise(move.from, PAGES(1), MADV_DONTFORK)
 			 : madvise(withheld, PAGES(4), MADV_DONTFORK),
 		 0);
-	CHECK_EQ(pthread_create(&mover, NULL, move_and_grow, &move), 0);
-	CHECK_EQ(poll(&told, 1, 10000), 1);
-	message.arg.fork.ufd = (uint32_t)uffd;
-	usw_event_apply(target, &message, 1);
-	usw_event_conclude(target);
-	struct usw_target *child = take_child(target);
-	child->thread = &thread;
-	CHECK(is_evicted(child, (uintptr_t)withheld)); // it could not be asked
-	CHECK_EQ(read(uffd, &message, sizeof(message)), sizeof(message));
-	CHECK_EQ(message.event, UFFD_EVENT_REMAP);
-	usw_event_apply(child, &message, 1);
-	CHECK_EQ(pthread_join(mover, NULL), 0);
+	struct usw_target *child = fork_that_has_moved(target, &move, (uintptr_t)withheld);
 	evict_at(child, OTHER, 1);
 	remap(child, OTHER, (uintptr_t)move.to + PAGES(3), 1);
 	usw_event_settle(child);
@@ -603,34 +623,16 @@ static int smaps_with_withheld(uint64_t start, uint64_t count)
  */
 static void fork_with_a_move_that_has_grown(bool has_forked)
 {
-	struct uffd_msg message = {.event = UFFD_EVENT_FORK};
-	struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_EVENT_REMAP};
-	int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
-	struct move move = {.from = map(1), .to = map(4)};
+	struct move move = map_to_move();
 	uint64_t withheld = (uintptr_t)move.to + PAGES(2);
-	void *other = map(1);
-	struct pollfd told = {.fd = uffd, .events = POLLIN};
 	struct usw_target *target = start();
-	pthread_t mover;
+	void *other = map(1);
 
-	CHECK(uffd >= 0 && ioctl(uffd, UFFDIO_API, &api) == 0);
-	CHECK_EQ(usw_uffd_register(uffd, (uintptr_t)move.from, PAGES(1)), 0);
 	evict_at(target, (uintptr_t)move.from, 1);
 	evict_at(target, withheld, 2);
 	target->smaps_fd = smaps_with_withheld(withheld, 2);
-	CHECK_EQ(pthread_create(&mover, NULL, move_and_grow, &move), 0);
-	CHECK_EQ(poll(&told, 1, 10000), 1);
-	message.arg.fork.ufd = (uint32_t)uffd;
-	usw_event_apply(target, &message, 1);
-	usw_event_conclude(target);
-	struct usw_target *child = take_child(target);
+	struct usw_target *child = fork_that_has_moved(target, &move, withheld);
 	struct usw_target *last = child;
-	child->thread = &thread;
-	CHECK(is_evicted(child, withheld)); // it could not be asked
-	CHECK_EQ(read(uffd, &message, sizeof(message)), sizeof(message));
-	CHECK_EQ(message.event, UFFD_EVENT_REMAP);
-	usw_event_apply(child, &message, 1);
-	CHECK_EQ(pthread_join(mover, NULL), 0);
 	if (has_forked)
 		fork_with(child, other, 1);
 	usw_event_settle(child);
