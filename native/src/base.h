@@ -78,13 +78,24 @@ static inline uint64_t usw_page_floor(uint64_t address)
 	return address & ~(uint64_t)(USW_PAGE_BYTES - 1);
 }
 
-/** Monotonic time in nanoseconds; about 25 ns, no system call. */
-static inline uint64_t usw_now_ns(void)
+static inline uint64_t usw_clock_ns(clockid_t clock)
 {
 	struct timespec now;
 
-	clock_gettime(CLOCK_MONOTONIC, &now);
+	clock_gettime(clock, &now);
 	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/** Monotonic time in nanoseconds; about 25 ns, no system call. */
+static inline uint64_t usw_now_ns(void)
+{
+	return usw_clock_ns(CLOCK_MONOTONIC);
+}
+
+/** What the calling thread has worked: not how long it waited for a processor. One system call. */
+static inline uint64_t usw_processor_ns(void)
+{
+	return usw_clock_ns(CLOCK_THREAD_CPUTIME_ID);
 }
 
 /** True if a condition has held at each call for so long. `since_ns` is 0 to begin with. */

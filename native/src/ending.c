@@ -177,15 +177,6 @@ static bool add_left_out(struct usw_ending *ending, const struct usw_ending *bef
 	return true;
 }
 
-/** What this thread has worked: not how long it had to wait for a processor. 150 ns. */
-static uint64_t worked_ns(void)
-{
-	struct timespec worked;
-
-	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &worked);
-	return (uint64_t)worked.tv_sec * 1000000000u + (uint64_t)worked.tv_nsec;
-}
-
 bool usw_ending_look(struct usw_ending *ending, int pid)
 {
 	struct usw_ending now = {0};
@@ -194,7 +185,7 @@ bool usw_ending_look(struct usw_ending *ending, int pid)
 	uint64_t since_ns = usw_now_ns();
 	if (since_ns < ending->due_ns)
 		return false;
-	uint64_t before_ns = worked_ns();
+	uint64_t before_ns = usw_processor_ns();
 	snprintf(path, sizeof(path), "/proc/%d/task", pid);
 	_cleanup_close_ int folder = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	_cleanup_close_ int memory = usw_task_open(pid, "mem");
@@ -206,7 +197,7 @@ bool usw_ending_look(struct usw_ending *ending, int pid)
 	} else {
 		usw_ending_deinit(&now);
 	}
-	uint64_t worked = USW_PAUSE_SHARE * (worked_ns() - before_ns);
+	uint64_t worked = USW_PAUSE_SHARE * (usw_processor_ns() - before_ns);
 	uint64_t now_ns = usw_now_ns();
 	uint64_t waited = usw_min(now_ns - since_ns, USW_PAUSE_WAITED_NS);
 	ending->due_ns = now_ns + usw_max(worked, waited);

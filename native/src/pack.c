@@ -26,14 +26,6 @@
 
 // --- The thread ---------------------------------------------------------------------------------
 
-static uint64_t processor_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
 /**
  * Compress one object again, into the buffer from `at` on. Returns its length, 0 if it is to stay
  * as it is: also if it is not what its owner's hash says, for a reader has to find that out.
@@ -58,7 +50,7 @@ void usw_pack_segment(struct usw_packer *packer)
 {
 	struct usw_segments *segments = packer->vswap->segments;
 	uint32_t end = usw_segments_header(segments, packer->segment)->object_count;
-	uint64_t start_ns = processor_ns();
+	uint64_t start_ns = usw_processor_ns();
 	uint32_t at = 0;
 
 	packer->count = 0;
@@ -79,7 +71,7 @@ void usw_pack_segment(struct usw_packer *packer)
 		};
 		at += length;
 	}
-	packer->busy_ns = processor_ns() - start_ns;
+	packer->busy_ns = usw_processor_ns() - start_ns;
 }
 
 static void *packer_main(void *argument)
