@@ -345,12 +345,11 @@ static void do_asked(struct usw_fault_thread *thread)
 		if (!page)
 			continue;
 		uint64_t now;
-		// From a disk it is only on its way: asked again at once, it would be until it is here.
-		bool came = usw_answer_unasked(thread, target, page) == 1 &&
-			    !usw_answer_find_evicted(target, page, &now);
+		usw_answer_unasked(thread, target, page);
 		atomic_store(&target->page_asked, 0);
-		if (came)
-			usw_reclaim_kick(thread->session); // it may want another
+		// It may want another. One on its way from a disk would be asked for again until it is here.
+		if (!usw_answer_find_evicted(target, page, &now))
+			usw_reclaim_kick(thread->session);
 	}
 }
 

@@ -236,6 +236,15 @@ static uint32_t take_free(struct usw_segments *segments)
 	return segment;
 }
 
+/** Slot 0: it has none. */
+static void set_ram_slot(struct usw_segment *h, uint32_t slot)
+{
+	uint64_t generation = usw_where_generation(where_is(h));
+
+	atomic_store_explicit(&h->where, usw_where(generation, USW_TIER_RAM, slot),
+			      memory_order_release);
+}
+
 /** Give a segment a slot of RAM, and what that holds. */
 static void enter_slot(struct usw_segments *segments, struct usw_segment *h)
 {
@@ -247,9 +256,7 @@ static void enter_slot(struct usw_segments *segments, struct usw_segment *h)
 		warm.slot = usw_segments_take_ram_slot(segments);
 	h->held_bytes = warm.held_bytes;
 	segments->used_segments++;
-	atomic_store_explicit(&h->where,
-			      usw_where(usw_where_generation(where_is(h)), USW_TIER_RAM, warm.slot),
-			      memory_order_release);
+	set_ram_slot(h, warm.slot);
 }
 
 static int open_segment(struct usw_segments *segments, bool is_dense, uint32_t *ret)
@@ -296,8 +303,7 @@ static void free_segment(struct usw_segments *segments, uint32_t segment)
 	usw_assert(atomic_load_explicit(&h->live_bytes, memory_order_relaxed) == 0);
 	atomic_store_explicit(&h->state, USW_SEGMENT_FREE, memory_order_release);
 	uint64_t where = where_is(h);
-	atomic_store_explicit(&h->where, usw_where(usw_where_generation(where), USW_TIER_RAM, 0),
-			      memory_order_release);
+	set_ram_slot(h, 0);
 	if (usw_where_tier(where) == USW_TIER_RAM) {
 		leave_slot(segments, h, usw_where_slot(where));
 	} else {

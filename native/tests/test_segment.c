@@ -480,6 +480,9 @@ static void test_some_free_segments_stay_warm(void)
 
 	// The warm slot comes first, and holds what is new, not what it held before.
 	uint64_t place = append(&segments, 77, 100, USW_CODEC_LZ4);
+	struct usw_object object;
+	CHECK(usw_segments_find(&segments, usw_place_group(place), 0, &object));
+	CHECK(object.bytes == segments.data.base + usw_ram_slot_offset(7));
 	check_found(&segments, place, 77, 100, USW_CODEC_LZ4);
 	CHECK_EQ(segments.warm_count, 0);
 	CHECK_EQ(segments.used_bytes, full - 2ull * USW_SEGMENT_BYTES);
