@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
 from .fixtures import RunFunction, StartFunction
-from .harness import MIB, PATIENCE, Outcome, Programs, wait_until
+from .harness import MIB, PATIENCE, Outcome, Programs, Session, wait_until
 from .places import huge_memfds
 
 RESIDENT_BYTES = 64 * MIB
@@ -200,24 +202,47 @@ def test_small_program_beside_a_large_one_gives_its_share(
     assert own_faults * 20 < large_faults, outcome.describe()
 
 
+HOLDING = """
+import ctypes, mmap, select, struct, sys
+def reserved(mib):
+    return mmap.mmap(-1, mib << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+def filled(mib):
+    pages = reserved(mib)
+    for page in range(0, mib << 20, 4096):
+        pages[page : page + 8] = struct.pack("q", page)
+    return pages
+def address_of(pages):
+    return ctypes.addressof(ctypes.c_char.from_buffer(pages))
+def hold(how, refusal):
+    if refusal:
+        print(how, "is not allowed here", flush=True); raise SystemExit(77)
+    print("held", flush=True)
+def lock(pages):
+    size = ctypes.c_size_t(len(pages))
+    hold("mlock", ctypes.CDLL(None).mlock(ctypes.c_void_p(address_of(pages)), size))
+"""
+
+
+@contextmanager
+def holding(start_session: StartFunction, program: str) -> Iterator[Session]:
+    """Start a program, and wait until it holds memory that cannot leave."""
+    with start_session([sys.executable, "-I", "-c", HOLDING + program], resident="24M") as session:
+        session.wait_for_output("\n")
+        if "is not allowed" in session.output():
+            pytest.skip(session.output().strip())
+        yield session
+
+
 LOCKED = """
-import ctypes, mmap, sys
-pages = mmap.mmap(-1, 64 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-address = ctypes.addressof(ctypes.c_char.from_buffer(pages))
-libc = ctypes.CDLL(None, use_errno=True)
-if libc.mlock(ctypes.c_void_p(address), ctypes.c_size_t(64 << 20)):
-    print("mlock is not allowed here"); raise SystemExit(77)
-print("locked", flush=True)
+pages = reserved(64)
+lock(pages)
 sys.stdin.readline()
 """
 
 
 def test_what_cannot_leave_is_not_looked_at_without_end(start_session: StartFunction) -> None:
     """An idle program over its limit by locked memory costs little, and it is told of."""
-    with start_session([sys.executable, "-I", "-c", LOCKED], resident="24M") as session:
-        session.wait_for_output("lock")
-        if "not allowed" in session.output():
-            pytest.skip("mlock is not allowed here")
+    with holding(start_session, LOCKED) as session:
         wait_until(lambda: "cannot leave" in session.errors(), "the limit is complained of")
         agent = psutil.Process(session.agent().pid)
         began, before = time.monotonic(), sum(agent.cpu_times()[:2])
@@ -230,19 +255,11 @@ def test_what_cannot_leave_is_not_looked_at_without_end(start_session: StartFunc
 
 
 PINNED = """
-import ctypes, mmap, select, struct, sys
-def filled(mib):
-    pages = mmap.mmap(-1, mib << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    for page in range(0, mib << 20, 4096):
-        pages[page : page + 8] = struct.pack("q", page)
-    return pages
 pinned = filled(24)
-libc = ctypes.CDLL(None, use_errno=True)
+libc = ctypes.CDLL(None)
 ring = libc.syscall(425, 4, (ctypes.c_char * 120)())  # io_uring_setup
-vector = struct.pack("QQ", ctypes.addressof(ctypes.c_char.from_buffer(pinned)), 24 << 20)
-if libc.syscall(427, ring, 0, vector, 1):  # io_uring_register
-    print("no ring", flush=True); raise SystemExit(77)
-print("pinned", flush=True)
+vector = struct.pack("QQ", address_of(pinned), 24 << 20)
+hold("registering 24 MiB of buffers", libc.syscall(427, ring, 0, vector, 1))  # io_uring_register
 others = filled(8)
 while not select.select([sys.stdin], [], [], 0)[0]:
     for page in range(0, 8 << 20, 4096):
@@ -255,10 +272,7 @@ while not select.select([sys.stdin], [], [], 0)[0]:
 
 def test_a_limit_full_of_pinned_memory_is_told_of(start_session: StartFunction) -> None:
     """It is passed by next to nothing, and what is let in leaves at once: the program crawls."""
-    with start_session([sys.executable, "-I", "-c", PINNED], resident="24M") as session:
-        session.wait_for_output("\n")
-        if "no ring" in session.output():
-            pytest.skip("io_uring cannot register 24 MiB of buffers here")
+    with holding(start_session, PINNED) as session:
         wait_until(lambda: "the program crawls" in session.errors(), "it is said why it crawls")
         assert session.errors().count("cannot leave") == 1, session.errors()
         assert "MiB may be resident" in session.errors(), session.errors()
@@ -267,17 +281,8 @@ def test_a_limit_full_of_pinned_memory_is_told_of(start_session: StartFunction) 
 
 
 LOCKED_FULL = """
-import ctypes, mmap, select, sys
-def filled(mib):
-    pages = mmap.mmap(-1, mib << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    for page in range(0, mib << 20, 4096):
-        pages[page] = 1
-    return pages
 locked = filled(24)
-address = ctypes.addressof(ctypes.c_char.from_buffer(locked))
-if ctypes.CDLL(None).mlock(ctypes.c_void_p(address), ctypes.c_size_t(24 << 20)):
-    print("not allowed", flush=True); raise SystemExit(77)
-print("locked", flush=True)
+lock(locked)
 others = filled(8)
 page = 0
 while not select.select([sys.stdin], [], [], 0.05)[0]:
@@ -288,10 +293,7 @@ while not select.select([sys.stdin], [], [], 0.05)[0]:
 
 def test_a_limit_full_of_locked_memory_is_told_of(start_session: StartFunction) -> None:
     """What is locked is not even tried, so that nothing is met that is pinned."""
-    with start_session([sys.executable, "-I", "-c", LOCKED_FULL], resident="24M") as session:
-        session.wait_for_output("\n")
-        if "not allowed" in session.output():
-            pytest.skip("mlock is not allowed here")
+    with holding(start_session, LOCKED_FULL) as session:
         wait_until(lambda: "the program crawls" in session.errors(), "it is said why it crawls")
         session.send_line()
         session.finish().require_ok(paged=True)
