@@ -97,7 +97,9 @@ struct usw_reclaim {
 	uint64_t random;
 	uint64_t pinned_tries; /* how often a page could not be moved though it is not shared */
 	bool fell_short;       /* the last sweep left less than the reserve, or met more pinned */
-	uint64_t crammed_since_ns; /* sweeps leave the limit full since then; 0: they do not */
+	uint64_t crammed_ns;   /* when a sweep last left the limit full ... */
+	uint64_t crammed_since_ns;   /* ... and since when, but for moments; 0: it does not */
+	uint64_t unmanaged_since_ns; /* far over the limit, and sweeps give nothing; 0: they do */
 	bool warned_unmanaged;
 	uint64_t floor_since_ns; /* the limit has stood at its floor since then; 0: it does not */
 	bool warned_floor;

@@ -14,8 +14,11 @@
 #define USW_STUCK_NS 300000000u
 #define USW_ROOM_NS 1000000000u
 #define USW_BARREN_NS 30000000u
-/* A limit that sweeps have left full for so long will stay so. */
+/* A limit that sweeps have left full for so long, but for moments, will stay so. */
 #define USW_CRAMMED_NS (USW_FAULTED_NS + UINT64_C(2000000000))
+#define USW_MOMENT_NS 500000000u
+/* While sweeps give nothing the program runs on: what it lets in meanwhile leaves within some laps. */
+#define USW_UNMANAGED_NS 2000000000u
 #define USW_OVERDRAFT_BYTES (8u << 20)
 /* With so little resident, what leaves next to make room is what was just let in. */
 #define USW_LITTLE_PAGES ((int64_t)(USW_FLOOR_PAGES + USW_OVERDRAFT_BYTES / USW_PAGE_BYTES))
@@ -211,14 +214,16 @@ static void make_room(struct usw_session *session)
 	tell_full(session);
 }
 
-static void warn_unmanaged(struct usw_session *session)
+static void warn_unmanaged(struct usw_session *session, bool stuck)
 {
+	struct usw_reclaim *reclaim = &session->reclaim;
 	int64_t over = -usw_session_room(session);
+	bool unmanaged = stuck && over > (int64_t)(USW_OVERDRAFT_BYTES / USW_PAGE_BYTES);
 
-	if (session->reclaim.warned_unmanaged ||
-	    over <= (int64_t)(USW_OVERDRAFT_BYTES / USW_PAGE_BYTES))
+	if (!usw_lasts(&reclaim->unmanaged_since_ns, unmanaged, USW_UNMANAGED_NS) ||
+	    reclaim->warned_unmanaged)
 		return;
-	session->reclaim.warned_unmanaged = true;
+	reclaim->warned_unmanaged = true;
 	usw_session_report(
 		session, USW_EVENT_WARNING, 0, 0,
 		"the limit is below what cannot leave (%llu MiB are resident); `uffdswap "
@@ -235,17 +240,20 @@ static void warn_crammed(struct usw_session *session)
 	struct usw_reclaim *reclaim = &session->reclaim;
 	bool crammed = reclaim->fell_short && usw_session_room(session) <= 0 &&
 		       !reclaim->floor_since_ns && usw_account_has_faulted(reclaim);
+	uint64_t now_ns = usw_now_ns();
 
-	if (!usw_lasts(&reclaim->crammed_since_ns, crammed, USW_CRAMMED_NS) ||
+	if (crammed)
+		reclaim->crammed_ns = now_ns;
+	if (!usw_lasts(&reclaim->crammed_since_ns, now_ns - reclaim->crammed_ns < USW_MOMENT_NS,
+		       USW_CRAMMED_NS) ||
 	    reclaim->warned_unmanaged)
 		return;
 	reclaim->warned_unmanaged = true;
 	usw_session_report(
 		session, USW_EVENT_WARNING, 0, 0,
-		"%llu MiB cannot leave where %llu MiB may be resident, and the program crawls: "
-		"raise the limit, or have less pinned (buffers of io_uring) or locked; `uffdswap "
-		"status --json` tells what else is not managed",
-		resident_mib(session),
+		"the limit of %llu MiB is full of what cannot leave, and the program crawls: raise "
+		"it, or have less pinned (buffers of io_uring) or locked; `uffdswap status --json` "
+		"tells what else is not managed",
 		usw_account_mib((uint64_t)atomic_load(&session->limit_pages) * USW_PAGE_BYTES));
 }
 
@@ -285,7 +293,6 @@ void usw_shortage_look(struct usw_session *session, bool gave)
 	reclaim->is_holding = reclaim->packs_all = false;
 	if (!shall)
 		end_wait(session);
-	if (stuck)
-		warn_unmanaged(session);
+	warn_unmanaged(session, stuck);
 	warn_crammed(session);
 }

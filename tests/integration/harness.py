@@ -332,11 +332,18 @@ class Session:
 
     def wait_for_output(self, text: str, *, seconds: float = 60.0) -> None:
         """Wait until the program has printed `text`; fail if it ends or takes too long."""
+        self._wait_for(self.output, text, seconds)
+
+    def wait_for_error(self, text: str, *, seconds: float = 60.0) -> None:
+        """Wait until `text` has come on stderr; fail if the program ends or it takes too long."""
+        self._wait_for(self.errors, text, seconds)
+
+    def _wait_for(self, shown: Callable[[], str], text: str, seconds: float) -> None:
         deadline = time.monotonic() + seconds * PATIENCE
-        while text not in self.output():
+        while text not in shown():
             ended = self._process.poll() is not None
             late = time.monotonic() > deadline
-            if (ended or late) and text not in self.output():
+            if (ended or late) and text not in shown():
                 found = f"{self.output()}\n{self.errors()}"
                 pytest.fail(f'{shlex.join(self._args)}\nno "{text}" in:\n{found}')
             time.sleep(0.01)

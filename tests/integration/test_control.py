@@ -233,7 +233,7 @@ def test_budget_that_leaves_next_to_nothing_is_told_of(start: Any) -> None:
     one = start()
     one.command("set", one.pid, "--memory", "10M")
     one.session.send_line("check")
-    wait_until(lambda: "the program crawls" in one.session.errors(), "it is said why it crawls")
+    one.session.wait_for_error("the program crawls")
     one.command("set", one.pid, "--memory", "max", "--resident", "64M")
     one.check()
     one.finish()
@@ -380,7 +380,7 @@ def test_fork_waits_for_a_descriptor_and_says_so(start: Any) -> None:
     one.command("park", one.pid)
     with no_descriptors_left(one.session.agent().pid):
         one.session.send_line("fork")
-        wait_until(lambda: "waits in fork" in one.session.errors(), "a line about the fork")
+        one.session.wait_for_error("waits in fork")
         assert "child" not in one.session.output()
     wait_until(lambda: "child" in one.session.output(), "the child")
     child = int(re.findall(r"child (\d+)", one.session.output())[0])
@@ -398,7 +398,7 @@ def test_first_page_from_a_disk_waits_for_descriptors_and_says_so(
     one.command("park", one.pid)
     with no_descriptors_left(one.session.agent().pid):
         one.session.send_line("touch")
-        wait_until(lambda: "page on a disk" in one.session.errors(), "a line about the page")
+        one.session.wait_for_error("page on a disk")
     wait_until(lambda: "touched" in one.session.output(), "the page")
     one.check()
     one.finish()

@@ -249,7 +249,7 @@ def test_what_makes_no_sense_is_said_in_one_sentence(start: Any, folders: list[P
 
 
 def wait_for_full(one: Tiered) -> None:
-    wait_until(lambda: "every tier is full" in one.session.errors(), "it says so", seconds=60)
+    one.session.wait_for_error("every tier is full")
     assert "filled" not in one.session.output()
     # Before it stands still the program goes on by a page now and then.
     wait_until(lambda: one.status()["waits_for_room"] is True, "it waits")

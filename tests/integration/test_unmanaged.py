@@ -65,7 +65,7 @@ int main(void)
 
 def await_warning(session: Session) -> str:
     session.wait_for_output("running")
-    wait_until(lambda: "runs without a limit" in session.errors(), "it is told of")
+    session.wait_for_error("runs without a limit")
     outcome = session.finish()
     assert outcome.returncode == 0, outcome.describe()
     assert outcome.stderr.count("uffdswap: ") == 1, outcome.describe()
@@ -133,7 +133,7 @@ def test_session_goes_on_where_the_root_of_a_process_does_not_answer(
         env={"XDG_RUNTIME_DIR": str(runtime)},
     ) as session:
         session.wait_for_output("running")
-        wait_until(lambda: "cannot be preloaded" in session.errors(), "the loader is past it")
+        session.wait_for_error("cannot be preloaded")
         with silent_file_system(tmp_path):
             wait_until(lambda: is_in_fuse(session.agent().pid), "the look waits")
             done = run_command("status", runtime=runtime)
