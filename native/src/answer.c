@@ -96,12 +96,16 @@ static void count_source(struct usw_fault_thread *thread, enum usw_backend backe
 }
 
 void usw_answer_count_touch(struct usw_fault_thread *thread, struct usw_target *target,
-			    uint64_t now)
+			    uint64_t now, bool on_disk)
 {
-	uint32_t distance = usw_page_age(now, usw_session_stamp(thread->session));
+	const struct usw_session *session = thread->session;
+	uint32_t distance = usw_page_age(now, usw_session_stamp(session));
 
 	usw_count(target, faults, 1);
-	if (distance <= usw_session_limit_stamps(thread->session))
+	if (!on_disk &&
+	    distance < atomic_load_explicit(&session->near_stamps, memory_order_relaxed))
+		usw_count(thread, near_faults, 1);
+	if (distance <= usw_session_limit_stamps(session))
 		usw_count(target, refaults, 1);
 }
 
@@ -223,7 +227,7 @@ static enum usw_verdict fault_in(struct usw_fault_thread *thread, struct usw_tar
 	if (ret)
 		return usw_answer_failed(thread, target, fault->page, ret);
 	count_source(thread, backend);
-	usw_answer_count_touch(thread, target, now);
+	usw_answer_count_touch(thread, target, now, false);
 	return USW_ANSWERED;
 }
 

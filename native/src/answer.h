@@ -73,8 +73,8 @@ enum usw_verdict usw_answer_poison(struct usw_fault_thread *thread, struct usw_t
 void usw_answer_settle(struct usw_fault_thread *thread, usw_page_word *word, uint64_t now,
 		       enum usw_backend backend, bool on_disk, bool touched);
 
-/** A page has come back because it was touched, from wherever it was. */
+/** A page has come back because it was touched, from a disk or from RAM. */
 void usw_answer_count_touch(struct usw_fault_thread *thread, struct usw_target *target,
-			    uint64_t now);
+			    uint64_t now, bool on_disk);
 
 #endif /* USW_ANSWER_H */

@@ -37,6 +37,31 @@ static void keep_leaving_if_tight(struct usw_session *session, bool tight)
 		usw_tiers_keep_leaving(&session->tiers);
 }
 
+/** Find where what is stored and what is resident meet. */
+static void balance(struct usw_session *session)
+{
+	struct usw_balance_seen seen = {
+		.disk_bytes = session->tiers.read_bytes,
+		.memory_bytes = atomic_load(&session->memory_limit_bytes),
+	};
+
+	if (seen.memory_bytes == UINT64_MAX)
+		return;
+	// What is read once in the time that it takes to replace all of the budget four times.
+	session->tiers.read_faults =
+		(uint32_t)usw_min(seen.memory_bytes / USW_PAGE_BYTES * 4, (uint64_t)INT32_MAX);
+	for (uint32_t i = 0; i < session->thread_count; i++) {
+		const struct usw_fault_thread *thread = &session->threads[i];
+
+		seen.near_faults +=
+			atomic_load_explicit(&thread->near_faults, memory_order_relaxed);
+		seen.disk_faults +=
+			atomic_load_explicit(&thread->counters.faults_disk, memory_order_relaxed);
+		seen.disk_ns += atomic_load_explicit(&thread->disk_ns, memory_order_relaxed);
+	}
+	usw_balance_look(&session->balance, &seen, usw_now_ns());
+}
+
 static struct usw_tiers_plan make_plan(struct usw_session *session, bool in_need)
 {
 	uint64_t memory = atomic_load(&session->memory_limit_bytes);
@@ -48,7 +73,7 @@ static struct usw_tiers_plan make_plan(struct usw_session *session, bool in_need
 		return (struct usw_tiers_plan){.promote_bytes = UINT64_MAX,
 					       .demote_parked = demote_parked};
 
-	uint64_t high = memory / 2;
+	uint64_t high = usw_balance_stored_bytes(&session->balance, memory);
 	uint64_t low = high - usw_min(high / 4, usw_max(USW_WATERMARK_GAP_BYTES, memory / 32));
 	// Where the agent itself is most of it, sending the last segments away would help little.
 	uint64_t kept = in_need ? 0 : usw_min(used, memory / 8);
@@ -73,6 +98,7 @@ bool usw_demote_step(struct usw_session *session, bool in_need)
 	if (!atomic_load(&tiers->count))
 		return false;
 	session->segments.clock = atomic_load_explicit(&session->fault_clock, memory_order_relaxed);
+	balance(session);
 	struct usw_tiers_plan plan = make_plan(session, in_need);
 	keep_leaving_if_tight(session, plan.is_tight);
 	bool is_busy = usw_tiers_step(tiers, &plan);

@@ -5,9 +5,10 @@
  * How much is kept compressed in RAM, and what goes to disk tiers or comes back.
  *
  * Only a budget (--memory) makes anything go down: what is stored in RAM then competes with what
- * is resident. Half of the budget is where the two meet. Above that the coldest segments go down,
- * ahead of need and in the background, until a little below; segments that are read again and again
- * come back while there is room. All of it is decided here, and done by tier.h.
+ * is resident. Where the two meet is found by balance.h, half of the budget to begin with. Above that
+ * the coldest segments go down, ahead of need and in the background, until a little below; segments
+ * that are read again and again come back while there is room. All of it is decided here, and done by
+ * tier.h.
  *
  * The owner of the segments (the reclaim thread) calls.
  */

@@ -156,7 +156,8 @@ static void count_read(struct usw_fault_thread *thread, const struct usw_disk_re
 		return;
 	}
 	usw_count(&thread->counters, faults_disk, 1);
-	usw_answer_count_touch(thread, read->target, now);
+	usw_answer_count_touch(thread, read->target, now, true);
+	usw_count(thread, disk_ns, (usw_now_ns() - read->fault.since_ns) / thread->disk->busy);
 }
 
 /** The page map's word for what was read, if it still names that; else NULL. */
@@ -182,6 +183,10 @@ static void end_read(struct usw_fault_thread *thread, struct usw_disk_read *read
 	if (!read->is_ahead) {
 		usw_fault_finish(thread, &read->fault, verdict);
 		atomic_fetch_add_explicit(&h->refaults, 1, memory_order_relaxed);
+		atomic_store_explicit(&h->touched,
+				      atomic_load_explicit(&thread->session->fault_clock,
+							   memory_order_relaxed),
+				      memory_order_relaxed);
 	}
 	usw_diskfault_done(thread->disk, read);
 }

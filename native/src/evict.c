@@ -137,6 +137,22 @@ static uint64_t word_of_refused(struct usw_session *session, const struct usw_ba
 	       USW_PAGE_LAPS_MAX << 3;
 }
 
+/**
+ * The copy that a page leaves to, if it is still right; 0: none. One on a disk is not for a page that
+ * was missed soon after it had left: its next place is in RAM, while something else can go down for it.
+ */
+static uint32_t copy_of(struct usw_session *session, uint64_t before)
+{
+	uint32_t id = usw_page_id(before);
+	struct usw_disk_place place;
+
+	return id && usw_page_heat(before) && usw_content_is_on_disk(session, id, &place) &&
+			       place.object.codec != USW_CODEC_STORED &&
+			       usw_tiers_have_room(&session->tiers)
+		       ? USW_VSWAP_NONE
+		       : id;
+}
+
 /** Publish what hands did: a moved page becomes EVICTED, any other is what it was. */
 static uint32_t publish(struct usw_target *target, struct usw_batch *batch,
 			const struct usw_answer *answer, uint32_t first_slot)
@@ -148,14 +164,15 @@ static uint32_t publish(struct usw_target *target, struct usw_batch *batch,
 	for (uint32_t i = 0; i < batch->page_count; i++) {
 		uint64_t marked = (batch->before[i] & ~(uint64_t)7) | USW_PAGE_EVICTING;
 		uint32_t kept_id = usw_page_id(batch->before[i]);
-		uint32_t id;
+		uint32_t copy_id, id;
 
 		if (!usw_answer_has(answer, i)) {
 			usw_page_transition(batch->word[i], marked,
 					    word_of_refused(session, batch, i, answer, stamp));
 			continue;
 		}
-		if (settle_content(target, kept_id, first_slot + i, &id)) {
+		copy_id = copy_of(session, batch->before[i]);
+		if (settle_content(target, copy_id, first_slot + i, &id)) {
 			// Four billion IDs are in use. The content is safe in its slot, but nothing
 			// can name it any more.
 			usw_target_kill(target, "out of virtual swap IDs");
@@ -165,7 +182,7 @@ static uint32_t publish(struct usw_target *target, struct usw_batch *batch,
 		usw_page_transition(batch->word[i], marked,
 				    usw_page_make(USW_PAGE_EVICTED, usw_page_heat(batch->before[i]),
 						  id, stamp));
-		if (kept_id && id != kept_id)
+		if (kept_id && id != copy_id)
 			usw_vswap_put(&session->vswap, kept_id);
 		evicted++;
 	}

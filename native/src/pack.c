@@ -14,7 +14,7 @@
 #include "priority.h"
 
 /* Segments in RAM of which one is left as it is: the youngest, whose objects are asked for most. */
-#define USW_YOUNG_SHARE 4u
+#define USW_YOUNG_SHARE 16u
 /* After a segment the thread rests so many times as long as it has worked. */
 #define USW_PACK_REST 1u
 /* Where nothing is cold, it is looked for again after so long. */
@@ -27,23 +27,24 @@
 // --- The thread ---------------------------------------------------------------------------------
 
 /**
- * Compress one object again, into the buffer from `at` on. Returns its length, 0 if it is to stay
- * as it is: also if it is not what its owner's hash says, for a reader has to find that out.
+ * Compress one object again. Returns its length, 0 if it is to stay as it is: also if it is not what
+ * its owner's hash says, for a reader has to find that out.
  */
-static uint32_t pack_object(struct usw_packer *packer, const struct usw_object *object, uint32_t at)
+static uint32_t pack_object(const struct usw_packer *packer, struct usw_dense_encoder *encoder,
+			    const struct usw_object *object, char *packed, uint32_t room_bytes)
 {
 	_Alignas(16) char page[USW_PAGE_BYTES];
 	uint32_t worth = object->length_bytes - object->length_bytes / USW_DENSE_WORTH_SHARE;
 
 	if (object->codec == USW_CODEC_DENSE || object->codec == USW_CODEC_STORED ||
-	    at + worth > USW_SEGMENT_BYTES ||
+	    worth > room_bytes ||
 	    usw_codec_decompress(object->codec, object->bytes, object->length_bytes, page) ||
 	    usw_codec_hash(page, packer->hash_seed) !=
 		    usw_vswap_hash(packer->vswap, object->owner_id))
 		return 0;
 	// The filter that served it best with LZ4.
-	return usw_dense_compress(packer->encoder, (enum usw_filter)(object->codec - USW_CODEC_LZ4),
-				  page, packer->bytes + at, worth);
+	return usw_dense_compress(encoder, (enum usw_filter)(object->codec - USW_CODEC_LZ4), page,
+				  packed, worth);
 }
 
 void usw_pack_segment(struct usw_packer *packer)
@@ -61,7 +62,8 @@ void usw_pack_segment(struct usw_packer *packer)
 		if (!usw_segments_find(segments, packer->segment, index, &object))
 			continue;
 		usw_priority_yield();
-		uint32_t length = pack_object(packer, &object, at);
+		uint32_t length = pack_object(packer, packer->encoder, &object, packer->bytes + at,
+					      USW_SEGMENT_BYTES - at);
 
 		packer->objects[packer->count++] = (struct usw_packed){
 			.id = object.owner_id,
@@ -114,10 +116,15 @@ void usw_packer_deinit(struct usw_packer *packer)
 	}
 	if (packer->segment)
 		usw_segments_header(packer->vswap->segments, packer->segment)->is_moving = false;
+	if (packer->own.segment)
+		usw_segments_header(packer->vswap->segments, packer->own.segment)->is_moving =
+			false;
 	usw_dense_encoder_destroy(packer->encoder);
+	usw_dense_encoder_destroy(packer->own.encoder);
 	free(packer->bytes);
 	free(packer->objects);
 	packer->encoder = NULL;
+	packer->own = (struct usw_pack_own){0};
 	packer->bytes = NULL;
 	packer->objects = NULL;
 	packer->is_started = false;
@@ -148,7 +155,20 @@ static bool start(struct usw_packer *packer)
 	return packer->is_started;
 }
 
-/** Move an object in its new form, or as it is. 0 also if it died meanwhile; -ENOSPC. */
+/** Move an object in its new form, or as it is if that has no length. -ENOSPC. */
+static int move_as(struct usw_packer *packer, uint32_t segment, uint32_t index,
+		   struct usw_object object, const char *packed, uint32_t length_bytes)
+{
+	if (length_bytes) {
+		object.bytes = packed;
+		object.length_bytes = (uint16_t)length_bytes;
+		object.codec = USW_CODEC_DENSE;
+		atomic_fetch_add_explicit(&packer->packed_pages, 1, memory_order_relaxed);
+	}
+	return usw_compact_move(packer->vswap, segment, index, &object, true);
+}
+
+/** 0 also if it died meanwhile. */
 static int move_packed(struct usw_packer *packer, const struct usw_packed *packed)
 {
 	struct usw_object object;
@@ -156,18 +176,35 @@ static int move_packed(struct usw_packer *packer, const struct usw_packed *packe
 	if (!usw_segments_find(packer->vswap->segments, packer->segment, packed->index, &object) ||
 	    object.owner_id != packed->id)
 		return 0;
-	if (packed->length_bytes) {
-		object.bytes = packer->bytes + packed->offset_bytes;
-		object.length_bytes = packed->length_bytes;
-		object.codec = USW_CODEC_DENSE;
-		atomic_fetch_add_explicit(&packer->packed_pages, 1, memory_order_relaxed);
-	}
-	return usw_compact_move(packer->vswap, packer->segment, packed->index, &object, true);
+	return move_as(packer, packer->segment, packed->index, object,
+		       packer->bytes + packed->offset_bytes, packed->length_bytes);
+}
+
+/** The coldest segment that is worth it, nobody else's from now on; 0: there is none. */
+static uint32_t take_segment(struct usw_packer *packer, enum usw_pack_need need)
+{
+	struct usw_segments *segments = packer->vswap->segments;
+	uint32_t loose, all;
+	uint32_t segment = usw_segments_coldest_loose(segments, &loose, &all);
+
+	if (!segment || (need == USW_PACK_COLD && loose <= all / USW_YOUNG_SHARE))
+		return 0;
+	usw_segments_header(segments, segment)->is_moving = true;
+	return segment;
+}
+
+/** What was in it has moved, or stays. */
+static void give_segment(struct usw_packer *packer, uint32_t segment)
+{
+	struct usw_segments *segments = packer->vswap->segments;
+
+	usw_segments_header(segments, segment)->is_moving = false;
+	atomic_store_explicit(&segments->some_empty, true, memory_order_relaxed);
+	usw_segments_reap(segments);
 }
 
 bool usw_pack_move_some(struct usw_packer *packer)
 {
-	struct usw_segments *segments = packer->vswap->segments;
 	uint32_t end = (uint32_t)usw_min(packer->count, packer->moved + USW_PACK_STEP_OBJECTS);
 
 	while (packer->moved < end) {
@@ -179,10 +216,8 @@ bool usw_pack_move_some(struct usw_packer *packer)
 	}
 	if (packer->moved < packer->count)
 		return true;
-	usw_segments_header(segments, packer->segment)->is_moving = false;
+	give_segment(packer, packer->segment);
 	packer->segment = 0;
-	atomic_store_explicit(&segments->some_empty, true, memory_order_relaxed);
-	usw_segments_reap(segments);
 	packer->after_ns = usw_now_ns() + USW_PACK_REST * packer->busy_ns;
 	atomic_store_explicit(&packer->stage, USW_PACK_IDLE, memory_order_relaxed);
 	return false;
@@ -190,17 +225,16 @@ bool usw_pack_move_some(struct usw_packer *packer)
 
 static void begin(struct usw_packer *packer, enum usw_pack_need need)
 {
-	struct usw_segments *segments = packer->vswap->segments;
-	uint32_t loose, all;
-	uint32_t segment = usw_segments_coldest_loose(segments, &loose, &all);
+	uint32_t segment = take_segment(packer, need);
 
-	if (!segment || (need == USW_PACK_COLD && loose <= all / USW_YOUNG_SHARE)) {
+	if (!segment) {
 		packer->after_ns = usw_now_ns() + USW_PACK_LOOK_NS;
 		return;
 	}
-	if (!start(packer))
+	if (!start(packer)) {
+		give_segment(packer, segment);
 		return;
-	usw_segments_header(segments, segment)->is_moving = true;
+	}
 	packer->segment = segment;
 	packer->moved = 0;
 	atomic_store_explicit(&packer->at, 0, memory_order_relaxed);
@@ -208,6 +242,13 @@ static void begin(struct usw_packer *packer, enum usw_pack_need need)
 	packer->seen_ns = usw_now_ns();
 	atomic_store_explicit(&packer->stage, USW_PACK_ASKED, memory_order_release);
 	usw_futex_wake(&packer->stage, 1);
+}
+
+/** What the owner has not packed yet stays as it is. */
+static void end_own(struct usw_packer *packer)
+{
+	give_segment(packer, packer->own.segment);
+	packer->own.segment = 0;
 }
 
 static bool is_due(const struct usw_packer *packer, enum usw_pack_need need)
@@ -221,12 +262,59 @@ bool usw_pack_step(struct usw_packer *packer, enum usw_pack_need need)
 {
 	uint32_t stage = atomic_load_explicit(&packer->stage, memory_order_acquire);
 
+	packer->need = need;
+	// Where no fault comes it would stay the owner's, and others wait for it.
+	if (need != USW_PACK_COLD && packer->own.segment)
+		end_own(packer);
 	if (stage == USW_PACK_DONE && usw_pack_move_some(packer))
 		return true;
 	if (atomic_load_explicit(&packer->stage, memory_order_relaxed) == USW_PACK_IDLE &&
 	    is_due(packer, need))
 		begin(packer, need);
 	return false;
+}
+
+static bool begin_own(struct usw_packer *packer)
+{
+	struct usw_pack_own *own = &packer->own;
+
+	if (packer->need == USW_PACK_NOT || packer->is_impossible || usw_now_ns() < own->after_ns)
+		return false;
+	if (!own->encoder && usw_dense_prepare() == 0)
+		own->encoder = usw_dense_encoder_create();
+	packer->is_impossible = !own->encoder;
+	own->segment = own->encoder ? take_segment(packer, packer->need) : 0;
+	own->index = 0;
+	if (!own->segment)
+		own->after_ns = usw_now_ns() + USW_PACK_LOOK_NS;
+	return own->segment;
+}
+
+bool usw_pack_one(struct usw_packer *packer)
+{
+	const struct usw_segments *segments = packer->vswap->segments;
+	struct usw_pack_own *own = &packer->own;
+	char packed[USW_PAGE_BYTES];
+	struct usw_object object;
+
+	if (!own->segment && !begin_own(packer))
+		return false;
+	uint32_t end = usw_segments_header(segments, own->segment)->object_count;
+	while (own->index < end) {
+		uint32_t index = own->index++;
+
+		if (!usw_segments_find(segments, own->segment, index, &object))
+			continue;
+		uint32_t length =
+			pack_object(packer, own->encoder, &object, packed, sizeof(packed));
+		if (move_as(packer, own->segment, index, object, packed, length)) {
+			own->index = end; // as in usw_pack_move_some()
+			packer->is_impossible = true;
+		}
+		return true;
+	}
+	end_own(packer);
+	return true;
 }
 
 bool usw_pack_is_hopeful(struct usw_packer *packer)

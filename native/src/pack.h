@@ -12,6 +12,9 @@
  * then moves the objects one by one as compaction does, some at a time, so that readers, releases
  * and forks go on as if nothing were.
  *
+ * Where faults never pause the thread gets little, and the owner waits awake: then it packs objects
+ * of another segment itself, one at a time.
+ *
  * Threads: the owner of the segments (the reclaim thread) begins and ends; `stage` says whose the
  * packer is.
  */
@@ -42,6 +45,20 @@ struct usw_packed {
 	uint16_t index;
 };
 
+enum usw_pack_need {
+	USW_PACK_NOT,
+	USW_PACK_COLD, /* what is cold: the youngest quarter of all segments stays as it is */
+	USW_PACK_ALL,  /* nothing else makes room: all that can be, without rest */
+};
+
+/** What the owner packs itself. */
+struct usw_pack_own {
+	struct usw_dense_encoder *encoder; /* NULL: none was needed yet */
+	uint32_t segment;                  /* 0: none */
+	uint32_t index;                    /* of the next object */
+	uint64_t after_ns;                 /* nothing is looked for before */
+};
+
 struct usw_packer {
 	struct usw_vswap *vswap;
 	uint64_t hash_seed;
@@ -56,6 +73,8 @@ struct usw_packer {
 	struct usw_dense_encoder *encoder;
 	char *bytes;                /* USW_SEGMENT_BYTES */
 	struct usw_packed *objects; /* USW_SEGMENT_OBJECTS */
+	struct usw_pack_own own;    /* owner */
+	enum usw_pack_need need;    /* as the owner was last told */
 	uint32_t segment;           /* 0: none */
 	uint32_t count;
 	uint32_t moved;      /* of them; owner */
@@ -73,12 +92,6 @@ void usw_packer_init(struct usw_packer *packer, struct usw_vswap *vswap, uint64_
 /** Ends the thread, which may be at work on an object. */
 void usw_packer_deinit(struct usw_packer *packer);
 
-enum usw_pack_need {
-	USW_PACK_NOT,
-	USW_PACK_COLD, /* what is cold: the youngest quarter of all segments stays as it is */
-	USW_PACK_ALL,  /* nothing else makes room: all that can be, without rest */
-};
-
 /**
  * Move some of what is packed, or begin with another segment. Owner only; never waits. True if it
  * has more to do, now.
@@ -90,6 +103,12 @@ bool usw_pack_step(struct usw_packer *packer, enum usw_pack_need need);
  * within the last second. Owner only.
  */
 bool usw_pack_is_hopeful(struct usw_packer *packer);
+
+/**
+ * Pack one object on this thread, of what usw_pack_step() was last told is needed: some 20 us, for an
+ * owner that would wait awake. False if there is none. Owner only.
+ */
+bool usw_pack_one(struct usw_packer *packer);
 
 /** What usw_pack_step() is made of, for tests, which pack on their own thread. */
 int usw_pack_prepare(struct usw_packer *packer);

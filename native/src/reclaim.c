@@ -293,7 +293,8 @@ static void stress(struct usw_session *session)
 /**
  * While faults come fast there will be work in some microseconds: wait for it awake. That keeps
  * this processor from halting, and the scheduler from moving a program that was just woken away
- * from the warm processor on which its fault was answered. True if there is work.
+ * from the warm processor on which its fault was answered. What is cold is packed meanwhile. True if
+ * there is work.
  */
 static bool spin_while_busy(struct usw_session *session)
 {
@@ -312,8 +313,9 @@ static bool spin_while_busy(struct usw_session *session)
 		if (now_ns - reclaim->accounted_ns > USW_ACCOUNT_NS ||
 		    usw_session_room(session) < atomic_load(&session->low_pages))
 			return true;
-		for (int i = 0; i < 50; i++)
-			usw_cpu_relax();
+		if (!usw_pack_one(&session->packer))
+			for (int i = 0; i < 50; i++)
+				usw_cpu_relax();
 		usw_priority_yield(); // also to what is compressed meanwhile
 	}
 }

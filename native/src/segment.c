@@ -560,6 +560,14 @@ static int32_t age_of(const struct usw_segments *segments, const struct usw_segm
 	return (int32_t)(segments->clock - atomic_load_explicit(&h->touched, memory_order_relaxed));
 }
 
+bool usw_segments_is_read(const struct usw_segments *segments, uint32_t segment, uint32_t faults)
+{
+	const struct usw_segment *h = header(segments, segment);
+
+	return atomic_load_explicit(&h->refaults, memory_order_relaxed) > 0 &&
+	       age_of(segments, h) < (int32_t)usw_min(faults, (uint32_t)INT32_MAX);
+}
+
 uint32_t usw_segments_coldest(const struct usw_segments *segments, uint32_t tier)
 {
 	uint32_t best = 0;

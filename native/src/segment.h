@@ -236,6 +236,9 @@ void usw_segments_reap(struct usw_segments *segments);
  */
 uint32_t usw_segments_emptiest(const struct usw_segments *segments);
 
+/** Whether a segment on a disk has been read less than so many faults ago. Owner only. */
+bool usw_segments_is_read(const struct usw_segments *segments, uint32_t segment, uint32_t faults);
+
 /**
  * The closed segment of a tier that has not been read for the longest time and is not being moved;
  * 0 if there is none. Those whose objects did not compress come before all others: in RAM they gain

@@ -15,6 +15,7 @@
 
 #include "ahead.h"
 #include "alarm.h"
+#include "balance.h"
 #include "equal.h"
 #include "pack.h"
 #include "request.h"
@@ -60,6 +61,7 @@ struct usw_fault_thread {
 	struct usw_followed followed;             /* whom it has followed last, of those below */
 	uint64_t followed_faults, followed_pages; /* answered and brought in ahead until then */
 	struct usw_counters counters __attribute__((aligned(64)));
+	_Atomic uint64_t near_faults, disk_ns; /* see balance.h */
 	struct usw_histogram latency;
 	char *page;   /* content on its way in */
 	char *zeros;  /* USW_HOLE_PAGES_MAX pages */
@@ -164,7 +166,8 @@ struct usw_session {
 	_Atomic uint64_t memory_limit_bytes;
 	_Atomic uint64_t resident_limit_bytes;
 	_Atomic int64_t limit_pages __attribute__((aligned(64))); /* in force now; set by reclaim */
-	_Atomic int64_t low_pages; /* with less room than this the reclaim thread has work */
+	_Atomic int64_t low_pages;    /* with less room than this the reclaim thread has work */
+	_Atomic uint32_t near_stamps; /* a page that left less than so long ago was near */
 	_Atomic int64_t resident_base;
 	_Atomic bool keep_copies; /* kept copies are affordable */
 	_Atomic bool let_pass;    /* nothing can be evicted: answer faults whatever the limit */
@@ -193,6 +196,7 @@ struct usw_session {
 	struct usw_requests requests;
 
 	struct usw_parking parking; /* reclaim thread */
+	struct usw_balance balance; /* reclaim thread */
 	bool is_demoting;           /* between the watermarks on the way down; reclaim thread */
 	uint64_t tight_since_ns;    /* RAM is tight since then; 0: it is not; reclaim thread */
 	uint64_t own_bytes;         /* the agent's own anonymous memory; reclaim thread */

@@ -15,7 +15,7 @@
 #include "compact.h"
 #include "pack.h"
 
-#define IDS 8192u
+#define IDS 32768u
 
 static struct usw_segments segments;
 static struct usw_vswap vswap;
@@ -62,6 +62,7 @@ static void begin(uint32_t closed, uint32_t capacity)
 	CHECK_EQ(usw_vswap_create(&vswap, &segments, 2 * IDS), 0);
 	usw_packer_init(&packer, &vswap, CHECK_SEED, on_done, NULL);
 	for (count = 0; segments.used_segments <= closed; count++) {
+		CHECK_THAT(count, <, IDS);
 		segments.clock = count;
 		store(count);
 	}
@@ -230,7 +231,7 @@ static void test_the_young_stay_as_they_are(void)
 {
 	uint32_t loose, all;
 
-	begin(8, 32);
+	begin(40, 128);
 	for (uint32_t i = 0; i < 100; i++)
 		CHECK(!usw_pack_step(&packer, USW_PACK_NOT));
 	CHECK(!packer.is_started);
@@ -239,12 +240,71 @@ static void test_the_young_stay_as_they_are(void)
 			usleep(100);
 		packer.after_ns = 0;
 		usw_segments_coldest_loose(&segments, &loose, &all);
-	} while (packer.segment || loose > all / 4);
+	} while (packer.segment || loose > all / 16);
+	CHECK(loose && loose == all / 16);
 	for (uint32_t i = 0; i < 100; i++)
 		CHECK(!usw_pack_step(&packer, USW_PACK_COLD) && !packer.segment);
 	usw_segments_check(&segments);
 	CHECK_EQ(codec_of(0), USW_CODEC_DENSE);
 	CHECK_THAT(codec_of(count - 2), !=, USW_CODEC_DENSE);
+	end();
+}
+
+/** The owner packs one object at a time, of a segment that is nobody else's. */
+static void test_the_owner_packs_itself(void)
+{
+	uint32_t loose, all, calls = 0;
+
+	begin(40, 128);
+	CHECK(!usw_pack_one(&packer)); // nothing was asked for
+	usw_pack_step(&packer, USW_PACK_COLD);
+	uint32_t threads = packer.segment;
+	CHECK(threads);
+	uint64_t live_before = segments.live_bytes;
+	CHECK(usw_pack_one(&packer));
+	CHECK(packer.own.segment && packer.own.segment != threads);
+	CHECK_THAT(segments.live_bytes, <, live_before);
+	usw_segments_check(&segments);
+	// What is released or released and made anew in the middle of a segment is left alone.
+	for (uint32_t i = 0; i < count; i += 3)
+		drop(i);
+	usw_vswap_collect(&vswap);
+	for (uint32_t i = 0; i < count; i += 3)
+		store(i);
+	do {
+		usw_pack_step(&packer, USW_PACK_COLD);
+		if (calls++ % 256 == 0)
+			usw_segments_check(&segments);
+		packer.own.after_ns = packer.after_ns = 0;
+		usw_segments_coldest_loose(&segments, &loose, &all);
+	} while (usw_pack_one(&packer) || packer.segment || loose > all / 16);
+	CHECK(!packer.own.segment);
+	usw_pack_step(&packer, USW_PACK_NOT);
+	CHECK(!usw_pack_one(&packer));
+	CHECK_EQ(codec_of(1), USW_CODEC_DENSE);
+	CHECK_EQ(codec_of(4), USW_CODEC_STORED);
+	end();
+
+	// In the middle of a segment, and where there is no segment to move to.
+	begin(40, 128);
+	usw_pack_step(&packer, USW_PACK_COLD);
+	for (uint32_t i = 0; i < 100; i++)
+		CHECK(usw_pack_one(&packer));
+	end();
+	begin(40, 128);
+	usw_pack_step(&packer, USW_PACK_COLD);
+	CHECK(usw_pack_one(&packer));
+	uint32_t taken = packer.own.segment;
+	usw_pack_step(&packer, USW_PACK_COLD);
+	CHECK_EQ(packer.own.segment, taken);
+	usw_pack_step(&packer, USW_PACK_NOT);
+	CHECK(!packer.own.segment && !usw_segments_header(&segments, taken)->is_moving);
+	end();
+	begin(2, 4);
+	packer.need = USW_PACK_ALL;
+	CHECK(usw_pack_one(&packer));
+	CHECK(usw_pack_one(&packer) && !packer.own.segment);
+	CHECK(packer.is_impossible && !usw_pack_one(&packer));
 	end();
 }
 
@@ -312,6 +372,7 @@ int main(void)
 	test_damage_is_not_hidden();
 	test_no_segment_to_move_to();
 	test_the_young_stay_as_they_are();
+	test_the_owner_packs_itself();
 	test_it_ends_at_any_time();
 	test_anything_can_be_read();
 	return 0;

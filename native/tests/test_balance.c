@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: MIT
+
+/**
+ * @file
+ * Goal: the share of what is stored moves to where it saves more time, within its bounds, and not
+ * without evidence.
+ * Method: faults of workloads that are known, told a step at a time.
+ */
+
+#include "balance.h"
+#include "check.h"
+
+#define MEMORY (UINT64_C(1) << 30)
+#define HALF (USW_BALANCE_PARTS / 2)
+
+static struct usw_balance balance;
+static struct usw_balance_seen seen;
+static uint64_t now_ns;
+
+static void begin(uint64_t memory_bytes)
+{
+	usw_balance_init(&balance);
+	seen = (struct usw_balance_seen){.memory_bytes = memory_bytes};
+	now_ns = 1000000000;
+}
+
+/** Some faults of each kind, and a look, `steps` times. Returns the share then. */
+static uint32_t go(uint32_t steps, uint32_t near_faults, uint32_t disk_faults, uint64_t each_ns)
+{
+	for (uint32_t i = 0; i < steps; i++) {
+		seen.near_faults += near_faults;
+		seen.disk_faults += disk_faults;
+		seen.disk_ns += disk_faults * each_ns;
+		now_ns += 200000000;
+		usw_balance_look(&balance, &seen, now_ns);
+	}
+	return balance.stored_parts;
+}
+
+static void test_it_moves_to_where_it_saves_more(void)
+{
+	// Uniform accesses: one of sixteen would be near, a third of what is out is on the disk.
+	begin(MEMORY);
+	seen.disk_bytes = MEMORY / 2;
+	CHECK_EQ(go(1, 60, 500, 90000), HALF + 1);
+	CHECK_EQ(go(100, 60, 500, 90000), USW_BALANCE_PARTS / 16 * 13);
+	// A working set that nearly fits: what has left is wanted back at once.
+	CHECK_EQ(go(1, 1000, 100, 60000), USW_BALANCE_PARTS / 16 * 13 - 1);
+	CHECK_EQ(go(100, 1000, 100, 60000), USW_BALANCE_PARTS / 8);
+	// Nobody reads what is on the disk.
+	begin(MEMORY);
+	seen.disk_bytes = MEMORY * 8;
+	CHECK_EQ(go(1, 100, 0, 0), HALF - 1);
+}
+
+static void test_what_a_disk_costs_counts(void)
+{
+	// So much that it weighs the same, then a little more or less of it.
+	begin(MEMORY);
+	seen.disk_bytes = MEMORY / 4;
+	CHECK_EQ(go(20, 100, 100, 100000), HALF);
+	CHECK_EQ(go(1, 100, 100, 150000), HALF + 1);
+	CHECK_EQ(go(1, 100, 100, 70000), HALF);
+	// All wait for it together, so that each waits for less time than a fault on RAM takes.
+	CHECK_EQ(go(1, 100, 1000, 10000), HALF - 1);
+	// A disk that takes ten milliseconds, though hardly any of it would be saved.
+	seen.disk_bytes = MEMORY * 4;
+	CHECK_EQ(go(1, 100, 100, 10000000), HALF);
+	// More than all of it would not be saved, whatever there is.
+	seen.disk_bytes = 0;
+	CHECK_EQ(go(10, 1000, 100, 100000), HALF - 10);
+}
+
+static void test_it_waits_for_evidence(void)
+{
+	begin(MEMORY);
+	CHECK_EQ(go(10, 1, 1, 1000000), HALF); // 20 faults: they count until there are enough
+	CHECK_EQ(go(22, 1, 1, 1000000), HALF + 1);
+	CHECK_EQ(go(1, 0, 0, 0), HALF + 1);
+	begin(MEMORY);
+	go(1, 0, 1000, 1000000);
+	seen.disk_faults += 1000;
+	seen.disk_ns += 1000000000;
+	usw_balance_look(&balance, &seen, now_ns + 1000); // too early
+	CHECK_EQ(balance.stored_parts, HALF + 1);
+}
+
+static void test_a_small_budget_keeps_something_resident(void)
+{
+	begin(MEMORY);
+	go(100, 0, 1000, 1000000);
+	CHECK_EQ(usw_balance_stored_bytes(&balance, MEMORY), MEMORY / 16 * 13);
+	CHECK_EQ(usw_balance_stored_bytes(&balance, UINT64_C(64) << 20), UINT64_C(48) << 20);
+	CHECK_EQ(usw_balance_stored_bytes(&balance, UINT64_C(8) << 20), UINT64_C(4) << 20);
+	CHECK_EQ(usw_balance_stored_bytes(&balance, 0), 0);
+	go(100, 1000, 0, 0);
+	CHECK_EQ(usw_balance_stored_bytes(&balance, MEMORY), MEMORY / 8);
+}
+
+int main(void)
+{
+	check_start(10);
+	test_it_moves_to_where_it_saves_more();
+	test_what_a_disk_costs_counts();
+	test_it_waits_for_evidence();
+	test_a_small_budget_keeps_something_resident();
+	return 0;
+}
