@@ -47,7 +47,7 @@ struct usw_packed {
 
 enum usw_pack_need {
 	USW_PACK_NOT,
-	USW_PACK_COLD, /* what is cold: the youngest quarter of all segments stays as it is */
+	USW_PACK_COLD, /* what is cold: the youngest segments stay as they are */
 	USW_PACK_ALL,  /* nothing else makes room: all that can be, without rest */
 };
 
