@@ -87,7 +87,7 @@ def test_lives_are_never_disturbed(programs: Programs, uffdswap_run: RunFunction
             [programs(program), check, limit, seed], resident=limit, stress=stress, timeout=180
         )
         if outcome.returncode != 77:
-            outcome.require_ok(paged=True)
+            outcome.require_ok(paged=True, may_vanish=check.startswith("guards"))
 
 
 def test_mixed_programs_share_a_session(
