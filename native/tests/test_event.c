@@ -121,6 +121,13 @@ static void unmap(struct usw_target *target, uint64_t start, uint64_t count)
 	say(target, UFFD_EVENT_UNMAP, start, count);
 }
 
+/** The kernel tells of a move, and then that what has moved is not in the old place any more. */
+static void say_moved(struct usw_target *target, uint64_t from, uint64_t to, uint64_t count)
+{
+	remap(target, from, to, count);
+	unmap(target, from, count);
+}
+
 static void test_remap_of_a_part_that_was_never_evicted_from(void)
 {
 	struct usw_target *target = start();
@@ -153,8 +160,7 @@ static void test_remap_over_what_was_evicted(void)
 	evict(target, 0, 2);
 	evict(target, 8, 8);
 	unmap(target, BASE + PAGES(8), 4);
-	remap(target, BASE, BASE + PAGES(8), 4);
-	unmap(target, BASE, 4);
+	say_moved(target, BASE, BASE + PAGES(8), 4);
 	check_evicted(target, BASE, 8, 0, 0);
 	check_evicted(target, BASE + PAGES(8), 4, 0, 2);
 	check_evicted(target, BASE + PAGES(12), 4, 0, 4);
@@ -211,12 +217,10 @@ static void test_a_move_waits_for_the_one_that_has_made_room(void)
 
 	evict(target, 32, 4);
 	CHECK(usw_ranges_add(&target->registered, OTHER, OTHER + PAGES(4)));
-	remap(target, BASE + PAGES(16), BASE, 4);
-	unmap(target, BASE + PAGES(16), 4);
+	say_moved(target, BASE + PAGES(16), BASE, 4);
 	CHECK(atomic_load(&target->events_pending));
 	unmap(target, OTHER, 4);
-	remap(target, BASE, OTHER, 4);
-	unmap(target, BASE, 4);
+	say_moved(target, BASE, OTHER, 4);
 	check_evicted(target, BASE + PAGES(32), 4, 0, 4);
 	check_two(target);
 }
@@ -225,8 +229,7 @@ static void test_a_move_waits_for_what_was_unmapped(void)
 {
 	struct usw_target *target = start_two();
 
-	remap(target, BASE + PAGES(16), BASE, 4);
-	unmap(target, BASE + PAGES(16), 4);
+	say_moved(target, BASE + PAGES(16), BASE, 4);
 	CHECK(is_evicted(target, BASE + PAGES(16)));
 	unmap(target, BASE, 4);
 	CHECK(!atomic_load(&target->events_pending));
@@ -268,12 +271,10 @@ static void move_on(bool is_of_before)
 		memset((void *)(uintptr_t)(third + PAGES(1)), 1, PAGES(2));
 	evict_at(target, first, 4);
 	evict_at(target, third, 2);
-	remap(target, first, second, 4);
-	unmap(target, first, 4);
+	say_moved(target, first, second, 4);
 	check_evicted(target, second, 4, 0, 4);
 	unmap(target, third, 4);
-	remap(target, second, third, 4);
-	unmap(target, second, 4);
+	say_moved(target, second, third, 4);
 	CHECK_EQ(target->told_count, 0);
 	check_evicted(target, second, 4, 0, is_of_before ? 4 : 0);
 	check_evicted(target, third, 4, 0, is_of_before ? 0 : 4);
@@ -375,8 +376,7 @@ static void fork_then_move(bool child_has_moved)
 	evict_at(target, to, 2); // this makes room
 	fork_with(target, (void *)(uintptr_t)(child_has_moved ? to : from), 4);
 	unmap(target, to, 4);
-	remap(target, from, to, 4);
-	unmap(target, from, 4);
+	say_moved(target, from, to, 4);
 	check_evicted(target, from, 4, 0, 4); // the fork is not followed, so nothing is
 	CHECK(atomic_load(&target->events_pending));
 	usw_event_conclude(target);
@@ -418,8 +418,7 @@ static void fork_without(bool is_registered)
 		CHECK_EQ(munmap((void *)(uintptr_t)to, PAGES(4)), 0);
 	}
 	unmap(target, to, 4);
-	remap(target, from, to, 4);
-	unmap(target, from, 4);
+	say_moved(target, from, to, 4);
 	end_with_child_of_before(target, from, to);
 	munmap(places, PAGES(12));
 }
@@ -434,8 +433,7 @@ static void fork_before_it_was_registered(void)
 	evict_at(target, to, 4);
 	fork_with(target, (void *)(uintptr_t)to, 4);
 	unmap(target, to, 4);
-	remap(target, from, to, 4);
-	unmap(target, from, 4);
+	say_moved(target, from, to, 4);
 	usw_event_conclude(target);
 	check_evicted(target, to, 4, 0, 0);
 	struct usw_target *child = take_child(target);
@@ -455,11 +453,9 @@ static void fork_before_a_chain_of_moves(void)
 	evict_at(target, over, 2);
 	fork_with(target, places, 8);
 	CHECK_EQ(munmap((void *)(uintptr_t)by_way_of, PAGES(4)), 0);
-	remap(target, from, by_way_of, 4);
-	unmap(target, from, 4);
+	say_moved(target, from, by_way_of, 4);
 	unmap(target, over, 4);
-	remap(target, by_way_of, over, 4);
-	unmap(target, by_way_of, 4);
+	say_moved(target, by_way_of, over, 4);
 	end_with_child_of_before(target, from, over);
 	munmap(places, PAGES(12));
 }
@@ -474,10 +470,8 @@ static void fork_before_moves_to_free_places(void)
 	evict_at(target, from, 4);
 	fork_with(target, places, 4);
 	CHECK_EQ(munmap((void *)(uintptr_t)by_way_of, PAGES(8)), 0);
-	remap(target, from, by_way_of, 4);
-	unmap(target, from, 4);
-	remap(target, by_way_of, last, 4);
-	unmap(target, by_way_of, 4);
+	say_moved(target, from, by_way_of, 4);
+	say_moved(target, by_way_of, last, 4);
 	usw_event_conclude(target);
 	check_evicted(target, from, 12, 8, 12);
 	struct usw_target *child = take_child(target);
@@ -497,10 +491,8 @@ static void fork_before_two_moves(void)
 	evict_at(target, over, 2);
 	fork_with(target, places, 8);
 	unmap(target, over, 4);
-	remap(target, from, over, 4);
-	unmap(target, from, 4);
-	remap(target, next, from, 4);
-	unmap(target, next, 4);
+	say_moved(target, from, over, 4);
+	say_moved(target, next, from, 4);
 	end_with_child_of_before(target, from, over);
 	munmap(places, PAGES(12));
 }
