@@ -181,13 +181,13 @@ static int move_packed(struct usw_packer *packer, const struct usw_packed *packe
 }
 
 /** The coldest segment that is worth it, nobody else's from now on; 0: there is none. */
-static uint32_t take_segment(struct usw_packer *packer, enum usw_pack_need need)
+static uint32_t take_segment(struct usw_packer *packer)
 {
 	struct usw_segments *segments = packer->vswap->segments;
 	uint32_t loose, all;
 	uint32_t segment = usw_segments_coldest_loose(segments, &loose, &all);
 
-	if (!segment || (need == USW_PACK_COLD && loose <= all / USW_YOUNG_SHARE))
+	if (!segment || (packer->need == USW_PACK_COLD && loose <= all / USW_YOUNG_SHARE))
 		return 0;
 	usw_segments_header(segments, segment)->is_moving = true;
 	return segment;
@@ -223,9 +223,9 @@ bool usw_pack_move_some(struct usw_packer *packer)
 	return false;
 }
 
-static void begin(struct usw_packer *packer, enum usw_pack_need need)
+static void begin(struct usw_packer *packer)
 {
-	uint32_t segment = take_segment(packer, need);
+	uint32_t segment = take_segment(packer);
 
 	if (!segment) {
 		packer->after_ns = usw_now_ns() + USW_PACK_LOOK_NS;
@@ -251,11 +251,11 @@ static void end_own(struct usw_packer *packer)
 	packer->own.segment = 0;
 }
 
-static bool is_due(const struct usw_packer *packer, enum usw_pack_need need)
+static bool is_due(const struct usw_packer *packer)
 {
 	return !packer->is_impossible &&
-	       (need == USW_PACK_ALL ||
-		(need == USW_PACK_COLD && usw_now_ns() >= packer->after_ns));
+	       (packer->need == USW_PACK_ALL ||
+		(packer->need == USW_PACK_COLD && usw_now_ns() >= packer->after_ns));
 }
 
 bool usw_pack_step(struct usw_packer *packer, enum usw_pack_need need)
@@ -269,8 +269,8 @@ bool usw_pack_step(struct usw_packer *packer, enum usw_pack_need need)
 	if (stage == USW_PACK_DONE && usw_pack_move_some(packer))
 		return true;
 	if (atomic_load_explicit(&packer->stage, memory_order_relaxed) == USW_PACK_IDLE &&
-	    is_due(packer, need))
-		begin(packer, need);
+	    is_due(packer))
+		begin(packer);
 	return false;
 }
 
@@ -283,7 +283,7 @@ static bool begin_own(struct usw_packer *packer)
 	if (!own->encoder && usw_dense_prepare() == 0)
 		own->encoder = usw_dense_encoder_create();
 	packer->is_impossible = !own->encoder;
-	own->segment = own->encoder ? take_segment(packer, packer->need) : 0;
+	own->segment = own->encoder ? take_segment(packer) : 0;
 	own->index = 0;
 	if (!own->segment)
 		own->after_ns = usw_now_ns() + USW_PACK_LOOK_NS;

@@ -284,6 +284,7 @@ def test_a_limit_full_of_pinned_memory_is_told_of(
     late = {"freeze_ms": freeze_ms, "freeze_only": "uffdswap-reclai"}
     with holding(start_session, PINNED, **late) as session:
         session.wait_for_error("the program crawls")
+        assert session.errors().count("cannot leave") == 1, session.errors()
         assert "full of what cannot leave" in session.errors(), session.errors()
         assert "below what cannot leave" not in session.errors(), session.errors()
         session.send_line()
