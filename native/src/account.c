@@ -76,12 +76,6 @@ static void set_limit(struct usw_session *session, uint64_t ram_bytes)
 				    : usw_max(limit / USW_PAGE_BYTES, USW_FLOOR_PAGES);
 	atomic_store(&session->limit_pages, (int64_t)limit);
 	atomic_store(&session->low_pages, usw_account_reserve_pages(session) / 2);
-	atomic_store(&session->near_stamps,
-		     memory == UINT64_MAX
-			     ? 0
-			     : (uint32_t)usw_min(memory / USW_NEAR_SHARE / USW_PAGE_BYTES >>
-							 USW_STAMP_SHIFT,
-						 (uint64_t)USW_STAMP_MASK));
 
 	uint64_t resident = (uint64_t)atomic_load(&session->resident_base) * USW_PAGE_BYTES;
 	atomic_store(&session->keep_copies,

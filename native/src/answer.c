@@ -102,8 +102,7 @@ void usw_answer_count_touch(struct usw_fault_thread *thread, struct usw_target *
 	uint32_t distance = usw_page_age(now, usw_session_stamp(session));
 
 	usw_count(target, faults, 1);
-	if (!on_disk &&
-	    distance < atomic_load_explicit(&session->near_stamps, memory_order_relaxed))
+	if (!on_disk && distance < usw_session_near_stamps(session))
 		usw_count(thread, near_faults, 1);
 	if (distance <= usw_session_limit_stamps(session))
 		usw_count(target, refaults, 1);

@@ -69,11 +69,9 @@ bool usw_content_is_on_disk(const struct usw_session *session, uint32_t id,
 	       find_on_disk(session, word, ret_place);
 }
 
-/** What is read is warm: it goes to a disk after what is not. */
-static void touch(const struct usw_session *session, uint64_t word)
+void usw_content_touch(const struct usw_session *session, uint32_t segment)
 {
-	struct usw_segment *h =
-		usw_segments_header(&session->segments, usw_place_group(usw_word_place(word)));
+	struct usw_segment *h = usw_segments_header(&session->segments, segment);
 	uint32_t clock = atomic_load_explicit(&session->fault_clock, memory_order_relaxed);
 
 	atomic_store_explicit(&h->touched, clock, memory_order_relaxed);
@@ -117,7 +115,7 @@ int usw_content_load(const struct usw_session *session, uint32_t id, void *page,
 					return -EREMOTE;
 				break;
 			}
-			touch(session, word);
+			usw_content_touch(session, usw_place_group(usw_word_place(word)));
 			__attribute__((fallthrough));
 		case USW_BACKEND_MEMORY:
 			if (read_place(session, word, page) &&

@@ -29,6 +29,9 @@ struct usw_disk_place {
 int usw_content_load(const struct usw_session *session, uint32_t id, void *page,
 		     enum usw_backend *ret, struct usw_disk_place *ret_place);
 
+/** A segment has been read of, and is warm: it goes to a disk after those that are not. */
+void usw_content_touch(const struct usw_session *session, uint32_t segment);
+
 /** Have the processor fetch the object of an ID, if it is in RAM, while other work is done. */
 void usw_content_prefetch(const struct usw_session *session, uint32_t id);
 

@@ -183,10 +183,7 @@ static void end_read(struct usw_fault_thread *thread, struct usw_disk_read *read
 	if (!read->is_ahead) {
 		usw_fault_finish(thread, &read->fault, verdict);
 		atomic_fetch_add_explicit(&h->refaults, 1, memory_order_relaxed);
-		atomic_store_explicit(&h->touched,
-				      atomic_load_explicit(&thread->session->fault_clock,
-							   memory_order_relaxed),
-				      memory_order_relaxed);
+		usw_content_touch(thread->session, read->place.segment);
 	}
 	usw_diskfault_done(thread->disk, read);
 }

@@ -127,6 +127,12 @@ static inline uint64_t usw_page_without_id(uint64_t word)
 	return word & ~((uint64_t)UINT32_MAX << 8);
 }
 
+/** How long it takes until so many pages have come in, in stamps. */
+static inline uint32_t usw_stamps_of(uint64_t pages)
+{
+	return (uint32_t)usw_min(pages >> USW_STAMP_SHIFT, (uint64_t)USW_STAMP_MASK);
+}
+
 /** How long ago its stamp was made, in stamps. */
 static inline uint32_t usw_page_age(uint64_t word, uint32_t stamp)
 {

@@ -565,7 +565,7 @@ bool usw_segments_is_read(const struct usw_segments *segments, uint32_t segment,
 	const struct usw_segment *h = header(segments, segment);
 
 	return atomic_load_explicit(&h->refaults, memory_order_relaxed) > 0 &&
-	       age_of(segments, h) < (int32_t)usw_min(faults, (uint32_t)INT32_MAX);
+	       age_of(segments, h) < (int32_t)faults;
 }
 
 uint32_t usw_segments_coldest(const struct usw_segments *segments, uint32_t tier)

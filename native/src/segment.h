@@ -236,7 +236,7 @@ void usw_segments_reap(struct usw_segments *segments);
  */
 uint32_t usw_segments_emptiest(const struct usw_segments *segments);
 
-/** Whether a segment on a disk has been read less than so many faults ago. Owner only. */
+/** Whether a segment on a disk has been read less than `faults` (to INT32_MAX) ago. Owner only. */
 bool usw_segments_is_read(const struct usw_segments *segments, uint32_t segment, uint32_t faults);
 
 /**

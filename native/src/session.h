@@ -163,11 +163,10 @@ struct usw_session {
 	struct usw_packer packer; /* reclaim thread */
 	struct usw_ahead ahead;   /* reclaim thread */
 
-	_Atomic uint64_t memory_limit_bytes;
+	_Atomic uint64_t memory_limit_bytes __attribute__((aligned(64)));
 	_Atomic uint64_t resident_limit_bytes;
-	_Atomic int64_t limit_pages __attribute__((aligned(64))); /* in force now; set by reclaim */
-	_Atomic int64_t low_pages;    /* with less room than this the reclaim thread has work */
-	_Atomic uint32_t near_stamps; /* a page that left less than so long ago was near */
+	_Atomic int64_t limit_pages; /* in force now; set by reclaim */
+	_Atomic int64_t low_pages;   /* with less room than this the reclaim thread has work */
 	_Atomic int64_t resident_base;
 	_Atomic bool keep_copies; /* kept copies are affordable */
 	_Atomic bool let_pass;    /* nothing can be evicted: answer faults whatever the limit */
@@ -221,7 +220,15 @@ static inline uint32_t usw_session_limit_stamps(const struct usw_session *sessio
 {
 	int64_t pages = atomic_load_explicit(&session->limit_pages, memory_order_relaxed);
 
-	return (uint32_t)usw_min((uint64_t)pages >> USW_STAMP_SHIFT, USW_STAMP_MASK);
+	return usw_stamps_of((uint64_t)pages);
+}
+
+/** A page that left less than so many stamps ago was near: see balance.h. 0: there is no budget. */
+static inline uint32_t usw_session_near_stamps(const struct usw_session *session)
+{
+	uint64_t memory = atomic_load_explicit(&session->memory_limit_bytes, memory_order_relaxed);
+
+	return memory == UINT64_MAX ? 0 : usw_stamps_of(memory / USW_NEAR_SHARE / USW_PAGE_BYTES);
 }
 
 /** Resident pages, as far as is known. */

@@ -117,6 +117,10 @@ bool usw_content_is_on_disk(UNUSED const struct usw_session *s, UNUSED uint32_t 
 	return true;
 }
 
+void usw_content_touch(UNUSED const struct usw_session *s, UNUSED uint32_t segment)
+{
+}
+
 void usw_answer_count_touch(UNUSED struct usw_fault_thread *t, UNUSED struct usw_target *u,
 			    UNUSED uint64_t now, UNUSED bool on_disk)
 {
