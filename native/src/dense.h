@@ -4,8 +4,9 @@
  * @file
  * The denser codec: a filter, then zstd. For objects that have not been asked for in a long time.
  *
- * It takes two thirds of the bytes of LZ4 (docs/internals/codec.md), two to three times as long to
- * compress, and 3 us longer to read. A decoder needs 160 KiB, so there are a few for the whole
+ * It takes two thirds of the bytes of LZ4 (docs/internals/codec.md), and half of them where a dictionary
+ * serves (dictionary.h); two to three times as long to compress, and 2 to 3 us longer to read. What
+ * serves the pages of late is found by trying both on some. A decoder needs 160 KiB, so there are a few for the whole
  * process, made before the first dense object, and a reader takes one that nobody uses: to read a
  * page needs no memory that might not be there.
  *
@@ -26,6 +27,12 @@ int usw_dense_prepare(void);
 struct usw_dense_encoder *usw_dense_encoder_create(void);
 /** NULL is fine. */
 void usw_dense_encoder_destroy(struct usw_dense_encoder *encoder);
+
+/** Have a dictionary from now on; 0: none, if it never had one. */
+void usw_dense_encoder_use(struct usw_dense_encoder *encoder, uint32_t dictionary);
+
+/** True if the dictionary that it has makes the pages of late shorter. */
+bool usw_dense_encoder_is_served(const struct usw_dense_encoder *encoder);
 
 /**
  * Compress a page through a filter into buffer, of limit_bytes. Returns the object's length; 0: it

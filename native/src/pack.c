@@ -9,6 +9,7 @@
 #include <stdlib.h>
 
 #include "compact.h"
+#include "dictionary.h"
 #include "futex.h"
 #include "pack.h"
 #include "priority.h"
@@ -23,8 +24,60 @@
 #define USW_PACK_HOPE_NS 1000000000u
 /* What is not shorter by one part in so many is not worth more time to read. */
 #define USW_DENSE_WORTH_SHARE 8u
+/* Segments between two dictionaries, at first; as many again each time. */
+#define USW_RENEWAL_INTERVAL 4u
 
 // --- The thread ---------------------------------------------------------------------------------
+
+static enum usw_filter filter_of(const struct usw_object *object)
+{
+	return (enum usw_filter)(object->codec - USW_CODEC_LZ4);
+}
+
+static bool is_loose(const struct usw_object *object)
+{
+	return object->codec != USW_CODEC_DENSE && object->codec != USW_CODEC_STORED;
+}
+
+/** Pages of the segment as the encoder will see them, spread over it. Returns how many. */
+static uint32_t take_samples(const struct usw_packer *packer, char *pages)
+{
+	const struct usw_segments *segments = packer->vswap->segments;
+	uint32_t end = usw_segments_header(segments, packer->segment)->object_count;
+	uint32_t step = end / USW_DICTIONARY_PAGES + 1;
+	uint32_t count = 0;
+
+	for (uint32_t index = 0; index < end; index += step) {
+		_Alignas(16) char page[USW_PAGE_BYTES];
+		struct usw_object object;
+
+		if (usw_segments_find(segments, packer->segment, index, &object) &&
+		    is_loose(&object) &&
+		    !usw_codec_decompress(object.codec, object.bytes, object.length_bytes, page))
+			usw_filter_apply(filter_of(&object), page,
+					 pages + (size_t)count++ * USW_PAGE_BYTES);
+	}
+	return count;
+}
+
+/** Make a dictionary of the segment if there is none, or none that serves; more and more rarely. */
+static void renew_dictionary(struct usw_packer *packer)
+{
+	if (usw_dense_encoder_is_served(packer->encoder))
+		return;
+	if (packer->until_renewal) {
+		packer->until_renewal--;
+		return;
+	}
+	char *pages = malloc((size_t)USW_DICTIONARY_PAGES * USW_PAGE_BYTES);
+	uint32_t number = pages ? usw_dictionary_make(pages, take_samples(packer, pages)) : 0;
+
+	free(pages);
+	if (number)
+		atomic_store_explicit(&packer->dictionary, number, memory_order_release);
+	packer->until_renewal = packer->renewal_interval;
+	packer->renewal_interval *= 2;
+}
 
 /**
  * Compress one object again. Returns its length, 0 if it is to stay as it is: also if it is not what
@@ -36,15 +89,15 @@ static uint32_t pack_object(const struct usw_packer *packer, struct usw_dense_en
 	_Alignas(16) char page[USW_PAGE_BYTES];
 	uint32_t worth = object->length_bytes - object->length_bytes / USW_DENSE_WORTH_SHARE;
 
-	if (object->codec == USW_CODEC_DENSE || object->codec == USW_CODEC_STORED ||
-	    worth > room_bytes ||
+	if (!is_loose(object) || worth > room_bytes ||
 	    usw_codec_decompress(object->codec, object->bytes, object->length_bytes, page) ||
 	    usw_codec_hash(page, packer->hash_seed) !=
 		    usw_vswap_hash(packer->vswap, object->owner_id))
 		return 0;
+	usw_dense_encoder_use(encoder,
+			      atomic_load_explicit(&packer->dictionary, memory_order_acquire));
 	// The filter that served it best with LZ4.
-	return usw_dense_compress(encoder, (enum usw_filter)(object->codec - USW_CODEC_LZ4), page,
-				  packed, worth);
+	return usw_dense_compress(encoder, filter_of(object), page, packed, worth);
 }
 
 void usw_pack_segment(struct usw_packer *packer)
@@ -54,6 +107,7 @@ void usw_pack_segment(struct usw_packer *packer)
 	uint64_t start_ns = usw_processor_ns();
 	uint32_t at = 0;
 
+	renew_dictionary(packer);
 	packer->count = 0;
 	for (uint32_t index = 0; index < end && !atomic_load(&packer->stopping); index++) {
 		struct usw_object object;
@@ -101,7 +155,12 @@ void usw_packer_init(struct usw_packer *packer, struct usw_vswap *vswap, uint64_
 		     void (*done)(void *context), void *context)
 {
 	*packer = (struct usw_packer){
-		.vswap = vswap, .hash_seed = hash_seed, .done = done, .context = context};
+		.vswap = vswap,
+		.hash_seed = hash_seed,
+		.done = done,
+		.context = context,
+		.renewal_interval = USW_RENEWAL_INTERVAL,
+	};
 }
 
 void usw_packer_deinit(struct usw_packer *packer)

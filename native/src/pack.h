@@ -12,6 +12,9 @@
  * then moves the objects one by one as compaction does, some at a time, so that readers, releases
  * and forks go on as if nothing were.
  *
+ * Before its first segment the thread makes a dictionary of pages in it, and later another if the
+ * last one does not serve the pages that have come since.
+ *
  * Where faults never pause the thread gets little, and the owner waits awake: then it packs objects
  * of another segment itself, one at a time.
  *
@@ -71,11 +74,14 @@ struct usw_packer {
 	_Atomic bool stopping;
 	_Atomic uint32_t stage; /* enum usw_pack_stage; futex */
 	struct usw_dense_encoder *encoder;
-	char *bytes;                /* USW_SEGMENT_BYTES */
-	struct usw_packed *objects; /* USW_SEGMENT_OBJECTS */
-	struct usw_pack_own own;    /* owner */
-	enum usw_pack_need need;    /* as the owner was last told */
-	uint32_t segment;           /* 0: none */
+	_Atomic uint32_t dictionary; /* its number (dictionary.h), 0: none yet; made by the thread */
+	uint32_t until_renewal;      /* segments before another is made; thread */
+	uint32_t renewal_interval;   /* the next time; thread */
+	char *bytes;                 /* USW_SEGMENT_BYTES */
+	struct usw_packed *objects;  /* USW_SEGMENT_OBJECTS */
+	struct usw_pack_own own;     /* owner */
+	enum usw_pack_need need;     /* as the owner was last told */
+	uint32_t segment;            /* 0: none */
 	uint32_t count;
 	uint32_t moved;      /* of them; owner */
 	uint64_t busy_ns;    /* of processor time, for the last segment */

@@ -141,6 +141,23 @@ static inline void check_fill(void *page, enum check_kind kind, uint64_t seed)
 	}
 }
 
+/**
+ * A page of made-up words, of the 64 of a vocabulary (from 1 on): each is anywhere, so that a page alone
+ * says little of the next.
+ */
+__attribute__((unused)) static void check_fill_words(char *page, uint64_t vocabulary, uint64_t seed)
+{
+	uint64_t state = seed * 2 + 1;
+
+	for (size_t at = 0; at < 4096;) {
+		uint64_t word = vocabulary * 64 + check_random(&state) % 64;
+		uint64_t length = 6 + check_random(&word) % 11;
+
+		for (size_t i = 0; i <= length && at < 4096; i++)
+			page[at++] = i < length ? (char)('a' + check_random(&word) % 26) : ' ';
+	}
+}
+
 enum check_read {
 	CHECK_READ_RIGHT,   /* the page holds what the hash says */
 	CHECK_READ_CORRUPT, /* the content is there, and it is wrong */

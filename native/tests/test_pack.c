@@ -20,6 +20,7 @@
 static struct usw_segments segments;
 static struct usw_vswap vswap;
 static struct usw_packer packer;
+static uint64_t vocabulary; /* pages are of its words; 0: of all kinds, as in kind_of() */
 static uint32_t ids[IDS];
 static uint32_t count;
 
@@ -36,6 +37,14 @@ static enum check_kind kind_of(uint32_t number)
 	return kinds[number % 5];
 }
 
+static void fill(char *page, uint32_t number)
+{
+	if (vocabulary)
+		check_fill_words(page, vocabulary, number);
+	else
+		check_fill(page, kind_of(number), number);
+}
+
 static void store(uint32_t number)
 {
 	char page[USW_PAGE_BYTES];
@@ -43,7 +52,7 @@ static void store(uint32_t number)
 	enum usw_codec codec;
 	uint64_t place;
 
-	check_fill(page, kind_of(number), number);
+	fill(page, number);
 	CHECK_EQ(usw_vswap_alloc(&vswap, USW_BACKEND_MEMORY, 0, usw_codec_hash(page, CHECK_SEED),
 				 &ids[number]),
 		 0);
@@ -82,7 +91,7 @@ static void check_page(uint32_t number)
 
 	if (!ids[number])
 		return;
-	check_fill(wanted, kind_of(number), number);
+	fill(wanted, number);
 	CHECK_EQ(check_read(&vswap, NULL, ids[number], page), CHECK_READ_RIGHT);
 	CHECK(memcmp(page, wanted, USW_PAGE_BYTES) == 0);
 }
@@ -121,6 +130,15 @@ static void pack(uint32_t segment)
 	packer.segment = segment;
 	packer.moved = 0;
 	usw_pack_segment(&packer);
+}
+
+static void pack_coldest(void)
+{
+	uint32_t loose, all;
+	uint32_t segment = usw_segments_coldest_loose(&segments, &loose, &all);
+
+	CHECK(segment);
+	pack(segment);
 }
 
 static void move_all(void)
@@ -308,6 +326,39 @@ static void test_the_owner_packs_itself(void)
 	end();
 }
 
+/** A dictionary before the first segment, and others while the last one does not serve. */
+static void test_dictionaries_follow_what_comes(void)
+{
+	vocabulary = 1;
+	begin(30, 128);
+	CHECK_EQ(usw_pack_prepare(&packer), 0);
+	pack_coldest();
+	CHECK_EQ(packer.dictionary, 1);
+	uint64_t bytes = 0;
+	for (uint32_t i = 0; i < packer.count; i++)
+		bytes += packer.objects[i].length_bytes;
+	CHECK_THAT(bytes, <, packer.count * (USW_PAGE_BYTES / 2));
+	move_all();
+	for (uint32_t i = 0; i < 8; i++) {
+		pack_coldest();
+		move_all();
+	}
+	CHECK_EQ(packer.dictionary, 1); // it serves
+	for (uint32_t i = 0; i < count; i++)
+		drop(i);
+	usw_vswap_collect(&vswap);
+	vocabulary = 2;
+	for (uint32_t i = 0; i < count; i++)
+		store(i);
+	for (uint32_t i = 0; i < 8; i++) {
+		pack_coldest();
+		move_all();
+	}
+	CHECK_EQ(packer.dictionary, 2);
+	end();
+	vocabulary = 0;
+}
+
 static void test_it_ends_at_any_time(void)
 {
 	for (uint32_t i = 0; i < 40; i++) {
@@ -367,6 +418,7 @@ int main(void)
 		puts("skipped: built without zstd");
 		return 77;
 	}
+	test_dictionaries_follow_what_comes(); // first, while there are numbers
 	test_packed_pages_come_back_shorter();
 	test_what_is_released_meanwhile_is_gone();
 	test_damage_is_not_hidden();
