@@ -14,17 +14,6 @@
 /* A page that a thread is at takes no longer, unless the thread has lost its processor. */
 #define USW_AHEAD_WAIT_NS 20000u
 
-struct usw_codec_hint *usw_codec_hints_of(struct usw_codec_hints *hints, uint32_t number)
-{
-	uint32_t at = number % USW_AHEAD_HINTS;
-
-	if (hints->number[at] != number) {
-		hints->number[at] = number;
-		hints->at[at] = (struct usw_codec_hint){0};
-	}
-	return &hints->at[at];
-}
-
 // --- Any thread ---------------------------------------------------------------------------------
 
 static struct usw_ahead_entry *entry_of(struct usw_ahead *ahead, uint32_t count)
@@ -39,18 +28,19 @@ static char *bytes_of(struct usw_ahead *ahead, const struct usw_ahead_entry *ent
 
 /** Compress the page of an entry if nobody else does. */
 static bool try_compress(struct usw_ahead *ahead, struct usw_ahead_entry *entry,
-			 struct usw_codec_hints *hints)
+			 struct usw_compressor *compressor)
 {
 	uint32_t open = USW_AHEAD_OPEN;
 
 	if (!atomic_compare_exchange_strong_explicit(&entry->state, &open, USW_AHEAD_TAKEN,
 						     memory_order_acquire, memory_order_relaxed))
 		return false;
-	entry->length_bytes =
-		usw_codec_compress(usw_codec_hints_of(hints, entry->number),
-				   usw_standby_page(ahead->standbys, entry->number, entry->slot),
-				   bytes_of(ahead, entry), &entry->codec);
-	entry->is_by_thread = hints != &ahead->hints;
+	entry->length_bytes = usw_compressor_compress(
+		compressor, entry->number,
+		usw_standby_page(ahead->standbys, entry->number, entry->slot),
+		bytes_of(ahead, entry), atomic_load_explicit(&ahead->dense, memory_order_acquire),
+		&entry->codec);
+	entry->is_by_thread = compressor != &ahead->compressor;
 	atomic_store_explicit(&entry->state, USW_AHEAD_DONE, memory_order_release);
 	return true;
 }
@@ -82,7 +72,7 @@ static void *compressor_main(void *argument)
 		if (next == offered) {
 			sleep_until_offered(ahead, offered);
 		} else if (atomic_compare_exchange_weak(&ahead->claimed, &claimed, next + 1)) {
-			try_compress(ahead, entry_of(ahead, next), &thread->hints);
+			try_compress(ahead, entry_of(ahead, next), &thread->compressor);
 			usw_priority_yield();
 		}
 	}
@@ -104,6 +94,7 @@ void usw_ahead_init(struct usw_ahead *ahead, const struct usw_standby_space *sta
 {
 	ahead->standbys = standbys;
 	ahead->wanted = threads;
+	atomic_store_explicit(&ahead->dense, USW_DENSE_NOT, memory_order_relaxed);
 }
 
 void usw_ahead_deinit(struct usw_ahead *ahead)
@@ -114,7 +105,9 @@ void usw_ahead_deinit(struct usw_ahead *ahead)
 	for (uint32_t i = 0; i < ahead->started; i++) {
 		usw_priority_wait_no_more(ahead->threads[i].thread);
 		pthread_join(ahead->threads[i].thread, NULL);
+		usw_compressor_deinit(&ahead->threads[i].compressor);
 	}
+	usw_compressor_deinit(&ahead->compressor);
 	ahead->started = ahead->wanted = 0;
 	if (ahead->objects)
 		munmap(ahead->objects, USW_AHEAD_ENTRIES * USW_PAGE_BYTES);
@@ -145,6 +138,12 @@ static bool start(struct usw_ahead *ahead)
 		ahead->started++;
 	}
 	return ahead->started;
+}
+
+void usw_ahead_want(struct usw_ahead *ahead, uint32_t dense)
+{
+	if (atomic_load_explicit(&ahead->dense, memory_order_relaxed) != dense)
+		atomic_store_explicit(&ahead->dense, dense, memory_order_release);
 }
 
 uint32_t usw_ahead_offer(struct usw_ahead *ahead, uint32_t number, uint32_t slot)
@@ -186,7 +185,7 @@ static bool help(struct usw_ahead *ahead)
 	uint32_t first = atomic_load_explicit(&ahead->claimed, memory_order_relaxed);
 
 	for (uint32_t count = last; count != first && last - count < USW_AHEAD_ENTRIES; count--)
-		if (try_compress(ahead, entry_of(ahead, count - 1), &ahead->hints))
+		if (try_compress(ahead, entry_of(ahead, count - 1), &ahead->compressor))
 			return true;
 	return false;
 }
@@ -196,7 +195,7 @@ static bool is_done(struct usw_ahead *ahead, struct usw_ahead_entry *entry)
 	uint64_t waits_since_ns = 0;
 
 	while (atomic_load_explicit(&entry->state, memory_order_acquire) != USW_AHEAD_DONE) {
-		if (try_compress(ahead, entry, &ahead->hints))
+		if (try_compress(ahead, entry, &ahead->compressor))
 			return true;
 		if (usw_lasts(&waits_since_ns, true, USW_AHEAD_WAIT_NS))
 			return false;

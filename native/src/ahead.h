@@ -24,20 +24,13 @@
 
 #include <pthread.h>
 
-#include "codec.h"
+#include "compressor.h"
 #include "standby.h"
 
 #define USW_AHEAD_ENTRIES 128u
 #define USW_AHEAD_THREADS_MAX 4u
-#define USW_AHEAD_HINTS 64u
 
 enum usw_ahead_state { USW_AHEAD_FREE, USW_AHEAD_OPEN, USW_AHEAD_TAKEN, USW_AHEAD_DONE };
-
-/** What the pages of each target took last, one set for each thread that compresses. */
-struct usw_codec_hints {
-	struct usw_codec_hint at[USW_AHEAD_HINTS];
-	uint32_t number[USW_AHEAD_HINTS]; /* whose it is: the number of its standby */
-};
 
 struct usw_ahead_entry {
 	_Atomic uint32_t state; /* enum usw_ahead_state */
@@ -50,7 +43,7 @@ struct usw_ahead_entry {
 struct usw_ahead_thread {
 	struct usw_ahead *ahead;
 	pthread_t thread;
-	struct usw_codec_hints hints;
+	struct usw_compressor compressor;
 };
 
 struct usw_ahead {
@@ -58,17 +51,15 @@ struct usw_ahead {
 	uint32_t wanted; /* threads; 0: none */
 	uint32_t started;
 	struct usw_ahead_thread threads[USW_AHEAD_THREADS_MAX];
-	struct usw_codec_hints hints; /* the owner's */
-	char *objects;                /* USW_PAGE_BYTES an entry; NULL before the first offer */
+	struct usw_compressor compressor; /* the owner's */
+	_Atomic uint32_t dense;           /* how from now on: see usw_compressor_compress() */
+	char *objects;                    /* USW_PAGE_BYTES an entry; NULL before the first offer */
 	_Atomic bool stopping;
 	_Atomic uint32_t sleepers;
 	_Atomic uint32_t offered __attribute__((aligned(64))); /* entries, ever; futex */
 	_Atomic uint32_t claimed __attribute__((aligned(64))); /* of them looked at by a thread */
 	struct usw_ahead_entry entries[USW_AHEAD_ENTRIES];
 };
-
-/** The hint for pages of one target. It may be that of another one, or new. */
-struct usw_codec_hint *usw_codec_hints_of(struct usw_codec_hints *hints, uint32_t number);
 
 /** `threads` are started with the first offer; if they cannot be, nothing is compressed ahead. */
 void usw_ahead_init(struct usw_ahead *ahead, const struct usw_standby_space *standbys,
@@ -78,6 +69,9 @@ void usw_ahead_deinit(struct usw_ahead *ahead);
 
 /** As many as there are processors beside one that evicts. */
 uint32_t usw_ahead_default_threads(void);
+
+/** Have pages that are not compressed yet become denser, or not. Owner only. */
+void usw_ahead_want(struct usw_ahead *ahead, uint32_t dense);
 
 /**
  * Offer the next page that will leave. Returns what to ask for it with, from 1 on; 0: not taken.

@@ -144,6 +144,11 @@ static void note_length(struct usw_codec_hint *hint, uint32_t length)
 		hint->settled++;
 }
 
+bool usw_codec_is_settled(const struct usw_codec_hint *hint)
+{
+	return hint->until_trial > 0 && hint->usual_bytes <= USW_CODEC_WORTH_BYTES;
+}
+
 uint32_t usw_codec_compress(struct usw_codec_hint *hint, const void *page, void *buffer,
 			    enum usw_codec *ret_codec)
 {

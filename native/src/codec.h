@@ -57,6 +57,12 @@ uint32_t usw_codec_compress(struct usw_codec_hint *hint, const void *page, void 
 			    enum usw_codec *ret_codec);
 
 /**
+ * True if the next page would take its neighbours' filter and no other was tried, and they became
+ * shorter with it.
+ */
+bool usw_codec_is_settled(const struct usw_codec_hint *hint);
+
+/**
  * Decompress an object into a page. Safe for any input: returns 0 or -EBADMSG and never reads or
  * writes outside (object, length) and the page.
  */

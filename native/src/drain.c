@@ -14,15 +14,17 @@
 static int store_object(struct usw_session *session, uint32_t number, uint32_t slot, uint32_t id,
 			const char *object, uint32_t length, enum usw_codec codec)
 {
+	struct usw_segments *segments = &session->segments;
 	uint64_t place;
-	int ret = usw_vacancies_store(&session->vacancies, &session->segments, id, object, length,
-				      codec, &place);
+	int ret = codec == USW_CODEC_DENSE
+			  ? usw_segments_append_dense(segments, id, object, length, codec, &place)
+			  : usw_vacancies_store(&session->vacancies, segments, id, object, length,
+						codec, &place);
 	if (ret)
 		return ret;
 	if (!usw_vswap_repoint(&session->vswap, id, USW_BACKEND_MEMORY, usw_place(number, slot),
 			       USW_BACKEND_OBJECT, place)) {
-		usw_segments_release(&session->segments, usw_place_group(place),
-				     usw_place_index(place));
+		usw_segments_release(segments, usw_place_group(place), usw_place_index(place));
 		return 0;
 	}
 	if (codec == USW_CODEC_STORED)
@@ -32,13 +34,22 @@ static int store_object(struct usw_session *session, uint32_t number, uint32_t s
 	return 0;
 }
 
+/** Pages become denser at once where that pays, if nobody may have to wait for it. */
+static uint32_t wanted_density(const struct usw_session *session)
+{
+	bool has_time = usw_session_room(session) >
+			atomic_load_explicit(&session->low_pages, memory_order_relaxed) / 2;
+
+	return has_time ? usw_pack_density(&session->packer) : USW_DENSE_NOT;
+}
+
 int usw_standby_compress(struct usw_session *session, uint32_t number, uint32_t slot, uint32_t id)
 {
 	char object[USW_PAGE_BYTES];
 	enum usw_codec codec;
 	const char *page = usw_standby_page(&session->standbys, number, slot);
-	struct usw_codec_hint *hint = usw_codec_hints_of(&session->ahead.hints, number);
-	uint32_t length = usw_codec_compress(hint, page, object, &codec);
+	uint32_t length = usw_compressor_compress(&session->ahead.compressor, number, page, object,
+						  wanted_density(session), &codec);
 
 	return store_object(session, number, slot, id, object, length, codec);
 }
@@ -59,6 +70,8 @@ static int make_object(struct usw_target *target, uint32_t slot, uint32_t id)
 	struct usw_session *session = target->session;
 	const struct usw_standby *standby = &target->standby;
 	const char *bytes;
+
+	usw_ahead_want(&session->ahead, wanted_density(session));
 	const struct usw_ahead_entry *entry = usw_ahead_take(&session->ahead, standby->offer[slot],
 							     standby->number, slot, &bytes);
 

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 
 #include "compact.h"
+#include "compressor.h"
 #include "dictionary.h"
 #include "futex.h"
 #include "pack.h"
@@ -374,6 +375,14 @@ bool usw_pack_one(struct usw_packer *packer)
 	}
 	end_own(packer);
 	return true;
+}
+
+uint32_t usw_pack_density(const struct usw_packer *packer)
+{
+	// What has begun can be read: there are decoders.
+	return packer->need == USW_PACK_COLD && packer->is_started
+		       ? atomic_load_explicit(&packer->dictionary, memory_order_acquire)
+		       : USW_DENSE_NOT;
 }
 
 bool usw_pack_is_hopeful(struct usw_packer *packer)

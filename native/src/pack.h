@@ -104,6 +104,9 @@ void usw_packer_deinit(struct usw_packer *packer);
  */
 bool usw_pack_step(struct usw_packer *packer, enum usw_pack_need need);
 
+/** How a page that leaves now is to be compressed: see usw_compressor_compress(). Owner only. */
+uint32_t usw_pack_density(const struct usw_packer *packer);
+
 /**
  * True if a segment is being packed, and the thread, which may not be getting a processor, has come on
  * within the last second. Owner only.

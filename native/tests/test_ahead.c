@@ -80,6 +80,8 @@ static void test_in_order(uint32_t threads)
 	for (uint32_t round = 0; round < ROUNDS; round++) {
 		uint32_t next = 0;
 
+		usw_ahead_want(&ahead,
+			       round % 2 ? 0 : USW_DENSE_NOT); // whatever is offered already
 		for (uint32_t slot = 0; slot < SLOTS; slot++)
 			fill(slot, round * SLOTS + slot);
 		for (uint32_t slot = 0; slot < SLOTS; slot++) {
@@ -157,20 +159,10 @@ static void test_end_at_any_time(void)
 	}
 }
 
-static void test_hints_are_those_of_the_target(void)
-{
-	static struct usw_codec_hints hints;
-
-	usw_codec_hints_of(&hints, 5)->filter = USW_FILTER_LANES16;
-	CHECK_EQ(usw_codec_hints_of(&hints, 6)->filter, 0);
-	CHECK_EQ(usw_codec_hints_of(&hints, 5)->filter, USW_FILTER_LANES16);
-	CHECK_EQ(usw_codec_hints_of(&hints, 5 + USW_AHEAD_HINTS)->filter, 0);
-	CHECK_EQ(usw_codec_hints_of(&hints, 5)->filter, 0);
-}
-
 int main(void)
 {
 	check_start(60);
+	usw_dense_prepare(); // if there is zstd
 	area_fd = memfd_create("area", MFD_CLOEXEC);
 	CHECK(area_fd >= 0 && ftruncate(area_fd, USW_AREA_MEMFD_BYTES) == 0);
 	slots = mmap(NULL, USW_STANDBY_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, area_fd,
@@ -185,7 +177,6 @@ int main(void)
 	test_what_was_overwritten_is_not_there();
 	test_nobody_waits_for_a_thread_that_stands_still();
 	test_end_at_any_time();
-	test_hints_are_those_of_the_target();
 
 	usw_standby_deinit(&standby);
 	usw_standby_space_destroy(&space);

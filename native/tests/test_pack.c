@@ -13,6 +13,7 @@
 
 #include "check.h"
 #include "compact.h"
+#include "compressor.h"
 #include "pack.h"
 
 #define IDS 32768u
@@ -332,6 +333,7 @@ static void test_dictionaries_follow_what_comes(void)
 	vocabulary = 1;
 	begin(30, 128);
 	CHECK_EQ(usw_pack_prepare(&packer), 0);
+	CHECK_EQ(usw_pack_density(&packer), USW_DENSE_NOT);
 	pack_coldest();
 	CHECK_EQ(packer.dictionary, 1);
 	uint64_t bytes = 0;
