@@ -16,46 +16,83 @@
 #define USW_RESIDENT_BYTES (16u << 20)
 /* A fault on RAM, and its page's next way out, which takes the other processor for longer. */
 #define USW_NEAR_NS 20000u
+/* To compress a page denser. */
+#define USW_PACK_NS 16000u
 /* One side has to weigh so much more, in quarters, before the share moves. */
 #define USW_BALANCE_QUARTERS 6u
+/* What was seen of the disk's side loses one part in so many at each look. */
+#define USW_BALANCE_FORGET_SHARE 64u
 
-void usw_balance_init(struct usw_balance *balance)
+void usw_balance_init(struct usw_balance *balance, uint64_t now_ns)
 {
-	*balance = (struct usw_balance){.stored_parts = USW_BALANCE_PARTS / 2};
+	*balance = (struct usw_balance){
+		.stored_parts = USW_BALANCE_PARTS / 2,
+		.packing_pays = true,
+		.looked_ns = now_ns,
+	};
 }
 
-/** What the disk's faults cost beyond what they would in RAM, of those that so much more RAM saves. */
-static double stored_gain_ns(uint64_t faults, uint64_t waited_ns, uint64_t bytes,
-			     uint64_t disk_bytes)
-{
-	double saved = bytes < disk_bytes ? (double)bytes / (double)disk_bytes : 1;
-	double extra_ns = (double)waited_ns - (double)faults * USW_NEAR_NS;
+/** What has happened since the last look. */
+struct news {
+	uint64_t near_faults, disk_faults, disk_pages, disk_ns, ns;
+};
 
-	return extra_ns > 0 ? saved * extra_ns : 0;
+static struct news look(const struct usw_balance *balance, const struct usw_balance_seen *seen,
+			uint64_t now_ns)
+{
+	return (struct news){
+		.near_faults = seen->near_faults - balance->near_faults,
+		.disk_faults = seen->disk_faults - balance->disk_faults,
+		.disk_pages = seen->disk_pages - balance->disk_pages,
+		.disk_ns = seen->disk_ns - balance->disk_ns,
+		.ns = now_ns - balance->looked_ns,
+	};
+}
+
+/** What the disk's faults cost beyond what they would in RAM, of those that a step of RAM saves. */
+static double stored_gain(const struct news *news, uint64_t step_bytes, uint64_t disk_bytes)
+{
+	double saved = step_bytes < disk_bytes ? (double)step_bytes / (double)disk_bytes : 1;
+	double extra_ns = (double)news->disk_ns - (double)news->disk_faults * USW_NEAR_NS;
+
+	return extra_ns > 0 ? saved * extra_ns / (double)news->ns : 0;
+}
+
+static double resident_gain(const struct news *news)
+{
+	return (double)news->near_faults * USW_NEAR_NS * USW_NEAR_SHARE / USW_BALANCE_PARTS /
+	       (double)news->ns;
+}
+
+static void move_share(struct usw_balance *balance, double stored, double resident)
+{
+	if (stored * 4 > resident * USW_BALANCE_QUARTERS && balance->stored_parts < USW_STORED_MAX)
+		balance->stored_parts++;
+	else if (resident * 4 > balance->disk_gain * USW_BALANCE_QUARTERS &&
+		 balance->stored_parts > USW_STORED_MIN)
+		balance->stored_parts--;
 }
 
 void usw_balance_look(struct usw_balance *balance, const struct usw_balance_seen *seen,
 		      uint64_t now_ns)
 {
-	uint64_t near_faults = seen->near_faults - balance->near_faults;
-	uint64_t disk_faults = seen->disk_faults - balance->disk_faults;
-	uint64_t disk_ns = seen->disk_ns - balance->disk_ns;
+	struct news news = look(balance, seen, now_ns);
+	uint64_t step_bytes = seen->memory_bytes / USW_BALANCE_PARTS;
 
-	if (now_ns - balance->looked_ns < USW_BALANCE_NS ||
-	    near_faults + disk_faults < USW_BALANCE_FAULTS)
+	if (news.ns < USW_BALANCE_NS || news.near_faults + news.disk_faults < USW_BALANCE_FAULTS)
 		return;
-	double resident = (double)near_faults * USW_NEAR_NS;
-	double stored = stored_gain_ns(disk_faults, disk_ns, seen->memory_bytes / USW_NEAR_SHARE,
-				       seen->disk_bytes);
+	double stored = stored_gain(&news, step_bytes, seen->disk_bytes);
 
-	if (stored * 4 > resident * USW_BALANCE_QUARTERS && balance->stored_parts < USW_STORED_MAX)
-		balance->stored_parts++;
-	else if (resident * 4 > stored * USW_BALANCE_QUARTERS &&
-		 balance->stored_parts > USW_STORED_MIN)
-		balance->stored_parts--;
+	balance->disk_gain -= balance->disk_gain / USW_BALANCE_FORGET_SHARE;
+	if (stored > balance->disk_gain || seen->disk_bytes >= step_bytes)
+		balance->disk_gain = stored;
+	move_share(balance, stored, resident_gain(&news));
+	if (news.disk_pages >= USW_BALANCE_FAULTS)
+		balance->packing_pays = news.disk_ns > news.disk_pages * USW_PACK_NS;
 	balance->looked_ns = now_ns;
 	balance->near_faults = seen->near_faults;
 	balance->disk_faults = seen->disk_faults;
+	balance->disk_pages = seen->disk_pages;
 	balance->disk_ns = seen->disk_ns;
 }
 

@@ -57,6 +57,7 @@ static void balance(struct usw_session *session)
 			atomic_load_explicit(&thread->near_faults, memory_order_relaxed);
 		seen.disk_faults +=
 			atomic_load_explicit(&thread->counters.faults_disk, memory_order_relaxed);
+		seen.disk_pages += atomic_load_explicit(&thread->disk_pages, memory_order_relaxed);
 		seen.disk_ns += atomic_load_explicit(&thread->disk_ns, memory_order_relaxed);
 	}
 	usw_balance_look(&session->balance, &seen, usw_now_ns());

@@ -151,6 +151,7 @@ static void name_tier(struct usw_session *session, uint64_t where, char *text, s
 static void count_read(struct usw_fault_thread *thread, const struct usw_disk_read *read,
 		       uint64_t now)
 {
+	usw_count(thread, disk_pages, 1);
 	if (read->is_ahead) {
 		usw_count(&thread->counters, prefetched_pages, 1);
 		return;

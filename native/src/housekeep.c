@@ -81,7 +81,8 @@ static void compact(struct usw_session *session, bool tight)
 /** What is parked goes down as it is. */
 static void pack(struct usw_session *session, bool tight)
 {
-	bool is_worth = tight && session->segments.used_bytes >= USW_PACK_BYTES;
+	bool is_worth = tight && session->balance.packing_pays &&
+			session->segments.used_bytes >= USW_PACK_BYTES;
 	enum usw_pack_need need = session->reclaim.packs_all                ? USW_PACK_ALL
 				  : is_worth && !session->parking.target_id ? USW_PACK_COLD
 									    : USW_PACK_NOT;

@@ -191,7 +191,7 @@ int usw_session_create(const struct usw_config *config, struct usw_session **ret
 	session->limit_pages = limit_bytes == UINT64_MAX ? INT64_MAX / 2
 							 : (int64_t)(limit_bytes / USW_PAGE_BYTES);
 	session->keep_copies = true;
-	usw_balance_init(&session->balance);
+	usw_balance_init(&session->balance, usw_now_ns());
 	session->has_guards = usw_guards_exist();
 	pthread_mutex_init(&session->targets_lock, NULL);
 	pthread_mutex_init(&session->events.lock, NULL);

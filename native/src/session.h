@@ -61,7 +61,7 @@ struct usw_fault_thread {
 	struct usw_followed followed;             /* whom it has followed last, of those below */
 	uint64_t followed_faults, followed_pages; /* answered and brought in ahead until then */
 	struct usw_counters counters __attribute__((aligned(64)));
-	_Atomic uint64_t near_faults, disk_ns; /* see balance.h */
+	_Atomic uint64_t near_faults, disk_pages, disk_ns; /* see balance.h */
 	struct usw_histogram latency;
 	char *page;   /* content on its way in */
 	char *zeros;  /* USW_HOLE_PAGES_MAX pages */

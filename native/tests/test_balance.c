@@ -19,9 +19,9 @@ static uint64_t now_ns;
 
 static void begin(uint64_t memory_bytes)
 {
-	usw_balance_init(&balance);
-	seen = (struct usw_balance_seen){.memory_bytes = memory_bytes};
 	now_ns = 1000000000;
+	usw_balance_init(&balance, now_ns);
+	seen = (struct usw_balance_seen){.memory_bytes = memory_bytes};
 }
 
 /** Some faults of each kind, and a look, `steps` times. Returns the share then. */
@@ -30,6 +30,7 @@ static uint32_t go(uint32_t steps, uint32_t near_faults, uint32_t disk_faults, u
 	for (uint32_t i = 0; i < steps; i++) {
 		seen.near_faults += near_faults;
 		seen.disk_faults += disk_faults;
+		seen.disk_pages += disk_faults;
 		seen.disk_ns += disk_faults * each_ns;
 		now_ns += 200000000;
 		usw_balance_look(&balance, &seen, now_ns);
@@ -68,7 +69,39 @@ static void test_what_a_disk_costs_counts(void)
 	CHECK_EQ(go(1, 100, 100, 10000000), HALF);
 	// More than all of it would not be saved, whatever there is.
 	seen.disk_bytes = 0;
-	CHECK_EQ(go(10, 1000, 100, 100000), HALF - 10);
+	CHECK_EQ(go(10, 2600, 100, 100000), HALF - 10);
+}
+
+static void test_what_was_seen_of_a_disk_holds_for_a_while(void)
+{
+	begin(MEMORY);
+	seen.disk_bytes = MEMORY / USW_BALANCE_PARTS;
+	CHECK_EQ(go(1, 100, 1000, 50000), HALF + 1);
+	// All of it has come back. To send it down again would cost the same again.
+	seen.disk_bytes = 0;
+	CHECK_EQ(go(200, 100, 0, 0), HALF + 1);
+	CHECK_EQ(go(200, 100, 0, 0), USW_BALANCE_PARTS / 8);
+	// There is enough to see that nobody reads it.
+	begin(MEMORY);
+	seen.disk_bytes = MEMORY / USW_BALANCE_PARTS;
+	go(1, 100, 1000, 50000);
+	CHECK_EQ(go(1, 100, 0, 0), HALF);
+}
+
+static void test_packing_pays_where_a_disk_is_waited_for(void)
+{
+	begin(MEMORY);
+	CHECK(balance.packing_pays);
+	go(1, 0, 100, 15000);
+	CHECK(!balance.packing_pays);
+	go(1, 1000, 63, 100000); // too few of them
+	CHECK(!balance.packing_pays);
+	go(1, 1000, 64, 100000);
+	CHECK(balance.packing_pays);
+	// A walk: one fault waits for many pages.
+	seen.disk_pages += 99 * 64;
+	go(1, 0, 64, 1000000);
+	CHECK(!balance.packing_pays);
 }
 
 static void test_it_waits_for_evidence(void)
@@ -93,6 +126,7 @@ static void test_a_small_budget_keeps_something_resident(void)
 	CHECK_EQ(usw_balance_stored_bytes(&balance, UINT64_C(64) << 20), UINT64_C(48) << 20);
 	CHECK_EQ(usw_balance_stored_bytes(&balance, UINT64_C(8) << 20), UINT64_C(4) << 20);
 	CHECK_EQ(usw_balance_stored_bytes(&balance, 0), 0);
+	seen.disk_bytes = MEMORY;
 	go(100, 1000, 0, 0);
 	CHECK_EQ(usw_balance_stored_bytes(&balance, MEMORY), MEMORY / 8);
 }
@@ -102,6 +136,8 @@ int main(void)
 	check_start(10);
 	test_it_moves_to_where_it_saves_more();
 	test_what_a_disk_costs_counts();
+	test_what_was_seen_of_a_disk_holds_for_a_while();
+	test_packing_pays_where_a_disk_is_waited_for();
 	test_it_waits_for_evidence();
 	test_a_small_budget_keeps_something_resident();
 	return 0;
