@@ -136,23 +136,40 @@ usw_page_word *usw_answer_find_evicted(const struct usw_target *target, uint64_t
 	return usw_page_state(*ret) == USW_PAGE_EVICTED ? word : NULL;
 }
 
+/**
+ * Whether the copy of a page that has come in stays in RAM. Where that is tight, packed ones do: it was
+ * much work to make them and they take little. But not that of a page that stays for long, with heat,
+ * or is about to change. (One on a disk takes no RAM, and always stays.)
+ */
+static bool is_worth_keeping(const struct usw_session *session, uint32_t id,
+			     enum usw_backend backend, struct usw_access access, uint32_t heat)
+{
+	// A page in standby is compressed only when it grows old there.
+	if (backend == USW_BACKEND_MEMORY)
+		return false;
+	return atomic_load_explicit(&session->keep_copies, memory_order_relaxed) ||
+	       (!access.writes && !heat && usw_content_is_packed(session, id));
+}
+
+struct usw_access usw_answer_access(const struct usw_fault *fault)
+{
+	return (struct usw_access){.touches = true,
+				   .writes = fault->flags & UFFD_PAGEFAULT_FLAG_WRITE};
+}
+
 void usw_answer_settle(struct usw_fault_thread *thread, usw_page_word *word, uint64_t now,
-		       enum usw_backend backend, bool on_disk, bool touched)
+		       enum usw_backend backend, bool on_disk, struct usw_access access)
 {
 	struct usw_session *session = thread->session;
-	// A page in standby is compressed only when it grows old there: coming back it has no copy
-	// worth keeping. A copy on a disk costs no RAM: that one always is.
-	bool keep = backend != USW_BACKEND_MEMORY &&
-		    (on_disk || atomic_load_explicit(&session->keep_copies, memory_order_relaxed));
 	uint32_t stamp = usw_session_stamp(session);
-
 	// What nobody has touched says nothing of itself; it is there for as long as it is young.
-	uint64_t after =
-		usw_page_make(USW_PAGE_RESIDENT,
-			      touched ? usw_age_heat(now, stamp, usw_session_limit_stamps(session))
-				      : usw_page_heat(now),
-			      keep ? usw_page_id(now) : USW_VSWAP_NONE, stamp);
-	usw_page_transition(word, now, touched ? usw_page_with_laps(after) : after);
+	uint32_t heat = access.touches ? usw_age_heat(now, stamp, usw_session_limit_stamps(session))
+				       : usw_page_heat(now);
+	bool keep = on_disk || is_worth_keeping(session, usw_page_id(now), backend, access, heat);
+	uint64_t after = usw_page_make(USW_PAGE_RESIDENT, heat,
+				       keep ? usw_page_id(now) : USW_VSWAP_NONE, stamp);
+
+	usw_page_transition(word, now, access.touches ? usw_page_with_laps(after) : after);
 	if (!keep)
 		usw_vswap_put(&session->vswap, usw_page_id(now));
 	usw_count(&thread->counters, verified_pages, 1);
@@ -160,7 +177,7 @@ void usw_answer_settle(struct usw_fault_thread *thread, usw_page_word *word, uin
 
 int usw_answer_hand_in(struct usw_fault_thread *thread, struct usw_target *target, uint64_t page,
 		       usw_page_word *word, uint64_t now, const void *content,
-		       enum usw_backend backend, bool on_disk, bool touched)
+		       enum usw_backend backend, bool on_disk, struct usw_access access)
 {
 	struct usw_session *session = thread->session;
 	uint64_t done;
@@ -177,7 +194,7 @@ int usw_answer_hand_in(struct usw_fault_thread *thread, struct usw_target *targe
 		usw_vswap_put(&session->vswap, usw_page_id(now));
 		return ret;
 	}
-	usw_answer_settle(thread, word, now, backend, on_disk, touched);
+	usw_answer_settle(thread, word, now, backend, on_disk, access);
 	usw_session_charge(session, 1);
 	return 0;
 }
@@ -195,9 +212,9 @@ static void look_ahead(struct usw_fault_thread *thread, struct usw_target *targe
 
 	usw_count(&thread->counters, prefetch_proven, forecast.proven);
 	if (forecast.window)
-		usw_prefetch_stream(thread, target, fault->page, &forecast);
+		usw_prefetch_stream(thread, target, fault, &forecast);
 	else if (!fault->is_again)
-		usw_prefetch_cluster(thread, target, fault->page);
+		usw_prefetch_cluster(thread, target, fault);
 }
 
 /** The content of an evicted page comes back. */
@@ -222,7 +239,7 @@ static enum usw_verdict fault_in(struct usw_fault_thread *thread, struct usw_tar
 					 backend == USW_BACKEND_MEMORY ? "standby" : "ram tier",
 					 "hash mismatch");
 	ret = usw_answer_hand_in(thread, target, fault->page, word, now, thread->page, backend,
-				 false, true);
+				 false, usw_answer_access(fault));
 	if (ret)
 		return usw_answer_failed(thread, target, fault->page, ret);
 	count_source(thread, backend);
@@ -269,7 +286,7 @@ int usw_answer_unasked(struct usw_fault_thread *thread, struct usw_target *targe
 	ret = usw_uffd_copy(target->uffd, page, thread->page, USW_PAGE_BYTES, &done);
 	if (ret)
 		return ret == -EAGAIN || ret == -ENOMEM ? -EAGAIN : 0;
-	usw_answer_settle(thread, word, now, backend, false, false);
+	usw_answer_settle(thread, word, now, backend, false, (struct usw_access){0});
 	usw_session_charge(thread->session, 1);
 	return 1;
 }

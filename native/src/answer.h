@@ -25,6 +25,12 @@ enum usw_verdict {
 	USW_READING, /* its content is on a disk and was asked for */
 };
 
+/** What a page comes in for. */
+struct usw_access {
+	bool touches; /* somebody waits for it; else it comes ahead of that */
+	bool writes;  /* it is about to change, as far as is known */
+};
+
 /** Answer one fault, whatever the page is. */
 enum usw_verdict usw_answer(struct usw_fault_thread *thread, struct usw_target *target,
 			    const struct usw_fault *fault);
@@ -52,13 +58,15 @@ bool usw_answer_has_room(struct usw_fault_thread *thread, struct usw_target *tar
 usw_page_word *usw_answer_find_evicted(const struct usw_target *target, uint64_t page,
 				       uint64_t *ret_now);
 
+/** What the one who faults is about to do. */
+struct usw_access usw_answer_access(const struct usw_fault *fault);
+
 /**
- * Hand in what is known to be right, since it was `touched` or unasked; the page map names its ID.
- * 0, or what the copy said: -EEXIST is settled, too, and the others have changed nothing.
+ * Hand in what is known to be right; the page map names its ID. 0, or what the copy said: -EEXIST is settled, too, and the others have changed nothing.
  */
 int usw_answer_hand_in(struct usw_fault_thread *thread, struct usw_target *target, uint64_t page,
 		       usw_page_word *word, uint64_t now, const void *content,
-		       enum usw_backend backend, bool on_disk, bool touched);
+		       enum usw_backend backend, bool on_disk, struct usw_access access);
 
 /** What to do when a copy of one page did not go in. The page is not in from us in any case. */
 enum usw_verdict usw_answer_failed(struct usw_fault_thread *thread, struct usw_target *target,
@@ -69,9 +77,9 @@ enum usw_verdict usw_answer_poison(struct usw_fault_thread *thread, struct usw_t
 				   uint64_t page, usw_page_word *word, uint64_t now,
 				   const char *where, const char *why);
 
-/** The page is there: its word says so. Whether it was `touched` or came in unasked. */
+/** The page is there: its word says so. */
 void usw_answer_settle(struct usw_fault_thread *thread, usw_page_word *word, uint64_t now,
-		       enum usw_backend backend, bool on_disk, bool touched);
+		       enum usw_backend backend, bool on_disk, struct usw_access access);
 
 /** A page has come back because it was touched, from a disk or from RAM. */
 void usw_answer_count_touch(struct usw_fault_thread *thread, struct usw_target *target,

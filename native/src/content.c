@@ -69,6 +69,17 @@ bool usw_content_is_on_disk(const struct usw_session *session, uint32_t id,
 	       find_on_disk(session, word, ret_place);
 }
 
+bool usw_content_is_packed(const struct usw_session *session, uint32_t id)
+{
+	uint64_t word = usw_vswap_word(&session->vswap, id);
+	struct usw_object object;
+
+	return usw_word_backend(word) == USW_BACKEND_OBJECT &&
+	       usw_segments_find(&session->segments, usw_place_group(usw_word_place(word)),
+				 usw_place_index(usw_word_place(word)), &object) &&
+	       object.codec == USW_CODEC_DENSE;
+}
+
 void usw_content_touch(const struct usw_session *session, uint32_t segment)
 {
 	struct usw_segment *h = usw_segments_header(&session->segments, segment);

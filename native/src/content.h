@@ -39,6 +39,9 @@ void usw_content_prefetch(const struct usw_session *session, uint32_t id);
 bool usw_content_is_on_disk(const struct usw_session *session, uint32_t id,
 			    struct usw_disk_place *ret_place);
 
+/** True if the content of an ID is packed (dense.h), wherever it is. */
+bool usw_content_is_packed(const struct usw_session *session, uint32_t id);
+
 /** True if a word of an ID, and the place of the segment it names, are still the same. */
 bool usw_content_is_unmoved(const struct usw_session *session, uint32_t id, uint64_t word,
 			    uint64_t where);

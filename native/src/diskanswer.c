@@ -147,6 +147,11 @@ static void name_tier(struct usw_session *session, uint64_t where, char *text, s
 	snprintf(text, bytes, "disk tier %s", session->tiers.at[usw_where_tier(where)].name);
 }
 
+static struct usw_access access_of(const struct usw_disk_read *read)
+{
+	return read->is_ahead ? (struct usw_access){0} : usw_answer_access(&read->fault);
+}
+
 /** A page came in from a disk: because somebody waited for it, or ahead of that. */
 static void count_read(struct usw_fault_thread *thread, const struct usw_disk_read *read,
 		       uint64_t now)
@@ -228,7 +233,7 @@ static enum usw_verdict settle_read(struct usw_fault_thread *thread, struct usw_
 	} else {
 		int ret = usw_answer_hand_in(thread, target, fault.page, word, now,
 					     usw_diskfault_page(read), USW_BACKEND_OBJECT, true,
-					     !read->is_ahead);
+					     access_of(read));
 
 		verdict = ret ? usw_answer_failed(thread, target, fault.page, ret) : USW_ANSWERED;
 		if (!ret)
@@ -289,7 +294,7 @@ static uint32_t settle_run(struct usw_fault_thread *thread, uint32_t from)
 	usw_session_charge(session, brought);
 	for (uint32_t i = 0; i < brought; i++) {
 		usw_answer_settle(thread, word[i], now[i], USW_BACKEND_OBJECT, true,
-				  !first[i].is_ahead);
+				  access_of(&first[i]));
 		count_read(thread, &first[i], now[i]);
 		end_read(thread, &first[i], USW_ANSWERED);
 	}

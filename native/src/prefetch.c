@@ -36,14 +36,17 @@ struct run {
 	usw_page_word *word[USW_STREAM_WINDOW_MAX];
 	uint64_t now[USW_STREAM_WINDOW_MAX];
 	enum usw_backend backend[USW_STREAM_WINDOW_MAX];
+	struct usw_access access; /* as that of the fault, but ahead of it */
 };
 
 /** Begin with runs in [start, end). */
-static struct run begin_runs(const struct usw_target *target, uint64_t start, uint64_t end)
+static struct run begin_runs(const struct usw_target *target, const struct usw_fault *fault,
+			     uint64_t start, uint64_t end)
 {
 	uint64_t pages = (end - start) / USW_PAGE_BYTES;
-	struct run run = {.clear = {start, start}};
+	struct run run = {.clear = {start, start}, .access = usw_answer_access(fault)};
 
+	run.access.touches = false;
 	if (end > start && pages <= USW_LOOK_PAGES)
 		run.clear.end += USW_PAGE_BYTES *
 				 (uint64_t)usw_guards_before(target, start, (uint32_t)pages);
@@ -74,7 +77,8 @@ static bool bring_in(struct usw_fault_thread *thread, struct usw_target *target,
 		      &done);
 	uint32_t brought = (uint32_t)(done / USW_PAGE_BYTES);
 	for (uint32_t i = 0; i < brought; i++)
-		usw_answer_settle(thread, run->word[i], run->now[i], run->backend[i], false, false);
+		usw_answer_settle(thread, run->word[i], run->now[i], run->backend[i], false,
+				  run->access);
 	usw_session_charge(thread->session, brought);
 	usw_count(&thread->counters, prefetched_pages, brought);
 	return brought == count;
@@ -126,9 +130,10 @@ static bool gather(struct usw_fault_thread *thread, struct usw_target *target, s
 	return true;
 }
 
-void usw_prefetch_stream(struct usw_fault_thread *thread, struct usw_target *target, uint64_t page,
-			 const struct usw_forecast *forecast)
+void usw_prefetch_stream(struct usw_fault_thread *thread, struct usw_target *target,
+			 const struct usw_fault *fault, const struct usw_forecast *forecast)
 {
+	uint64_t page = fault->page;
 	uint64_t step = (uint64_t)forecast->stride * USW_PAGE_BYTES;
 	int64_t room = usw_session_room(thread->session) / 4;
 	uint32_t window = forecast->window;
@@ -138,7 +143,7 @@ void usw_prefetch_stream(struct usw_fault_thread *thread, struct usw_target *tar
 	bool down = forecast->stride < 0; // the lowest page first, so that they lie in a row
 	uint64_t lowest = page + step * (down ? window : 1);
 	uint64_t highest = page + step * (down ? 1 : window);
-	struct run run = begin_runs(target, lowest, highest + USW_PAGE_BYTES);
+	struct run run = begin_runs(target, fault, lowest, highest + USW_PAGE_BYTES);
 	for (uint32_t i = 0; i < window; i++)
 		if (!gather(thread, target, &run, page + step * (down ? window - i : i + 1),
 			    forecast))
@@ -152,8 +157,10 @@ void usw_prefetch_stream(struct usw_fault_thread *thread, struct usw_target *tar
 	usw_diskfault_flush(thread->disk);
 }
 
-void usw_prefetch_cluster(struct usw_fault_thread *thread, struct usw_target *target, uint64_t page)
+void usw_prefetch_cluster(struct usw_fault_thread *thread, struct usw_target *target,
+			  const struct usw_fault *fault)
 {
+	uint64_t page = fault->page;
 	const struct usw_forecast none = {0};
 	struct usw_session *session = thread->session;
 	struct usw_clusters *clusters = &target->clusters;
@@ -176,7 +183,7 @@ void usw_prefetch_cluster(struct usw_fault_thread *thread, struct usw_target *ta
 	uint32_t left_out = is_trial && count ? usw_clusters_choose(clusters, count) : count;
 	if (left_out < count)
 		usw_clusters_leave_out(clusters, missing[left_out] / USW_PAGE_BYTES);
-	struct run run = begin_runs(target, start, count ? start + bytes : start);
+	struct run run = begin_runs(target, fault, start, count ? start + bytes : start);
 	for (uint32_t i = 0; i < count; i++)
 		if (i != left_out && !gather(thread, target, &run, missing[i], &none))
 			break;

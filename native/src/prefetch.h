@@ -15,14 +15,14 @@
 #include "target.h"
 
 /**
- * Bring in what the stream of a fault at `page` will ask for, in address order and in runs,
+ * Bring in what the stream of a fault will ask for, in address order and in runs,
  * whatever backends hold it.
  */
-void usw_prefetch_stream(struct usw_fault_thread *thread, struct usw_target *target, uint64_t page,
-			 const struct usw_forecast *forecast);
+void usw_prefetch_stream(struct usw_fault_thread *thread, struct usw_target *target,
+			 const struct usw_fault *fault, const struct usw_forecast *forecast);
 
-/** Bring in the neighbours of a page if faults are dense there, but for one that is left out. */
+/** Bring in the neighbours of a fault's page if faults are dense there, but for one that is left out. */
 void usw_prefetch_cluster(struct usw_fault_thread *thread, struct usw_target *target,
-			  uint64_t page);
+			  const struct usw_fault *fault);
 
 #endif /* USW_PREFETCH_H */

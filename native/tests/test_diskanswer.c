@@ -159,11 +159,11 @@ bool usw_answer_has_room(UNUSED struct usw_fault_thread *t, UNUSED struct usw_ta
 int usw_answer_hand_in(UNUSED struct usw_fault_thread *t, UNUSED struct usw_target *u,
 		       uint64_t page, UNUSED usw_page_word *word, UNUSED uint64_t now,
 		       UNUSED const void *bytes, UNUSED enum usw_backend backend,
-		       UNUSED bool is_kept, bool touched)
+		       UNUSED bool on_disk, struct usw_access access)
 {
 	last_page = page;
 	handed_in++;
-	unasked += !touched;
+	unasked += !access.touches;
 	return 0;
 }
 
@@ -181,9 +181,14 @@ bool usw_guards_meet(UNUSED struct usw_target *t, uint64_t page)
 }
 
 void usw_answer_settle(UNUSED struct usw_fault_thread *t, UNUSED usw_page_word *word,
-		       UNUSED uint64_t now, UNUSED enum usw_backend backend, UNUSED bool is_kept,
-		       UNUSED bool touched)
+		       UNUSED uint64_t now, UNUSED enum usw_backend backend, UNUSED bool on_disk,
+		       UNUSED struct usw_access access)
 {
+}
+
+struct usw_access usw_answer_access(UNUSED const struct usw_fault *fault)
+{
+	return (struct usw_access){.touches = true};
 }
 
 uint32_t usw_guards_clip(UNUSED struct usw_target *t, uint64_t page, uint32_t count)

@@ -41,6 +41,13 @@ def test_what_holds_only_packed_is_not_out_of_memory(uffdswap_run: RunFunction) 
     assert outcome.stats["peak"]["ram_bytes"] < (112 + 32) << 20, outcome.describe()
 
 
+def test_what_is_packed_and_only_read_is_not_packed_again(uffdswap_run: RunFunction) -> None:
+    outcome = uffdswap_run(work("uniform-read", "192M"), memory="112M", options=("--no-disk",))
+    outcome.require_ok(paged=True)
+    evictions = outcome.stats["evictions"]
+    assert evictions["clean"] > evictions["pages"] / 4, outcome.describe()
+
+
 def test_nothing_is_packed_where_only_residency_is_bounded(uffdswap_run: RunFunction) -> None:
     outcome = uffdswap_run(work("uniform-rw", "96M"), resident="48M")
     outcome.require_ok(paged=True)
