@@ -9,7 +9,6 @@
 #include <stdlib.h>
 
 #include "compact.h"
-#include "compressor.h"
 #include "dictionary.h"
 #include "futex.h"
 #include "pack.h"
@@ -64,7 +63,7 @@ static uint32_t take_samples(const struct usw_packer *packer, char *pages)
 /** Make a dictionary of the segment if there is none, or none that serves; more and more rarely. */
 static void renew_dictionary(struct usw_packer *packer)
 {
-	if (usw_dense_encoder_is_served(packer->encoder))
+	if (!packer->may_renew || usw_dense_encoder_is_served(packer->encoder))
 		return;
 	if (packer->until_renewal) {
 		packer->until_renewal--;
@@ -297,6 +296,7 @@ static void begin(struct usw_packer *packer)
 	}
 	packer->segment = segment;
 	packer->moved = 0;
+	packer->may_renew = packer->need == USW_PACK_COLD;
 	atomic_store_explicit(&packer->at, 0, memory_order_relaxed);
 	packer->seen_at = 0;
 	packer->seen_ns = usw_now_ns();
@@ -323,8 +323,8 @@ bool usw_pack_step(struct usw_packer *packer, enum usw_pack_need need)
 	uint32_t stage = atomic_load_explicit(&packer->stage, memory_order_acquire);
 
 	packer->need = need;
-	// Where no fault comes it would stay the owner's, and others wait for it.
-	if (need != USW_PACK_COLD && packer->own.segment)
+	// Where nothing is wanted it would stay the owner's, and others wait for it.
+	if (need == USW_PACK_NOT && packer->own.segment)
 		end_own(packer);
 	if (stage == USW_PACK_DONE && usw_pack_move_some(packer))
 		return true;

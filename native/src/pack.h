@@ -16,7 +16,7 @@
  * last one does not serve the pages that have come since.
  *
  * Where faults never pause the thread gets little, and the owner waits awake: then it packs objects
- * of another segment itself, one at a time.
+ * of another segment itself, one at a time. It does so, too, where nothing but packing makes room.
  *
  * Threads: the owner of the segments (the reclaim thread) begins and ends; `stage` says whose the
  * packer is.
@@ -75,6 +75,7 @@ struct usw_packer {
 	_Atomic uint32_t stage; /* enum usw_pack_stage; futex */
 	struct usw_dense_encoder *encoder;
 	_Atomic uint32_t dictionary; /* its number (dictionary.h), 0: none yet; made by the thread */
+	bool may_renew;              /* there is time for it; owner, before it asks */
 	uint32_t until_renewal;      /* segments before another is made; thread */
 	uint32_t renewal_interval;   /* the next time; thread */
 	char *bytes;                 /* USW_SEGMENT_BYTES */

@@ -22,6 +22,8 @@
 #define USW_OVERDRAFT_BYTES (8u << 20)
 /* With so little resident, what leaves next to make room is what was just let in. */
 #define USW_LITTLE_PAGES ((int64_t)(USW_FLOOR_PAGES + USW_OVERDRAFT_BYTES / USW_PAGE_BYTES))
+/* Packed in one go where nothing else makes room: about a millisecond. */
+#define USW_SQUEEZE_OBJECTS 64u
 
 bool usw_shortage_is_barren(const struct usw_reclaim *reclaim)
 {
@@ -168,6 +170,16 @@ static bool is_over_budget(const struct usw_session *session, bool gave)
 	       (!gave || atomic_load(&session->limit_pages) <= USW_FLOOR_PAGES);
 }
 
+/** Pack some objects here: the packer's own thread may not be getting a processor. False: none is left. */
+static bool pack_some(struct usw_session *session)
+{
+	uint32_t count = 0;
+
+	while (count < USW_SQUEEZE_OBJECTS && usw_pack_one(&session->packer))
+		count++;
+	return count > 0;
+}
+
 /** All that is left in order to get under the budget. True: a disk or packing makes room. */
 static bool squeeze(struct usw_session *session)
 {
@@ -187,7 +199,7 @@ static bool squeeze(struct usw_session *session)
 	// What is resident leaves while it can; then nothing is to come before all is packed.
 	reclaim->packs_all = true;
 	usw_pack_step(&session->packer, USW_PACK_ALL);
-	bool hopeful = usw_pack_is_hopeful(&session->packer);
+	bool hopeful = pack_some(session) || usw_pack_is_hopeful(&session->packer);
 	reclaim->is_holding |= hopeful && usw_session_resident(session) <= USW_LITTLE_PAGES;
 	return hopeful;
 }

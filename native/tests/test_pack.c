@@ -254,6 +254,11 @@ static void test_the_young_stay_as_they_are(void)
 	for (uint32_t i = 0; i < 100; i++)
 		CHECK(!usw_pack_step(&packer, USW_PACK_NOT));
 	CHECK(!packer.is_started);
+	CHECK_EQ(usw_pack_density(&packer), USW_DENSE_NOT);
+	usw_pack_step(&packer, USW_PACK_COLD);
+	CHECK_EQ(usw_pack_density(&packer), packer.dictionary);
+	usw_pack_step(&packer, USW_PACK_ALL);
+	CHECK_EQ(usw_pack_density(&packer), USW_DENSE_NOT);
 	do {
 		if (!usw_pack_step(&packer, USW_PACK_COLD))
 			usleep(100);
@@ -319,6 +324,17 @@ static void test_the_owner_packs_itself(void)
 	usw_pack_step(&packer, USW_PACK_NOT);
 	CHECK(!packer.own.segment && !usw_segments_header(&segments, taken)->is_moving);
 	end();
+	// Where nothing else makes room: all of it, whether the thread runs or not.
+	begin(40, 128);
+	usw_pack_step(&packer, USW_PACK_ALL);
+	while (usw_pack_one(&packer)) {
+		taken = packer.own.segment;
+		if (calls++ % 16 == 0)
+			usw_pack_step(&packer, USW_PACK_ALL);
+		CHECK_EQ(packer.own.segment, taken);
+	}
+	CHECK_EQ(usw_segments_coldest_loose(&segments, &loose, &all), 0);
+	end();
 	begin(2, 4);
 	packer.need = USW_PACK_ALL;
 	CHECK(usw_pack_one(&packer));
@@ -333,7 +349,7 @@ static void test_dictionaries_follow_what_comes(void)
 	vocabulary = 1;
 	begin(30, 128);
 	CHECK_EQ(usw_pack_prepare(&packer), 0);
-	CHECK_EQ(usw_pack_density(&packer), USW_DENSE_NOT);
+	packer.may_renew = true;
 	pack_coldest();
 	CHECK_EQ(packer.dictionary, 1);
 	uint64_t bytes = 0;
