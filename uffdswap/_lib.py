@@ -119,6 +119,7 @@ class Statistics(Record):
     evicted_same: int
     evicted_equal: int
     evicted_ahead: int
+    evicted_packed: int
     evicted_compressed: int
     evicted_incompressible: int
     evict_refused: int

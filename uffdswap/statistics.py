@@ -107,7 +107,7 @@ def _faults(counters: Mapping[str, int]) -> dict[str, Any]:
 def _evictions(counters: Mapping[str, int]) -> dict[str, int]:
     names = (
         *("pages", "unshared", "clean", "zero", "same", "equal"),
-        *("compressed", "incompressible", "ahead"),
+        *("compressed", "incompressible", "ahead", "packed"),
     )
     return {name: counters[f"evicted_{name}"] for name in names}
 

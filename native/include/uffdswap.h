@@ -121,8 +121,9 @@ struct usw_statistics {
 	uint64_t evicted_clean;
 	uint64_t evicted_zero;
 	uint64_t evicted_same;
-	uint64_t evicted_equal; /* shares what another page stored */
-	uint64_t evicted_ahead; /* of the next two, compressed by another thread */
+	uint64_t evicted_equal;  /* shares what another page stored */
+	uint64_t evicted_ahead;  /* of the next two, compressed by another thread */
+	uint64_t evicted_packed; /* of the next, compressed denser at once */
 	uint64_t evicted_compressed;
 	uint64_t evicted_incompressible;
 	uint64_t evict_refused; /* were picked and stayed: pinned, shared, locked or gone */

@@ -12,7 +12,7 @@
 #include "priority.h"
 
 /* A page that a thread is at takes no longer, unless the thread has lost its processor. */
-#define USW_AHEAD_WAIT_NS 20000u
+#define USW_AHEAD_WAIT_NS 50000u
 
 // --- Any thread ---------------------------------------------------------------------------------
 

@@ -62,7 +62,8 @@ usw_page_word *usw_answer_find_evicted(const struct usw_target *target, uint64_t
 struct usw_access usw_answer_access(const struct usw_fault *fault);
 
 /**
- * Hand in what is known to be right; the page map names its ID. 0, or what the copy said: -EEXIST is settled, too, and the others have changed nothing.
+ * Hand in what is known to be right; the page map names its ID. 0, or what the copy said: -EEXIST is
+ * settled, too, and the others have changed nothing.
  */
 int usw_answer_hand_in(struct usw_fault_thread *thread, struct usw_target *target, uint64_t page,
 		       usw_page_word *word, uint64_t now, const void *content,

@@ -16,12 +16,13 @@
 #define USW_RESIDENT_BYTES (16u << 20)
 /* A fault on RAM, and its page's next way out, which takes the other processor for longer. */
 #define USW_NEAR_NS 20000u
-/* To compress a page denser. */
-#define USW_PACK_NS 16000u
+/* To compress a page denser takes about 16 us. Waits that are longer, or shorter, say what pays. */
+#define USW_PACK_LONG_NS 20000u
+#define USW_PACK_SHORT_NS 12000u
 /* One side has to weigh so much more, in quarters, before the share moves. */
 #define USW_BALANCE_QUARTERS 6u
-/* What was seen of the disk's side loses one part in so many at each look. */
-#define USW_BALANCE_FORGET_SHARE 64u
+/* In such a time two thirds of what was seen of the disk's side are forgotten. */
+#define USW_BALANCE_FORGET_NS 13000000000u
 
 void usw_balance_init(struct usw_balance *balance, uint64_t now_ns)
 {
@@ -34,7 +35,7 @@ void usw_balance_init(struct usw_balance *balance, uint64_t now_ns)
 
 /** What has happened since the last look. */
 struct news {
-	uint64_t near_faults, disk_faults, disk_pages, disk_ns, ns;
+	uint64_t near_faults, disk_faults, disk_ns, ns;
 };
 
 static struct news look(const struct usw_balance *balance, const struct usw_balance_seen *seen,
@@ -43,7 +44,6 @@ static struct news look(const struct usw_balance *balance, const struct usw_bala
 	return (struct news){
 		.near_faults = seen->near_faults - balance->near_faults,
 		.disk_faults = seen->disk_faults - balance->disk_faults,
-		.disk_pages = seen->disk_pages - balance->disk_pages,
 		.disk_ns = seen->disk_ns - balance->disk_ns,
 		.ns = now_ns - balance->looked_ns,
 	};
@@ -64,13 +64,29 @@ static double resident_gain(const struct news *news)
 	       (double)news->ns;
 }
 
-static void move_share(struct usw_balance *balance, double stored, double resident)
+static void judge_packing(struct usw_balance *balance, const struct usw_balance_seen *seen)
 {
-	if (stored * 4 > resident * USW_BALANCE_QUARTERS && balance->stored_parts < USW_STORED_MAX)
-		balance->stored_parts++;
-	else if (resident * 4 > balance->disk_gain * USW_BALANCE_QUARTERS &&
-		 balance->stored_parts > USW_STORED_MIN)
-		balance->stored_parts--;
+	uint64_t pages = seen->disk_pages - balance->judged_pages;
+	uint64_t ns = seen->disk_ns - balance->judged_ns;
+
+	if (pages < USW_BALANCE_FAULTS)
+		return;
+	if (ns > pages * USW_PACK_LONG_NS)
+		balance->packing_pays = true;
+	else if (ns < pages * USW_PACK_SHORT_NS)
+		balance->packing_pays = false;
+	balance->judged_pages = seen->disk_pages;
+	balance->judged_ns = seen->disk_ns;
+}
+
+/** Note what a step is worth to what is stored. What was seen of it holds while there is too little. */
+static void note_gain(struct usw_balance *balance, double gain, bool is_telling, uint64_t ns)
+{
+	double forgotten = ns < USW_BALANCE_FORGET_NS ? (double)ns / USW_BALANCE_FORGET_NS : 1;
+
+	balance->disk_gain -= balance->disk_gain * forgotten;
+	if (is_telling || gain > balance->disk_gain)
+		balance->disk_gain = gain;
 }
 
 void usw_balance_look(struct usw_balance *balance, const struct usw_balance_seen *seen,
@@ -79,20 +95,23 @@ void usw_balance_look(struct usw_balance *balance, const struct usw_balance_seen
 	struct news news = look(balance, seen, now_ns);
 	uint64_t step_bytes = seen->memory_bytes / USW_BALANCE_PARTS;
 
-	if (news.ns < USW_BALANCE_NS || news.near_faults + news.disk_faults < USW_BALANCE_FAULTS)
+	if (news.ns < USW_BALANCE_NS)
+		return;
+	judge_packing(balance, seen);
+	if (news.near_faults + news.disk_faults < USW_BALANCE_FAULTS)
 		return;
 	double stored = stored_gain(&news, step_bytes, seen->disk_bytes);
+	double resident = resident_gain(&news);
 
-	balance->disk_gain -= balance->disk_gain / USW_BALANCE_FORGET_SHARE;
-	if (stored > balance->disk_gain || seen->disk_bytes >= step_bytes)
-		balance->disk_gain = stored;
-	move_share(balance, stored, resident_gain(&news));
-	if (news.disk_pages >= USW_BALANCE_FAULTS)
-		balance->packing_pays = news.disk_ns > news.disk_pages * USW_PACK_NS;
+	note_gain(balance, stored / (double)step_bytes, seen->disk_bytes >= step_bytes, news.ns);
+	if (stored * 4 > resident * USW_BALANCE_QUARTERS && balance->stored_parts < USW_STORED_MAX)
+		balance->stored_parts++;
+	else if (resident * 4 > balance->disk_gain * (double)step_bytes * USW_BALANCE_QUARTERS &&
+		 balance->stored_parts > USW_STORED_MIN)
+		balance->stored_parts--;
 	balance->looked_ns = now_ns;
 	balance->near_faults = seen->near_faults;
 	balance->disk_faults = seen->disk_faults;
-	balance->disk_pages = seen->disk_pages;
 	balance->disk_ns = seen->disk_ns;
 }
 

@@ -11,11 +11,11 @@
  * spread evenly and too little elsewhere. Each counts with what it costs; a fault on a disk costs the
  * time for which the disk was waited for, by all who waited together. The share moves, a small step at
  * a time, to where both weigh the same: to the disk's side for uniform accesses, to the resident side
- * for a working set that nearly fits. Where next to nothing is on disks any more, nothing is seen of what
- * it costs to have more there: then what it was when there was more holds, less and less.
+ * for a working set that nearly fits. Where next to nothing is on disks any more, nothing is seen of
+ * what it costs to have more there: then what it was when there was more holds, less and less.
  *
- * The same figures say whether it pays to compress denser (pack.h), so that less goes down: not where a
- * page from a disk is waited for no longer than that takes, as in a walk that is read ahead of.
+ * The same figures say whether it pays to compress denser (pack.h), so that less goes down: not where
+ * a page from a disk is waited for no longer than that takes, as in a walk that is read ahead of.
  *
  * The rule is that of the marginal gains of two caches in one memory (Thiebaut, Stone and Wolf,
  * "Improving disk cache hit-ratios through cache partitioning", 1992).
@@ -35,10 +35,12 @@
 
 struct usw_balance {
 	uint32_t stored_parts; /* of USW_BALANCE_PARTS */
-	bool packing_pays;
-	double disk_gain; /* what a step was worth when it was last seen: waited ns, a ns of time */
+	double disk_gain; /* of a byte for what is stored, as last seen: waited ns, a ns of time */
 	uint64_t looked_ns;
-	uint64_t near_faults, disk_faults, disk_pages, disk_ns; /* as they were then */
+	uint64_t near_faults, disk_faults, disk_ns; /* as they were then */
+	bool packing_pays;
+	uint64_t judged_pages,
+		judged_ns; /* from disks, and for which they were waited, at that time */
 };
 
 /** What has happened so far, and what there is. */

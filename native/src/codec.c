@@ -22,6 +22,8 @@
 /* Pages before a page that does not fit in with the others may be a reason for a trial. */
 #define USW_SETTLED_PAGES 3u
 #define USW_WIN 24u
+/* What is made denser is to become shorter by one part in so many. */
+#define USW_DENSER_SHARE 8u
 
 bool usw_codec_is_repeated(const void *page, uint64_t *ret_word)
 {
@@ -105,6 +107,7 @@ static void learn(struct usw_codec_hint *hint, enum usw_filter best)
 				   : USW_TRIAL_PAGES_MIN;
 	hint->until_trial = hint->interval;
 	hint->settled = 0;
+	hint->dense_bytes = 0;
 	hint->filter = (uint8_t)best;
 }
 
@@ -144,9 +147,20 @@ static void note_length(struct usw_codec_hint *hint, uint32_t length)
 		hint->settled++;
 }
 
-bool usw_codec_is_settled(const struct usw_codec_hint *hint)
+bool usw_codec_may_be_denser(const struct usw_codec_hint *hint)
 {
-	return hint->until_trial > 0 && hint->usual_bytes <= USW_CODEC_WORTH_BYTES;
+	return hint->until_trial > 0 && hint->usual_bytes <= USW_CODEC_WORTH_BYTES &&
+	       hint->dense_bytes <= hint->usual_bytes - hint->usual_bytes / USW_DENSER_SHARE;
+}
+
+void usw_codec_note_denser(struct usw_codec_hint *hint, uint32_t length)
+{
+	uint32_t now = length ? length : USW_PAGE_BYTES;
+
+	hint->dense_bytes =
+		(uint16_t)(hint->dense_bytes ? (hint->dense_bytes * 3u + now) / 4 : now);
+	if (length)
+		hint->until_trial--;
 }
 
 uint32_t usw_codec_compress(struct usw_codec_hint *hint, const void *page, void *buffer,

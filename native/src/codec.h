@@ -24,7 +24,7 @@ enum usw_codec {
 	USW_CODEC_LZ4_SHUFFLE4 = USW_CODEC_LZ4 + USW_FILTER_SHUFFLE4,
 	USW_CODEC_LZ4_LANES16 = USW_CODEC_LZ4 + USW_FILTER_LANES16,
 	USW_CODEC_LZ4_XOR_SHUFFLE8 = USW_CODEC_LZ4 + USW_FILTER_XOR_SHUFFLE8,
-	USW_CODEC_DENSE = 7, /* zstd, see dense.h: only made of the others, by pack.h */
+	USW_CODEC_DENSE = 7, /* zstd, see dense.h: made where RAM is tight */
 };
 
 /** What a stream of neighbouring pages took of late. All zero is how it begins. */
@@ -36,6 +36,7 @@ struct usw_codec_hint {
 	uint8_t settled;                /* pages since the last trial, up to when it may be early */
 	uint8_t turn;                   /* whose turn it was at the last trial, wins or not */
 	uint8_t wins[USW_FILTER_COUNT]; /* trials won, the last ones counting most */
+	uint16_t dense_bytes; /* the same as usual_bytes, of those made denser since the last trial */
 };
 
 /** Pages whose compressed form is longer than this are stored as they are. */
@@ -57,10 +58,13 @@ uint32_t usw_codec_compress(struct usw_codec_hint *hint, const void *page, void 
 			    enum usw_codec *ret_codec);
 
 /**
- * True if the next page would take its neighbours' filter and no other was tried, and they became
- * shorter with it.
+ * True if the next page would take its neighbours' filter and no other was tried, and it may be made
+ * denser (dense.h): they compress, and those that were made denser gained an eighth by it.
  */
-bool usw_codec_is_settled(const struct usw_codec_hint *hint);
+bool usw_codec_may_be_denser(const struct usw_codec_hint *hint);
+
+/** A page was made denser, with the filter of its neighbours; 0: it did not fit. */
+void usw_codec_note_denser(struct usw_codec_hint *hint, uint32_t length);
 
 /**
  * Decompress an object into a page. Safe for any input: returns 0 or -EBADMSG and never reads or

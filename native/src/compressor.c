@@ -38,14 +38,14 @@ uint32_t usw_compressor_compress(struct usw_compressor *compressor, uint32_t num
 {
 	struct usw_codec_hint *hint = usw_compressor_hint(compressor, number);
 
-	if (dense != USW_DENSE_NOT && usw_codec_is_settled(hint) && has_encoder(compressor)) {
+	if (dense != USW_DENSE_NOT && usw_codec_may_be_denser(hint) && has_encoder(compressor)) {
 		usw_dense_encoder_use(compressor->encoder, dense);
 		uint32_t length = usw_dense_compress(compressor->encoder,
 						     (enum usw_filter)hint->filter, page, buffer,
 						     USW_CODEC_WORTH_BYTES);
 
+		usw_codec_note_denser(hint, length);
 		if (length) {
-			hint->until_trial--;
 			*ret_codec = USW_CODEC_DENSE;
 			return length;
 		}

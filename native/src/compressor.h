@@ -4,9 +4,9 @@
  * @file
  * Compresses pages that leave: quickly, as their neighbours took it (codec.h), or denser (dense.h).
  *
- * Denser costs three times as much, so the caller says when. What the quick codec does not make
- * shorter the denser one is not tried on, and which filter serves a page is found with the quick one, at
- * the pages at which it tries some.
+ * Denser costs three times as much, so the caller says when. The denser codec is not tried where the
+ * quick one gains nothing, or nearly as much; and which filter serves a page is found with the quick
+ * one, at the pages at which it tries some.
  *
  * A compressor is used by one thread at a time. No locks.
  */
@@ -18,8 +18,6 @@
 #include "dense.h"
 
 #define USW_COMPRESSOR_HINTS 64u
-/** Instead of the number of a dictionary: not denser. */
-#define USW_DENSE_NOT UINT32_MAX
 
 /** All zero is how it begins. */
 struct usw_compressor {

@@ -96,8 +96,10 @@ bool usw_demote_step(struct usw_session *session, bool in_need)
 {
 	struct usw_tiers *tiers = &session->tiers;
 
-	if (!atomic_load(&tiers->count))
+	if (!atomic_load(&tiers->count)) {
+		session->balance.packing_pays = true; // nothing else makes room
 		return false;
+	}
 	session->segments.clock = atomic_load_explicit(&session->fault_clock, memory_order_relaxed);
 	balance(session);
 	struct usw_tiers_plan plan = make_plan(session, in_need);

@@ -133,9 +133,12 @@ void usw_dense_encoder_use(struct usw_dense_encoder *encoder, uint32_t dictionar
 {
 	struct way *served = &encoder->served;
 
-	if (served->dictionary == dictionary ||
-	    ZSTD_isError(
-		    ZSTD_CCtx_refCDict(served->context, usw_dictionary_compressor(dictionary))))
+	if (served->dictionary == dictionary)
+		return;
+	// A page that did not fit has left it in the middle, where it takes no other.
+	ZSTD_CCtx_reset(served->context, ZSTD_reset_session_only);
+	if (ZSTD_isError(ZSTD_CCtx_refCDict(
+		    served->context, dictionary ? usw_dictionary_compressor(dictionary) : NULL)))
 		return;
 	served->dictionary = dictionary;
 	served->trial_bytes = encoder->plain.trial_bytes = 0;
@@ -150,11 +153,11 @@ bool usw_dense_encoder_is_served(const struct usw_dense_encoder *encoder)
 }
 
 /** The length of a page compressed in a way; 0: it does not fit. */
-static uint32_t compress(const struct way *way, enum usw_filter filter, const void *view,
+static uint32_t compress(const struct way *way, enum usw_filter filter, const void *filtered,
 			 void *buffer, uint32_t limit_bytes)
 {
 	*(uint8_t *)buffer = (uint8_t)(filter | way->dictionary << USW_FILTER_BITS);
-	size_t length = ZSTD_compress2(way->context, (char *)buffer + 1, limit_bytes - 1, view,
+	size_t length = ZSTD_compress2(way->context, (char *)buffer + 1, limit_bytes - 1, filtered,
 				       USW_PAGE_BYTES);
 	return ZSTD_isError(length) ? 0 : (uint32_t)length + 1;
 }
@@ -172,18 +175,20 @@ uint32_t usw_dense_compress(struct usw_dense_encoder *encoder, enum usw_filter f
 	char other[USW_PAGE_BYTES];
 	struct way *plain = &encoder->plain, *served = &encoder->served;
 
+	usw_assert(limit_bytes <= USW_PAGE_BYTES);
 	if (limit_bytes < 2)
 		return 0;
-	const void *view = usw_filter_view(filter, page, filtered);
+	// Also a copy: its target may be writing to it, which zstd is not made for.
+	usw_filter_apply(filter, page, filtered);
 	if (!served->dictionary)
-		return compress(plain, filter, view, buffer, limit_bytes);
+		return compress(plain, filter, filtered, buffer, limit_bytes);
 	if (encoder->until_trial-- > 0)
 		return compress(served->trial_bytes <= plain->trial_bytes ? served : plain, filter,
-				view, buffer, limit_bytes);
+				filtered, buffer, limit_bytes);
 
 	encoder->until_trial = USW_DENSE_TRIAL_PAGES;
-	uint32_t plain_length = compress(plain, filter, view, buffer, limit_bytes);
-	uint32_t served_length = compress(served, filter, view, other, limit_bytes);
+	uint32_t plain_length = compress(plain, filter, filtered, buffer, limit_bytes);
+	uint32_t served_length = compress(served, filter, filtered, other, limit_bytes);
 	note_trial(plain, plain_length);
 	note_trial(served, served_length);
 	if (!served_length || (plain_length && plain_length <= served_length))

@@ -2,13 +2,13 @@
 
 /**
  * @file
- * The denser codec: a filter, then zstd. For objects that have not been asked for in a long time.
+ * The denser codec: a filter, then zstd. For where RAM is tight.
  *
- * It takes two thirds of the bytes of LZ4 (docs/internals/codec.md), and half of them where a dictionary
- * serves (dictionary.h); two to three times as long to compress, and 2 to 3 us longer to read. What
- * serves the pages of late is found by trying both on some. A decoder needs 160 KiB, so there are a few for the whole
- * process, made before the first dense object, and a reader takes one that nobody uses: to read a
- * page needs no memory that might not be there.
+ * It takes two thirds of the bytes of LZ4 (docs/internals/codec.md), and half of them where a
+ * dictionary serves (dictionary.h); two to three times as long to compress, and 2 to 3 us longer to
+ * read. What serves the pages of late is found by trying both on some. A decoder needs 160 KiB, so
+ * there are a few for the whole process, made before the first dense object, and a reader takes one
+ * that nobody uses: to read a page needs no memory that might not be there.
  *
  * Without zstd in the build there are no dense objects. Any thread; an encoder is its owner's.
  */
@@ -17,6 +17,9 @@
 #define USW_DENSE_H
 
 #include "filter.h"
+
+/** Instead of the number of a dictionary: not denser. */
+#define USW_DENSE_NOT UINT32_MAX
 
 struct usw_dense_encoder;
 
@@ -28,15 +31,15 @@ struct usw_dense_encoder *usw_dense_encoder_create(void);
 /** NULL is fine. */
 void usw_dense_encoder_destroy(struct usw_dense_encoder *encoder);
 
-/** Have a dictionary from now on; 0: none, if it never had one. */
+/** Have a dictionary from now on; 0: none. */
 void usw_dense_encoder_use(struct usw_dense_encoder *encoder, uint32_t dictionary);
 
 /** True if the dictionary that it has makes the pages of late shorter. */
 bool usw_dense_encoder_is_served(const struct usw_dense_encoder *encoder);
 
 /**
- * Compress a page through a filter into buffer, of limit_bytes. Returns the object's length; 0: it
- * does not fit.
+ * Compress a page through a filter into buffer, of limit_bytes, a page at most. Returns the object's
+ * length; 0: it does not fit.
  */
 uint32_t usw_dense_compress(struct usw_dense_encoder *encoder, enum usw_filter filter,
 			    const void *page, void *buffer, uint32_t limit_bytes);

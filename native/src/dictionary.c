@@ -113,4 +113,16 @@ uint32_t usw_dictionary_make(const void *pages, uint32_t page_count)
 	return 0;
 }
 
+const struct ZSTD_CDict_s *usw_dictionary_compressor(uint32_t number)
+{
+	(void)number;
+	return NULL;
+}
+
+const struct ZSTD_DDict_s *usw_dictionary_decompressor(uint32_t number)
+{
+	(void)number;
+	return NULL;
+}
+
 #endif

@@ -17,7 +17,7 @@ static int store_object(struct usw_session *session, uint32_t number, uint32_t s
 	struct usw_segments *segments = &session->segments;
 	uint64_t place;
 	int ret = codec == USW_CODEC_DENSE
-			  ? usw_segments_append_dense(segments, id, object, length, codec, &place)
+			  ? usw_segments_append_fresh(segments, id, object, length, codec, &place)
 			  : usw_vacancies_store(&session->vacancies, segments, id, object, length,
 						codec, &place);
 	if (ret)
@@ -27,10 +27,12 @@ static int store_object(struct usw_session *session, uint32_t number, uint32_t s
 		usw_segments_release(segments, usw_place_group(place), usw_place_index(place));
 		return 0;
 	}
+	struct usw_counters *counters = &session->reclaim.counters;
 	if (codec == USW_CODEC_STORED)
-		usw_count(&session->reclaim.counters, evicted_incompressible, 1);
+		usw_count(counters, evicted_incompressible, 1);
 	else
-		usw_count(&session->reclaim.counters, evicted_compressed, 1);
+		usw_count(counters, evicted_compressed, 1);
+	usw_count(counters, evicted_packed, codec == USW_CODEC_DENSE);
 	return 0;
 }
 

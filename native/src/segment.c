@@ -364,7 +364,7 @@ static int append_to(struct usw_segments *segments, uint32_t *open, uint32_t own
 			close_segment(segments, open);
 	}
 	if (!*open) {
-		int ret = open_segment(segments, open == &segments->open_dense, open);
+		int ret = open_segment(segments, open != &segments->open, open);
 
 		if (ret)
 			return ret;
@@ -391,6 +391,13 @@ int usw_segments_append(struct usw_segments *segments, uint32_t owner_id, const 
 			uint32_t length_bytes, enum usw_codec codec, uint64_t *ret_place)
 {
 	return append_to(segments, &segments->open, owner_id, bytes, length_bytes, codec,
+			 ret_place);
+}
+
+int usw_segments_append_fresh(struct usw_segments *segments, uint32_t owner_id, const void *bytes,
+			      uint32_t length_bytes, enum usw_codec codec, uint64_t *ret_place)
+{
+	return append_to(segments, &segments->open_fresh, owner_id, bytes, length_bytes, codec,
 			 ret_place);
 }
 
@@ -633,6 +640,8 @@ void usw_segments_close_open(struct usw_segments *segments)
 		close_segment(segments, &segments->open);
 	if (segments->open_dense)
 		close_segment(segments, &segments->open_dense);
+	if (segments->open_fresh)
+		close_segment(segments, &segments->open_fresh);
 }
 
 void usw_segments_publish(struct usw_segments *segments, uint32_t segment, uint64_t where)
@@ -759,7 +768,8 @@ void usw_segments_check(const struct usw_segments *segments)
 		chunks += (h->object_count + USW_CHUNK_ENTRIES - 1) / USW_CHUNK_ENTRIES;
 		usw_assert(live_count == h->live_count && live_bytes == h->live_bytes);
 		usw_assert((h->state == USW_SEGMENT_OPEN) ==
-			   (segment == segments->open || segment == segments->open_dense));
+			   (segment == segments->open || segment == segments->open_dense ||
+			    segment == segments->open_fresh));
 		live_total += live_bytes;
 	}
 	usw_assert(used == segments->used_segments && elsewhere == segments->disk_segments);

@@ -15,8 +15,8 @@
  * adding up to 15 lengths. An entry whose owner is 0 is dead: garbage until its segment is emptied,
  * or until an object of the same stored size takes its place (vacancy.h).
  *
- * What is packed (pack.h) is appended to an open segment of its own: it is cold, and stays apart from
- * what has just left.
+ * What is packed because it is cold (pack.h) is appended to an open segment of its own, and stays
+ * apart from what has just left; what is packed as it leaves has another.
  *
  * In RAM a segment lies in a slot of the space, which it gives back when it goes to a disk: the next
  * that is opened has it, with the memory that it holds.
@@ -145,6 +145,7 @@ struct usw_segments {
 	/* Owner only. */
 	uint32_t open;       /* the open segment, 0 if none */
 	uint32_t open_dense; /* that for packed objects, the same */
+	uint32_t open_fresh; /* that for those packed as they leave */
 	uint32_t free_head;
 	uint32_t high_water;  /* segments ever used are below */
 	uint32_t *free_slots; /* of RAM, without memory; rebuilt by a successor */
@@ -192,7 +193,11 @@ void usw_segments_destroy(struct usw_segments *segments);
 int usw_segments_append(struct usw_segments *segments, uint32_t owner_id, const void *bytes,
 			uint32_t length_bytes, enum usw_codec codec, uint64_t *ret_place);
 
-/** The same, for what is packed or was. */
+/** The same, for an object that is packed as its page leaves. */
+int usw_segments_append_fresh(struct usw_segments *segments, uint32_t owner_id, const void *bytes,
+			      uint32_t length_bytes, enum usw_codec codec, uint64_t *ret_place);
+
+/** The same, for what is cold and packed, or was in a segment of such. */
 int usw_segments_append_dense(struct usw_segments *segments, uint32_t owner_id, const void *bytes,
 			      uint32_t length_bytes, enum usw_codec codec, uint64_t *ret_place);
 

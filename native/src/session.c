@@ -190,7 +190,7 @@ int usw_session_create(const struct usw_config *config, struct usw_session **ret
 	uint64_t limit_bytes = usw_min(config->resident_limit_bytes, config->memory_limit_bytes);
 	session->limit_pages = limit_bytes == UINT64_MAX ? INT64_MAX / 2
 							 : (int64_t)(limit_bytes / USW_PAGE_BYTES);
-	session->keep_copies = true;
+	session->keep_copies = session->keep_packed = true;
 	usw_balance_init(&session->balance, usw_now_ns());
 	session->has_guards = usw_guards_exist();
 	pthread_mutex_init(&session->targets_lock, NULL);
@@ -701,6 +701,7 @@ void usw_session_statistics(struct usw_session *session, struct usw_statistics *
 		.evicted_same = sum.evicted_same,
 		.evicted_equal = sum.evicted_equal,
 		.evicted_ahead = sum.evicted_ahead,
+		.evicted_packed = sum.evicted_packed,
 		.evicted_compressed = sum.evicted_compressed,
 		.evicted_incompressible = sum.evicted_incompressible,
 		.evict_refused = sum.evict_refused,

@@ -37,6 +37,7 @@
 	X(evicted_equal, "a page left that was stored already: it shares what is stored") \
 	X(evicted_compressed, "a page became a compressed object") \
 	X(evicted_ahead, "a page's object was made by a thread that compresses ahead") \
+	X(evicted_packed, "a page was compressed denser as it left") \
 	X(evicted_incompressible, "a page became an object stored as it is") \
 	X(evict_refused, "a page picked for eviction stayed: pinned, shared, locked or gone") \
 	X(evict_aborted, "a batch was given up because the address space changed under it") \

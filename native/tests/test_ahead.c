@@ -21,6 +21,7 @@ static struct usw_standby standby;
 static struct usw_ahead ahead;
 static int area_fd;
 static char *slots; /* what hands would write to */
+static uint64_t dense_taken;
 
 static void begin(uint32_t threads)
 {
@@ -56,6 +57,7 @@ static bool take(uint32_t offered, uint32_t slot, uint64_t seed)
 	check_fill(expected, kind_of(seed), seed);
 	CHECK_EQ(usw_codec_decompress(entry->codec, bytes, entry->length_bytes, page), 0);
 	CHECK_EQ(memcmp(page, expected, USW_PAGE_BYTES), 0);
+	dense_taken += entry->codec == USW_CODEC_DENSE;
 	CHECK((entry->codec == USW_CODEC_STORED) == (kind_of(seed) == CHECK_RANDOM));
 	return true;
 }
@@ -76,6 +78,7 @@ static void test_in_order(uint32_t threads)
 	uint32_t given[SLOTS];
 	uint64_t made = 0;
 
+	dense_taken = 0;
 	begin(threads);
 	for (uint32_t round = 0; round < ROUNDS; round++) {
 		uint32_t next = 0;
@@ -97,6 +100,7 @@ static void test_in_order(uint32_t threads)
 	}
 	// Only a page whose thread lost its processor is not there.
 	CHECK_THAT(made, >=, ROUNDS * SLOTS / 2);
+	CHECK(dense_taken || usw_dense_prepare());
 	usw_ahead_deinit(&ahead);
 }
 

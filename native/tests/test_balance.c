@@ -92,11 +92,15 @@ static void test_packing_pays_where_a_disk_is_waited_for(void)
 {
 	begin(MEMORY);
 	CHECK(balance.packing_pays);
-	go(1, 0, 100, 15000);
+	go(1, 0, 100, 11000);
+	CHECK(!balance.packing_pays);
+	go(1, 0, 100, 15000); // neither
 	CHECK(!balance.packing_pays);
 	go(1, 1000, 63, 100000); // too few of them
 	CHECK(!balance.packing_pays);
-	go(1, 1000, 64, 100000);
+	go(1, 1000, 1, 100000); // with those before there are enough
+	CHECK(balance.packing_pays);
+	go(1, 0, 100, 15000); // neither
 	CHECK(balance.packing_pays);
 	// A walk: one fault waits for many pages.
 	seen.disk_pages += 99 * 64;

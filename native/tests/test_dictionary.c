@@ -78,6 +78,25 @@ static void test_so_many_pages_it_is_not_made_of(void)
 	CHECK_EQ(usw_dictionary_make(samples, USW_DICTIONARY_PAGES + 1), 0);
 }
 
+/** A page that did not fit is no reason to go on with the last one. */
+static void test_it_changes_at_once(uint32_t first, uint32_t second)
+{
+	struct usw_dense_encoder *encoder = usw_dense_encoder_create();
+	char page[USW_PAGE_BYTES], object[USW_PAGE_BYTES];
+
+	usw_dense_encoder_use(encoder, first);
+	check_fill(page, CHECK_RANDOM, 1);
+	CHECK_EQ(usw_dense_compress(encoder, USW_FILTER_NONE, page, object, 1000), 0);
+	usw_dense_encoder_use(encoder, second);
+	check_fill_words(page, 2, 1);
+	CHECK(usw_dense_compress(encoder, USW_FILTER_NONE, page, object, 3000));
+	CHECK_EQ((uint8_t)object[0] >> 3, second);
+	usw_dense_encoder_use(encoder, 0);
+	CHECK(usw_dense_compress(encoder, USW_FILTER_NONE, page, object, 4000));
+	CHECK_EQ((uint8_t)object[0] >> 3, 0);
+	usw_dense_encoder_destroy(encoder);
+}
+
 static void test_one_that_does_not_exist(uint32_t number)
 {
 	struct usw_dense_encoder *encoder = usw_dense_encoder_create();
@@ -85,7 +104,7 @@ static void test_one_that_does_not_exist(uint32_t number)
 	uint64_t random = 5;
 
 	usw_dense_encoder_use(encoder, number);
-	check_fill_words(page, 1, 3);
+	check_fill_words(page, 2, 3);
 	uint32_t length = usw_dense_compress(encoder, USW_FILTER_NONE, page, object, 4000);
 	CHECK_EQ((uint8_t)object[0] >> 3, number);
 	for (uint32_t other = number + 1; other <= USW_DICTIONARIES_MAX; other++) {
@@ -142,7 +161,9 @@ int main(void)
 	test_so_many_pages_it_is_not_made_of();
 	CHECK_EQ(make(1, USW_DICTIONARY_PAGES), 1);
 	test_its_kind_becomes_shorter(1);
-	test_one_that_does_not_exist(1);
-	test_numbers_end(1);
+	CHECK_EQ(make(2, USW_DICTIONARY_PAGES), 2);
+	test_it_changes_at_once(1, 2);
+	test_one_that_does_not_exist(2);
+	test_numbers_end(2);
 	return 0;
 }

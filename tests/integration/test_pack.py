@@ -23,6 +23,7 @@ def test_cold_pages_are_packed_in_a_tight_budget(uffdswap_run: RunFunction) -> N
     outcome = uffdswap_run(work("uniform-rw", "160M"), memory="130M")
     outcome.require_ok(paged=True)
     assert outcome.stats["swap"]["packed_pages"] > 0, outcome.describe()
+    assert outcome.stats["evictions"]["packed"] > 0, outcome.describe()
 
 
 def test_what_is_packed_goes_to_a_disk_and_back(uffdswap_run: RunFunction, tmp_path: Path) -> None:
@@ -44,11 +45,11 @@ def test_what_holds_only_packed_is_not_out_of_memory(uffdswap_run: RunFunction) 
 def test_what_is_packed_and_only_read_is_not_packed_again(uffdswap_run: RunFunction) -> None:
     outcome = uffdswap_run(work("uniform-read", "192M"), memory="112M", options=("--no-disk",))
     outcome.require_ok(paged=True)
-    evictions = outcome.stats["evictions"]
-    assert evictions["clean"] > evictions["pages"] / 4, outcome.describe()
+    assert outcome.stats["evictions"]["clean"] > 1000, outcome.describe()
 
 
 def test_nothing_is_packed_where_only_residency_is_bounded(uffdswap_run: RunFunction) -> None:
     outcome = uffdswap_run(work("uniform-rw", "96M"), resident="48M")
     outcome.require_ok(paged=True)
     assert outcome.stats["swap"]["packed_pages"] == 0
+    assert outcome.stats["evictions"]["packed"] == 0

@@ -50,6 +50,18 @@ def test_native(source: Path, build: str) -> None:
     assert status == 0, f"{describe(status)}; it printed:\n{output}"
 
 
+@pytest.mark.parametrize(("name", "wanted"), [("compressor", 0), ("dictionary", SKIPPED)])
+def test_codecs_are_built_without_zstd_too(name: str, wanted: int, tmp_path: Path) -> None:
+    native = REPOSITORY / "native"
+    codecs = ("base", "codec", "filter", "hash_avx2", "dense", "dictionary", "compressor")
+    command = ["cc", "-std=gnu11", "-O1", "-Wall", "-Werror", "-D_GNU_SOURCE=", "-pthread"]
+    command += [f"-I{native / folder}" for folder in ("src", "shim", "include", "tests")]
+    command += [str(native / "src" / f"{codec}.c") for codec in codecs]
+    command += [str(native / "tests" / f"test_{name}.c"), "-llz4", "-lxxhash"]
+    subprocess.run([*command, "-o", tmp_path / name], timeout=120, check=True)
+    assert subprocess.run([tmp_path / name], timeout=60, check=False).returncode == wanted
+
+
 def test_there_are_native_tests() -> None:
     assert SOURCES
 
