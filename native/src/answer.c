@@ -26,7 +26,7 @@
 #define USW_UNRAISED_NS 20000000u
 /* Zero pages that are let go at once when they are written one after the other. */
 #define USW_WRITE_PAGES_MAX 16u
-/* Where packed copies do not pay one of so many is kept all the same, to see whether it would. */
+/* Where copies do not pay one of so many is kept all the same, to see whether it would. */
 #define USW_COPY_PROBE 16u
 
 // --- Parts of an answer -------------------------------------------------------------------------
@@ -140,9 +140,10 @@ usw_page_word *usw_answer_find_evicted(const struct usw_target *target, uint64_t
 
 /**
  * Whether the copy of a page that has come in stays in RAM. Where that is tight, packed ones do: it
- * was much work to make them and they take little. But not that of a page that stays for long, with
- * heat, or is about to change, nor if most have changed of late: a write is not seen if the page was
- * read first. (One on a disk takes no RAM, and always stays.)
+ * was much work to make them and they take little; and those of a walk, whose pages leave again
+ * soon. But not that of a page that stays for long, with heat, or is about to change, nor if most
+ * have changed of late: a write is not seen if the page was read first. (One on a disk takes no RAM,
+ * and always stays.)
  */
 static bool is_worth_keeping(const struct usw_session *session, uint32_t id,
 			     enum usw_backend backend, struct usw_access access, uint32_t heat)
@@ -152,10 +153,10 @@ static bool is_worth_keeping(const struct usw_session *session, uint32_t id,
 		return false;
 	if (atomic_load_explicit(&session->keep_copies, memory_order_relaxed))
 		return true;
-	if (!atomic_load_explicit(&session->keep_packed, memory_order_relaxed) &&
+	if (!atomic_load_explicit(&session->copies_pay, memory_order_relaxed) &&
 	    atomic_load_explicit(&session->fault_clock, memory_order_relaxed) % USW_COPY_PROBE)
 		return false;
-	return !access.writes && !heat && usw_content_is_packed(session, id);
+	return !access.writes && !heat && (!access.touches || usw_content_is_packed(session, id));
 }
 
 struct usw_access usw_answer_access(const struct usw_fault *fault)

@@ -16,7 +16,7 @@
 
 /* A lap after which the mappings are read again is so many times as long as that takes. */
 #define USW_LOOK_SHARE 16u
-/* After so many packed copies it is asked whether they pay: if one in three was still good. */
+/* After so many copies in RAM it is asked whether they pay: if one in three was still good. */
 #define USW_COPIES_SEEN 256u
 #define USW_COPIES_GOOD_SHARE 3u
 
@@ -156,15 +156,19 @@ static uint32_t copy_of(struct usw_session *session, uint64_t before)
 		       : id;
 }
 
-/** A page has left that had a packed copy, which is still good or not. */
-static void note_copy(struct usw_session *session, bool is_good)
+/** A page has left that had a copy, which is still good or not. One on a disk costs nothing. */
+static void note_copy(struct usw_session *session, uint32_t kept_id, bool is_good)
 {
 	struct usw_reclaim *reclaim = &session->reclaim;
+	struct usw_disk_place place;
+
+	if (usw_content_is_on_disk(session, kept_id, &place))
+		return;
 
 	reclaim->copies_good += is_good;
 	if (++reclaim->copies_seen < USW_COPIES_SEEN)
 		return;
-	atomic_store_explicit(&session->keep_packed,
+	atomic_store_explicit(&session->copies_pay,
 			      reclaim->copies_good >= USW_COPIES_SEEN / USW_COPIES_GOOD_SHARE,
 			      memory_order_relaxed);
 	reclaim->copies_seen = reclaim->copies_good = 0;
@@ -199,8 +203,8 @@ static uint32_t publish(struct usw_target *target, struct usw_batch *batch,
 		usw_page_transition(batch->word[i], marked,
 				    usw_page_make(USW_PAGE_EVICTED, usw_page_heat(batch->before[i]),
 						  id, stamp));
-		if (kept_id && usw_content_is_packed(session, kept_id))
-			note_copy(session, id == kept_id);
+		if (kept_id)
+			note_copy(session, kept_id, id == kept_id);
 		if (kept_id && id != copy_id)
 			usw_vswap_put(&session->vswap, kept_id);
 		evicted++;

@@ -190,7 +190,7 @@ int usw_session_create(const struct usw_config *config, struct usw_session **ret
 	uint64_t limit_bytes = usw_min(config->resident_limit_bytes, config->memory_limit_bytes);
 	session->limit_pages = limit_bytes == UINT64_MAX ? INT64_MAX / 2
 							 : (int64_t)(limit_bytes / USW_PAGE_BYTES);
-	session->keep_copies = session->keep_packed = true;
+	session->keep_copies = session->copies_pay = true;
 	usw_balance_init(&session->balance, usw_now_ns());
 	session->has_guards = usw_guards_exist();
 	pthread_mutex_init(&session->targets_lock, NULL);

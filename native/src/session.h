@@ -96,7 +96,7 @@ struct usw_reclaim {
 	bool full_told;            /* that the program waits for room, and since then ... */
 	bool room_seen;            /* ... somebody has tried to make some */
 	uint64_t went_on_ns;       /* when there was last a reason to wait */
-	uint32_t copies_seen, copies_good; /* packed ones, of pages that have left of late */
+	uint32_t copies_seen, copies_good; /* in RAM, of pages that have left of late */
 	uint64_t random;
 	uint64_t pinned_tries; /* how often a page could not be moved though it is not shared */
 	bool fell_short;       /* the last sweep left less than the reserve, or met more pinned */
@@ -170,8 +170,8 @@ struct usw_session {
 	_Atomic int64_t low_pages;   /* with less room than this the reclaim thread has work */
 	_Atomic int64_t resident_base;
 	_Atomic bool keep_copies; /* kept copies are affordable */
-	_Atomic bool keep_packed; /* those that are packed pay for themselves where they are not */
-	_Atomic bool let_pass;    /* nothing can be evicted: answer faults whatever the limit */
+	_Atomic bool copies_pay; /* where they are not, some are worth it: most are good when asked */
+	_Atomic bool let_pass;   /* nothing can be evicted: answer faults whatever the limit */
 	_Atomic int64_t resident_delta __attribute__((aligned(64)));
 	/* Faults answered with what had left; pages of a walk over a disk count, of one over RAM not. */
 	_Atomic uint32_t fault_clock __attribute__((aligned(64)));

@@ -80,12 +80,13 @@ static void test_with_room_all_but_standby(void)
 	CHECK(!keeps(id, USW_BACKEND_MEMORY, false, reads, 0, 0));
 }
 
-static void test_without_room_what_is_packed_and_read(void)
+static void test_without_room_what_is_packed_or_of_a_walk(void)
 {
 	session.keep_copies = false;
-	session.keep_packed = true;
+	session.copies_pay = true;
 	CHECK(!keeps_object(USW_CODEC_LZ4, false, reads));
-	CHECK(!keeps_object(USW_CODEC_STORED, false, ahead));
+	CHECK(keeps_object(USW_CODEC_LZ4, false, ahead));
+	CHECK(!keeps_object(USW_CODEC_LZ4, false, ahead_of_write));
 	CHECK(keeps_object(USW_CODEC_DENSE, false, reads));
 	CHECK(keeps_object(USW_CODEC_DENSE, false, ahead));
 	CHECK(!keeps_object(USW_CODEC_DENSE, false, writes));
@@ -104,7 +105,7 @@ static void test_where_copies_do_not_pay(void)
 {
 	uint32_t kept = 0;
 
-	session.keep_copies = session.keep_packed = false;
+	session.keep_copies = session.copies_pay = false;
 	for (uint32_t i = 0; i < 64; i++) {
 		session.fault_clock++;
 		kept += keeps_object(USW_CODEC_DENSE, false, reads);
@@ -129,7 +130,7 @@ int main(void)
 	check_start(20);
 	begin();
 	test_with_room_all_but_standby();
-	test_without_room_what_is_packed_and_read();
+	test_without_room_what_is_packed_or_of_a_walk();
 	test_where_copies_do_not_pay();
 	test_a_fault_says_what_it_is_for();
 	return 0;
