@@ -119,6 +119,22 @@ static bool are_of_proc(const int *fds)
 	return true;
 }
 
+/**
+ * What a forked child has as zeros is what its own smaps says: that of its parent may have been read
+ * after the advice was taken back, or given, or the memory was gone.
+ */
+static void leave_out_own(struct usw_target *child)
+{
+	uint64_t address = 0;
+	bool has_some = usw_pagemap_next(&child->pagemap, &address, USW_ADDRESS_END);
+
+	if (has_some && usw_target_leave_out(child, child->smaps_fd))
+		usw_target_wipe(child);
+	else
+		child->inherited_unchecked = false;
+	atomic_store(&child->may_be_wiped, false);
+}
+
 int usw_target_attach(struct usw_target *target, const struct usw_hello *hello, const int *fds,
 		      int pidfd, int pid, int connection, struct usw_error *error)
 {
@@ -164,14 +180,7 @@ int usw_target_attach(struct usw_target *target, const struct usw_hello *hello, 
 	target->token_page = hello->token_page;
 	target->posted_seq = ((struct usw_ring *)ring)->posted_seq;
 	((struct usw_ring *)ring)->epoch = target->epoch;
-	if (target->inherited_unchecked && usw_target_leave_out(target, target->smaps_fd) == 0)
-		target->inherited_unchecked = false;
-	if (atomic_load(&target->may_be_wiped)) {
-		// Its own smaps says what was so when it was forked.
-		if (usw_target_leave_out(target, target->smaps_fd))
-			usw_target_wipe(target);
-		atomic_store(&target->may_be_wiped, false);
-	}
+	leave_out_own(target);
 	__atomic_store_n(&target->ring, ring, __ATOMIC_RELEASE);
 	atomic_store(&target->has_hands, true);
 	return 0;
