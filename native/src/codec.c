@@ -22,8 +22,6 @@
 /* Pages before a page that does not fit in with the others may be a reason for a trial. */
 #define USW_SETTLED_PAGES 3u
 #define USW_WIN 24u
-/* What is made denser is to become shorter by one part in so many. */
-#define USW_DENSER_SHARE 8u
 
 bool usw_codec_is_repeated(const void *page, uint64_t *ret_word)
 {
@@ -150,7 +148,7 @@ static void note_length(struct usw_codec_hint *hint, uint32_t length)
 bool usw_codec_may_be_denser(const struct usw_codec_hint *hint)
 {
 	return hint->until_trial > 0 && hint->usual_bytes <= USW_CODEC_WORTH_BYTES &&
-	       hint->dense_bytes <= hint->usual_bytes - hint->usual_bytes / USW_DENSER_SHARE;
+	       hint->dense_bytes <= usw_dense_worth(hint->usual_bytes);
 }
 
 void usw_codec_note_denser(struct usw_codec_hint *hint, uint32_t length)

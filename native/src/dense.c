@@ -22,8 +22,6 @@
 
 /* As many as read at once, mostly: a reader that finds none waits for some microseconds. */
 #define USW_DECODERS 4u
-/* Levels above take longer and gain a hundredth. */
-#define USW_DENSE_LEVEL 1
 /* A page: 4 KiB. */
 #define USW_DENSE_WINDOW_LOG 12
 #define USW_FILTER_BITS 3u

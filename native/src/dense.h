@@ -18,10 +18,18 @@
 
 #include "filter.h"
 
+/** Of zstd. Levels above take longer and gain a hundredth. */
+#define USW_DENSE_LEVEL 1
 /** Instead of the number of a dictionary: not denser. */
 #define USW_DENSE_NOT UINT32_MAX
 
 struct usw_dense_encoder;
+
+/** How long an object may be so that it is worth more time to read than one of `length_bytes`. */
+static inline uint32_t usw_dense_worth(uint32_t length_bytes)
+{
+	return length_bytes - length_bytes / 8;
+}
 
 /** Make the decoders, once; before the first object is compressed. -ENOSYS: no zstd; -ENOMEM. */
 int usw_dense_prepare(void);

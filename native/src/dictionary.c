@@ -7,6 +7,7 @@
 
 #include <string.h>
 
+#include "dense.h"
 #include "dictionary.h"
 
 #ifdef USW_HAS_ZSTD
@@ -21,8 +22,6 @@
 #define USW_TABLE_BYTES 4096u
 /* Of fewer nothing is learned. */
 #define USW_DICTIONARY_PAGES_MIN 64u
-/* As that of what is compressed without one: dense.c. */
-#define USW_DICTIONARY_LEVEL 1
 
 static struct {
 	ZSTD_CDict *compressor;
@@ -49,7 +48,7 @@ static uint32_t publish(ZSTD_CDict *compressor, ZSTD_DDict *decompressor)
 /** A dictionary as zstd has it: its tables, and a piece of each page. Returns its length; 0: none. */
 static size_t make(const char *pages, uint32_t page_count, char *ret, size_t limit_bytes)
 {
-	ZDICT_params_t params = {.compressionLevel = USW_DICTIONARY_LEVEL};
+	ZDICT_params_t params = {.compressionLevel = USW_DENSE_LEVEL};
 	char pieces[USW_DICTIONARY_PAGES * USW_PIECE_BYTES];
 	size_t page_bytes[USW_DICTIONARY_PAGES];
 
@@ -79,7 +78,7 @@ uint32_t usw_dictionary_make(const void *pages, uint32_t page_count)
 	if (!length)
 		return 0;
 
-	ZSTD_CDict *compressor = ZSTD_createCDict(bytes, length, USW_DICTIONARY_LEVEL);
+	ZSTD_CDict *compressor = ZSTD_createCDict(bytes, length, USW_DENSE_LEVEL);
 	ZSTD_DDict *decompressor = ZSTD_createDDict(bytes, length);
 	if (compressor && decompressor)
 		number = publish(compressor, decompressor);

@@ -22,8 +22,6 @@
 #define USW_PACK_LOOK_NS 10000000u
 /* An object takes some microseconds, if the thread runs at all. */
 #define USW_PACK_HOPE_NS 1000000000u
-/* What is not shorter by one part in so many is not worth more time to read. */
-#define USW_DENSE_WORTH_SHARE 8u
 /* Segments between two dictionaries, at first; as many again each time. */
 #define USW_RENEWAL_INTERVAL 4u
 
@@ -87,7 +85,7 @@ static uint32_t pack_object(const struct usw_packer *packer, struct usw_dense_en
 			    const struct usw_object *object, char *packed, uint32_t room_bytes)
 {
 	_Alignas(16) char page[USW_PAGE_BYTES];
-	uint32_t worth = object->length_bytes - object->length_bytes / USW_DENSE_WORTH_SHARE;
+	uint32_t worth = usw_dense_worth(object->length_bytes);
 
 	if (!is_loose(object) || worth > room_bytes ||
 	    usw_codec_decompress(object->codec, object->bytes, object->length_bytes, page) ||

@@ -58,9 +58,7 @@ static void empty_one(struct usw_session *session)
 		parking->empties_left--;
 		return;
 	}
-	bool had_open = session->segments.open || session->segments.open_dense ||
-			session->segments.open_fresh;
-	usw_segments_close_open(&session->segments);
+	bool had_open = usw_segments_close_open(&session->segments);
 	// The one that was open may hold garbage, too, and must not take it along.
 	if (had_open && parking->empties_left && usw_segments_emptiest(&session->segments)) {
 		parking->empties_left--;

@@ -634,14 +634,18 @@ uint32_t usw_segments_parked(const struct usw_segments *segments)
 	return 0;
 }
 
-void usw_segments_close_open(struct usw_segments *segments)
+bool usw_segments_close_open(struct usw_segments *segments)
 {
-	if (segments->open)
-		close_segment(segments, &segments->open);
-	if (segments->open_dense)
-		close_segment(segments, &segments->open_dense);
-	if (segments->open_fresh)
-		close_segment(segments, &segments->open_fresh);
+	uint32_t *const open[] = {&segments->open, &segments->open_dense, &segments->open_fresh};
+	bool had_open = false;
+
+	for (size_t i = 0; i < sizeof(open) / sizeof(*open); i++) {
+		if (!*open[i])
+			continue;
+		close_segment(segments, open[i]);
+		had_open = true;
+	}
+	return had_open;
 }
 
 void usw_segments_publish(struct usw_segments *segments, uint32_t segment, uint64_t where)

@@ -261,8 +261,8 @@ uint32_t usw_segments_coldest_loose(const struct usw_segments *segments, uint32_
 /** A settled segment in RAM that is parked; 0 if there is none. Owner only. */
 uint32_t usw_segments_parked(const struct usw_segments *segments);
 
-/** Nothing is appended to the open segments any more. Owner only. */
-void usw_segments_close_open(struct usw_segments *segments);
+/** Nothing is appended to the open segments any more. False: none was open. Owner only. */
+bool usw_segments_close_open(struct usw_segments *segments);
 
 static inline struct usw_segment *usw_segments_header(const struct usw_segments *segments,
 						      uint32_t segment)

@@ -119,16 +119,28 @@ static bool are_of_proc(const int *fds)
 	return true;
 }
 
+/** Forget what a child has as zeros by its own smaps. 0 or -errno. Caller holds map_lock. */
+static int leave_out_wiped(struct usw_target *child)
+{
+	struct usw_maps_advised advised;
+	int ret = usw_maps_advised(child->smaps_fd, &advised);
+
+	for (uint32_t i = 0; !ret && i < advised.wiped.count; i++)
+		usw_target_forget(child, advised.wiped.at[i].start, advised.wiped.at[i].end);
+	usw_maps_advised_free(&advised);
+	return ret;
+}
+
 /**
  * What a forked child has as zeros is what its own smaps says: that of its parent may have been read
  * after the advice was taken back, or given, or the memory was gone.
  */
-static void leave_out_own(struct usw_target *child)
+static void settle_wiped(struct usw_target *child)
 {
 	uint64_t address = 0;
 	bool has_some = usw_pagemap_next(&child->pagemap, &address, USW_ADDRESS_END);
 
-	if (has_some && usw_target_leave_out(child, child->smaps_fd))
+	if (has_some && leave_out_wiped(child))
 		usw_target_wipe(child);
 	else
 		child->inherited_unchecked = false;
@@ -180,7 +192,7 @@ int usw_target_attach(struct usw_target *target, const struct usw_hello *hello, 
 	target->token_page = hello->token_page;
 	target->posted_seq = ((struct usw_ring *)ring)->posted_seq;
 	((struct usw_ring *)ring)->epoch = target->epoch;
-	leave_out_own(target);
+	settle_wiped(target);
 	__atomic_store_n(&target->ring, ring, __ATOMIC_RELEASE);
 	atomic_store(&target->has_hands, true);
 	return 0;
@@ -588,17 +600,6 @@ bool usw_target_measure(struct usw_target *target)
 	target->anon_pages = anonymous;
 	atomic_store(&target->data_pages, data);
 	return true;
-}
-
-int usw_target_leave_out(struct usw_target *child, int smaps_fd)
-{
-	struct usw_maps_advised advised;
-	int ret = usw_maps_advised(smaps_fd, &advised);
-
-	for (uint32_t i = 0; !ret && i < advised.wiped.count; i++)
-		usw_target_forget(child, advised.wiped.at[i].start, advised.wiped.at[i].end);
-	usw_maps_advised_free(&advised);
-	return ret;
 }
 
 void usw_target_wipe(struct usw_target *child)

@@ -295,12 +295,6 @@ static inline bool usw_target_is_evictable(struct usw_target *target)
 /** SIGKILL the process and report why, once, or that it is out of our reach. Any thread. */
 void usw_target_kill(struct usw_target *target, const char *why);
 
-/**
- * Drop what the page map of a forked child says of ranges that the child inherited as zeros.
- * `smaps_fd` is the parent's or the child's. 0 or -errno. Caller holds map_lock.
- */
-int usw_target_leave_out(struct usw_target *child, int smaps_fd);
-
 /** Take it that what may be wiped in a forked child is so. Caller holds map_lock. */
 void usw_target_wipe(struct usw_target *child);
 

@@ -13,7 +13,6 @@
 
 #include "check.h"
 #include "compact.h"
-#include "compressor.h"
 #include "pack.h"
 
 #define IDS 32768u
