@@ -14,8 +14,8 @@
 #define USW_STORED_MAX (USW_BALANCE_PARTS / 16 * 13)
 /* In a small budget this much stays for what is resident, if that is not more than half. */
 #define USW_RESIDENT_BYTES (16u << 20)
-/* A fault on RAM, and its page's next way out, which takes the other processor for longer. */
-#define USW_NEAR_NS 20000u
+/* A fault on RAM, and its page's next way out. */
+#define USW_NEAR_NS 10000u
 /* To compress a page denser takes about 16 us. Waits that are longer, or shorter, say what pays. */
 #define USW_PACK_LONG_NS 20000u
 #define USW_PACK_SHORT_NS 12000u
@@ -49,13 +49,23 @@ static struct news look(const struct usw_balance *balance, const struct usw_bala
 	};
 }
 
-/** What the disk's faults cost beyond what they would in RAM, of those that a step of RAM saves. */
-static double stored_gain(const struct news *news, uint64_t step_bytes, uint64_t disk_bytes)
+/**
+ * What the disk's faults cost beyond what they would in RAM, of those that a step of RAM saves. The
+ * pages that leave for it have to be stored, too: of pages that do not compress no more are in RAM
+ * after the step than before.
+ */
+static double stored_gain(const struct news *news, const struct usw_balance_seen *seen,
+			  uint64_t step_bytes)
 {
-	double saved = step_bytes < disk_bytes ? (double)step_bytes / (double)disk_bytes : 1;
+	double bytes = (double)seen->disk_bytes;
+	double saved = step_bytes < seen->disk_bytes ? (double)step_bytes / bytes : 1;
+	double pages_bytes = (double)seen->disk_objects * USW_PAGE_BYTES;
+	double spared = bytes < pages_bytes ? 1 - bytes / pages_bytes : 0;
 	double extra_ns = (double)news->disk_ns - (double)news->disk_faults * USW_NEAR_NS;
 
-	return extra_ns > 0 ? saved * extra_ns / (double)news->ns : 0;
+	if (!seen->disk_objects)
+		spared = 1; // all of them have come back
+	return extra_ns > 0 ? saved * spared * extra_ns / (double)news->ns : 0;
 }
 
 static double resident_gain(const struct news *news)
@@ -100,7 +110,7 @@ void usw_balance_look(struct usw_balance *balance, const struct usw_balance_seen
 	judge_packing(balance, seen);
 	if (news.near_faults + news.disk_faults < USW_BALANCE_FAULTS)
 		return;
-	double stored = stored_gain(&news, step_bytes, seen->disk_bytes);
+	double stored = stored_gain(&news, seen, step_bytes);
 	double resident = resident_gain(&news);
 
 	note_gain(balance, stored / (double)step_bytes, seen->disk_bytes >= step_bytes, news.ns);

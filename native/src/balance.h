@@ -8,7 +8,8 @@
  * faults it would save if it were resident are seen: those answered from RAM whose page had left less
  * than that many pages ago. Those it would save if it were for what is stored are estimated: as large a
  * share of the faults on disks as it is of what is there and in use, which is right where they are
- * spread evenly and too little elsewhere. Each counts with what it costs; a fault on a disk costs the
+ * spread evenly and too little elsewhere; less what the pages that leave for it take there, which is
+ * all of it if nothing compresses. Each counts with what it costs; a fault on a disk costs the
  * time for which the disk was waited for, by all who waited together. The share moves, a small step at
  * a time, to where both weigh the same: to the disk's side for uniform accesses, to the resident side
  * for a working set that nearly fits. Where next to nothing is on disks any more, nothing is seen of
@@ -50,6 +51,7 @@ struct usw_balance_seen {
 	uint64_t disk_pages;  /* that came from disks, these and those ahead of faults */
 	uint64_t disk_ns;    /* for which they have waited; of several at once, their share of it */
 	uint64_t disk_bytes; /* on disks, of segments that are read */
+	uint64_t disk_objects; /* these are so many */
 	uint64_t memory_bytes;
 };
 

@@ -42,6 +42,7 @@ static void balance(struct usw_session *session)
 {
 	struct usw_balance_seen seen = {
 		.disk_bytes = session->tiers.read_bytes,
+		.disk_objects = session->tiers.read_pages,
 		.memory_bytes = atomic_load(&session->memory_limit_bytes),
 	};
 

@@ -111,6 +111,7 @@ struct usw_tiers {
 	uint64_t swept_ns;        /* when segments were last counted; owner */
 	uint32_t read_faults;     /* what was read less than so many faults ago is in use; owner */
 	uint64_t read_bytes;      /* of live objects in such segments on disks; owner */
+	uint64_t read_pages;      /* these objects; owner */
 	uint32_t to_empty;        /* segments that came back in order to be compacted; owner */
 	uint32_t waiting_segment; /* read next by the search for segments to bring back; owner */
 	struct usw_move moves[USW_MOVES_MAX];

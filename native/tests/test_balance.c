@@ -24,6 +24,13 @@ static void begin(uint64_t memory_bytes)
 	seen = (struct usw_balance_seen){.memory_bytes = memory_bytes};
 }
 
+/** So much is on disks, of pages that are a quarter as large there. */
+static void put_on_disks(uint64_t bytes)
+{
+	seen.disk_bytes = bytes;
+	seen.disk_objects = bytes / (USW_PAGE_BYTES / 4);
+}
+
 /** Some faults of each kind, and a look, `steps` times. Returns the share then. */
 static uint32_t go(uint32_t steps, uint32_t near_faults, uint32_t disk_faults, uint64_t each_ns)
 {
@@ -42,7 +49,7 @@ static void test_it_moves_to_where_it_saves_more(void)
 {
 	// Uniform accesses: one of sixteen would be near, a third of what is out is on the disk.
 	begin(MEMORY);
-	seen.disk_bytes = MEMORY / 2;
+	put_on_disks(MEMORY / 2);
 	CHECK_EQ(go(1, 60, 500, 90000), HALF + 1);
 	CHECK_EQ(go(100, 60, 500, 90000), USW_BALANCE_PARTS / 16 * 13);
 	// A working set that nearly fits: what has left is wanted back at once.
@@ -50,7 +57,7 @@ static void test_it_moves_to_where_it_saves_more(void)
 	CHECK_EQ(go(100, 1000, 100, 60000), USW_BALANCE_PARTS / 8);
 	// Nobody reads what is on the disk.
 	begin(MEMORY);
-	seen.disk_bytes = MEMORY * 8;
+	put_on_disks(MEMORY * 8);
 	CHECK_EQ(go(1, 100, 0, 0), HALF - 1);
 }
 
@@ -58,32 +65,45 @@ static void test_what_a_disk_costs_counts(void)
 {
 	// So much that it weighs the same, then a little more or less of it.
 	begin(MEMORY);
-	seen.disk_bytes = MEMORY / 4;
-	CHECK_EQ(go(20, 100, 100, 100000), HALF);
-	CHECK_EQ(go(1, 100, 100, 150000), HALF + 1);
-	CHECK_EQ(go(1, 100, 100, 70000), HALF);
+	put_on_disks(MEMORY / 4);
+	CHECK_EQ(go(20, 100, 100, 63000), HALF);
+	CHECK_EQ(go(1, 100, 100, 100000), HALF + 1);
+	CHECK_EQ(go(1, 100, 100, 40000), HALF);
 	// All wait for it together, so that each waits for less time than a fault on RAM takes.
-	CHECK_EQ(go(1, 100, 1000, 10000), HALF - 1);
+	CHECK_EQ(go(1, 100, 1000, 5000), HALF - 1);
 	// A disk that takes ten milliseconds, though hardly any of it would be saved.
-	seen.disk_bytes = MEMORY * 4;
+	put_on_disks(MEMORY * 4);
 	CHECK_EQ(go(1, 100, 100, 10000000), HALF);
 	// More than all of it would not be saved, whatever there is.
-	seen.disk_bytes = 0;
-	CHECK_EQ(go(10, 2600, 100, 100000), HALF - 10);
+	put_on_disks(0);
+	CHECK_EQ(go(10, 6100, 100, 100000), HALF - 10);
+}
+
+static void test_pages_that_do_not_compress_are_better_resident(void)
+{
+	// In RAM there are as many of them, whichever side they are on; a resident one needs no fault.
+	begin(MEMORY);
+	seen.disk_bytes = MEMORY;
+	seen.disk_objects = MEMORY / USW_PAGE_BYTES;
+	CHECK_EQ(go(100, 100, 1000, 100000), USW_BALANCE_PARTS / 8);
+	// A little is gained where they compress a little, and a slow disk makes that much.
+	seen.disk_bytes = MEMORY / 16 * 15;
+	CHECK_EQ(go(1, 100, 1000, 100000), USW_BALANCE_PARTS / 8);
+	CHECK_EQ(go(1, 100, 1000, 1000000), USW_BALANCE_PARTS / 8 + 1);
 }
 
 static void test_what_was_seen_of_a_disk_holds_for_a_while(void)
 {
 	begin(MEMORY);
-	seen.disk_bytes = MEMORY / USW_BALANCE_PARTS;
+	put_on_disks(MEMORY / USW_BALANCE_PARTS);
 	CHECK_EQ(go(1, 100, 1000, 50000), HALF + 1);
 	// All of it has come back. To send it down again would cost the same again.
-	seen.disk_bytes = 0;
+	put_on_disks(0);
 	CHECK_EQ(go(200, 100, 0, 0), HALF + 1);
 	CHECK_EQ(go(200, 100, 0, 0), USW_BALANCE_PARTS / 8);
 	// There is enough to see that nobody reads it.
 	begin(MEMORY);
-	seen.disk_bytes = MEMORY / USW_BALANCE_PARTS;
+	put_on_disks(MEMORY / USW_BALANCE_PARTS);
 	go(1, 100, 1000, 50000);
 	CHECK_EQ(go(1, 100, 0, 0), HALF);
 }
@@ -130,7 +150,7 @@ static void test_a_small_budget_keeps_something_resident(void)
 	CHECK_EQ(usw_balance_stored_bytes(&balance, UINT64_C(64) << 20), UINT64_C(48) << 20);
 	CHECK_EQ(usw_balance_stored_bytes(&balance, UINT64_C(8) << 20), UINT64_C(4) << 20);
 	CHECK_EQ(usw_balance_stored_bytes(&balance, 0), 0);
-	seen.disk_bytes = MEMORY;
+	put_on_disks(MEMORY);
 	go(100, 1000, 0, 0);
 	CHECK_EQ(usw_balance_stored_bytes(&balance, MEMORY), MEMORY / 8);
 }
@@ -140,6 +160,7 @@ int main(void)
 	check_start(10);
 	test_it_moves_to_where_it_saves_more();
 	test_what_a_disk_costs_counts();
+	test_pages_that_do_not_compress_are_better_resident();
 	test_what_was_seen_of_a_disk_holds_for_a_while();
 	test_packing_pays_where_a_disk_is_waited_for();
 	test_it_waits_for_evidence();
