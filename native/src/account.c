@@ -34,10 +34,11 @@ static void raise_peak(_Atomic uint64_t *peak, uint64_t value)
 /** What the session holds in RAM outside its targets. */
 static uint64_t account_ram(struct usw_session *session)
 {
-	uint64_t metadata = usw_vswap_held_bytes(&session->vswap) +
-			    usw_nodes_held_bytes(&session->nodes) +
-			    usw_segments_metadata_bytes(&session->segments) +
-			    usw_equal_held_bytes(&session->equal);
+	uint64_t metadata =
+		usw_vswap_held_bytes(&session->vswap) + usw_nodes_held_bytes(&session->nodes) +
+		usw_segments_metadata_bytes(&session->segments) +
+		atomic_load_explicit(&session->tiers.tags.held_bytes, memory_order_relaxed) +
+		usw_equal_held_bytes(&session->equal);
 	uint64_t standby_touched = 0;
 	uint64_t standby_pages = 0;
 

@@ -51,14 +51,18 @@ static bool hold_back(struct usw_tiers *tiers, const struct usw_dead_slot *dead)
 }
 
 /** The owner says that a slot holds nothing any more. */
-void usw_deadslots_note(void *context, uint64_t where, const struct usw_segment *segment)
+void usw_deadslots_note(void *context, uint64_t where, uint32_t segment)
 {
 	struct usw_tiers *tiers = context;
+	const struct usw_segment *h = usw_segments_header(tiers->segments, segment);
 	struct usw_dead_slot dead = {
 		.tier = usw_where_tier(where),
 		.slot = usw_where_slot(where),
-		.length_bytes = usw_slot_length(segment),
+		.length_bytes = usw_disk_length(h),
 	};
+
+	if (usw_tiers_keep_tags(tiers, h))
+		usw_tags_give(&tiers->tags, segment);
 
 	// When a target ends, thousands die at once: what the mover has no place for waits here, or
 	// this thread would be busy with holes for seconds.

@@ -13,8 +13,8 @@
 
 #include "tier.h"
 
-/** Nothing lives at `where` any more. `context` is the struct usw_tiers. Owner only. */
-void usw_deadslots_note(void *context, uint64_t where, const struct usw_segment *segment);
+/** Nothing of a segment lives at `where` any more. `context` is the struct usw_tiers. Owner only. */
+void usw_deadslots_note(void *context, uint64_t where, uint32_t segment);
 
 /** Slots that were held back for a tier that leaves. Owner only. */
 uint32_t usw_deadslots_held_back(const struct usw_tiers *tiers, uint32_t number);
@@ -27,10 +27,5 @@ void usw_deadslots_drop(struct usw_tiers *tiers, uint32_t number);
  * that leave. Owner only.
  */
 void usw_deadslots_give(struct usw_tiers *tiers);
-
-static inline uint32_t usw_slot_length(const struct usw_segment *h)
-{
-	return usw_disk_length(h->append_bytes, h->object_count);
-}
 
 #endif /* USW_DEADSLOT_H */

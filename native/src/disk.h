@@ -6,7 +6,8 @@
  *
  * The place is a folder (a nameless file in it, O_TMPFILE, so that nothing is left after any
  * crash), a file, or a block device. A slot is a segment and, behind each object, room for its
- * seal's tag: object i lies at its offset in RAM plus 16 i. Slots have a fixed stride and holes
+ * seal's tag: object i lies at its offset in RAM plus 16 i. Whole pages lie where they do in RAM,
+ * each a block of the disk: their tags are elsewhere (tag.h). Slots have a fixed stride and holes
  * cost nothing, so a slot costs what was written to it; it is given back by punching a hole.
  *
  * Files are opened with O_DIRECT where the file system has it: what has left memory must not come
@@ -91,16 +92,23 @@ static inline uint64_t usw_disk_offset(uint32_t slot)
 	return (uint64_t)slot * USW_SLOT_BYTES;
 }
 
-/** Where object `index` lies in its slot. */
-static inline uint32_t usw_disk_object_offset(uint32_t offset_bytes, uint32_t index)
+/** What follows an object in its slot. */
+static inline uint32_t usw_disk_tag_bytes(bool is_whole)
 {
-	return offset_bytes + index * USW_SEAL_TAG_BYTES;
+	return is_whole ? 0 : USW_SEAL_TAG_BYTES;
 }
 
-/** What a segment of so many bytes and objects takes in a slot. */
-static inline uint32_t usw_disk_length(uint32_t append_bytes, uint32_t object_count)
+/** Where object `index` lies in its slot. */
+static inline uint32_t usw_disk_object_offset(const struct usw_object *object, uint32_t index)
 {
-	uint32_t length = append_bytes + object_count * USW_SEAL_TAG_BYTES;
+	return object->offset_bytes + index * usw_disk_tag_bytes(object->is_whole);
+}
+
+/** What a segment takes in a slot. Owner only. */
+static inline uint32_t usw_disk_length(const struct usw_segment *h)
+{
+	bool is_whole = atomic_load_explicit(&h->is_whole, memory_order_relaxed);
+	uint32_t length = h->append_bytes + h->object_count * usw_disk_tag_bytes(is_whole);
 
 	return (length + USW_DISK_ALIGN_MAX - 1) & ~(USW_DISK_ALIGN_MAX - 1);
 }

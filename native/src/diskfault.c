@@ -117,11 +117,11 @@ static struct extent extent_of(const struct usw_tier *tier, const struct usw_dis
 {
 	const struct usw_object *object = &place->object;
 	uint64_t start = usw_disk_offset(usw_where_slot(object->where)) +
-			 usw_disk_object_offset(object->offset_bytes, place->index);
+			 usw_disk_object_offset(object, place->index);
 
 	return (struct extent){
 		.start = start,
-		.end = start + object->length_bytes + USW_SEAL_TAG_BYTES,
+		.end = start + object->length_bytes + usw_disk_tag_bytes(object->is_whole),
 		.align = atomic_load(&tier->align_bytes),
 	};
 }
@@ -320,10 +320,12 @@ static const char *unpack(struct usw_disk_faults *faults, struct usw_session *se
 	if (read->result)
 		return read->result == -ENODATA ? "it is cut off" : "it cannot be read";
 	if (faults->is_sealed) {
-		struct usw_seal_bond bond =
-			usw_tier_bond(read->place.segment, read->place.index, object);
+		uint32_t segment = read->place.segment, index = read->place.index;
+		struct usw_seal_bond bond = usw_tier_bond(segment, index, object);
+		struct usw_seal_tag tag =
+			usw_tier_tag(&session->tiers, segment, index, object, bytes);
 
-		if (usw_unseal(&faults->sealer, &bond, bytes, bytes))
+		if (usw_unseal(&faults->sealer, &bond, bytes, &tag, bytes))
 			return "its seal is broken";
 	}
 	if (usw_codec_decompress(object->codec, bytes, object->length_bytes, read->page))

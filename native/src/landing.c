@@ -16,6 +16,7 @@
 /** What comes up gathers here, as it lies in RAM, on its way into its segment. */
 struct landing {
 	int fd;
+	const struct usw_tiers *tiers;
 	struct usw_sealer *sealer; /* NULL: nothing is sealed */
 	uint64_t to;               /* where the first byte goes in the space of segments */
 	uint32_t filled_bytes;     /* what has gathered */
@@ -77,18 +78,21 @@ static int land(struct landing *landing, struct usw_move *move, uint32_t index,
 		ret = flush_landing(landing);
 	if (ret)
 		return ret;
-	const char *in = move->buffer + usw_disk_object_offset(object->offset_bytes, index);
+	const char *in = move->buffer + usw_disk_object_offset(object, index);
 	char *out = landing->bytes + landing->filled_bytes;
 
-	object->where = move->from;
-	struct usw_seal_bond bond = usw_tier_bond(move->segment, index, object);
+	landing->filled_bytes += object->length_bytes;
 	if (!landing->sealer) {
 		memcpy(out, in, object->length_bytes);
-	} else if (usw_unseal(landing->sealer, &bond, in, out)) {
+		return 0;
+	}
+	object->where = move->from;
+	struct usw_seal_bond bond = usw_tier_bond(move->segment, index, object);
+	struct usw_seal_tag tag = usw_tier_tag(landing->tiers, move->segment, index, object, in);
+	if (usw_unseal(landing->sealer, &bond, in, &tag, out)) {
 		memset(out, 0, object->length_bytes);
 		move->damaged[index / 64] |= (uint64_t)1 << (index % 64);
 	}
-	landing->filled_bytes += object->length_bytes;
 	return 0;
 }
 
@@ -103,6 +107,7 @@ int usw_land(struct usw_tiers *tiers, struct usw_sealer *sealer, struct usw_move
 	int ret = 0;
 
 	landing.fd = segments->data.fd;
+	landing.tiers = tiers;
 	landing.sealer = tiers->is_sealed ? sealer : NULL;
 	landing.to = start;
 	landing.filled_bytes = 0;

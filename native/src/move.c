@@ -37,7 +37,7 @@ static void ask(struct usw_tiers *tiers, struct usw_move *move, uint32_t segment
 	move->from = atomic_load_explicit(&h->where, memory_order_relaxed);
 	move->to = to;
 	move->is_write = usw_where_tier(to) != USW_TIER_RAM;
-	move->length_bytes = usw_slot_length(h);
+	move->length_bytes = usw_disk_length(h);
 	memset(move->damaged, 0, sizeof(move->damaged));
 	h->is_moving = true;
 	atomic_store_explicit(&move->stage, USW_MOVE_ASKED, memory_order_release);
@@ -100,7 +100,8 @@ static void raise_peak(struct usw_tiers *tiers)
 
 bool usw_move_begin_demotion(struct usw_tiers *tiers, uint32_t segment)
 {
-	uint32_t length = usw_slot_length(usw_segments_header(tiers->segments, segment));
+	const struct usw_segment *h = usw_segments_header(tiers->segments, segment);
+	uint32_t length = usw_disk_length(h);
 	struct usw_move *move = idle_move(tiers);
 	uint32_t number, slot;
 
@@ -112,6 +113,8 @@ bool usw_move_begin_demotion(struct usw_tiers *tiers, uint32_t segment)
 
 			atomic_store(&tier->free_bytes, left - usw_min(left, length));
 			raise_peak(tiers);
+			if (usw_tiers_keep_tags(tiers, h))
+				usw_tags_take(&tiers->tags, segment);
 			ask(tiers, move, segment, usw_where(++tiers->generation, number, slot));
 			return true;
 		}
@@ -168,7 +171,7 @@ static void settle_demotion(struct usw_tiers *tiers, struct usw_move *move, stru
 	else
 		atomic_store(&tier->write_failures, 0);
 	if (move->request.result || !live) {
-		usw_deadslots_note(tiers, move->to, h);
+		usw_deadslots_note(tiers, move->to, move->segment);
 		return;
 	}
 	usw_segments_publish(tiers->segments, move->segment, move->to);
@@ -222,7 +225,7 @@ static void settle_promotion(struct usw_tiers *tiers, struct usw_move *move, str
 	}
 	usw_segments_publish(tiers->segments, move->segment, move->to);
 	atomic_store_explicit(&h->touched, tiers->segments->clock, memory_order_relaxed);
-	usw_deadslots_note(tiers, move->from, h);
+	usw_deadslots_note(tiers, move->from, move->segment);
 	atomic_fetch_add(&tiers->promoted_segments, 1);
 	if (usw_segment_has_garbage(h))
 		tiers->to_empty++;

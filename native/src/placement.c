@@ -27,7 +27,7 @@ void usw_tiers_count(struct usw_tiers *tiers)
 		    number == USW_TIER_RAM)
 			continue;
 		segments[number]++;
-		stored_bytes[number] += usw_slot_length(h);
+		stored_bytes[number] += usw_disk_length(h);
 		pages[number] += atomic_load_explicit(&h->live_count, memory_order_relaxed);
 		uint64_t live = atomic_load_explicit(&h->live_bytes, memory_order_relaxed);
 		live_bytes += live;

@@ -99,34 +99,31 @@ static bool begin(EVP_CIPHER_CTX *context, const struct usw_seal_bond *bond, int
 }
 
 int usw_seal(struct usw_sealer *sealer, const struct usw_seal_bond *bond, const void *plain,
-	     void *sealed)
+	     void *sealed, struct usw_seal_tag *ret_tag)
 {
 	EVP_CIPHER_CTX *context = sealer->context;
-	unsigned char *out = sealed;
+	unsigned char nothing[16];
 	int length;
 
 	if (!begin(context, bond, 1) ||
-	    !EVP_CipherUpdate(context, out, &length, plain, (int)bond->length_bytes) ||
-	    !EVP_CipherFinal_ex(context, out + bond->length_bytes, &length) ||
-	    !EVP_CIPHER_CTX_ctrl(context, EVP_CTRL_AEAD_GET_TAG, USW_SEAL_TAG_BYTES,
-				 out + bond->length_bytes))
+	    !EVP_CipherUpdate(context, sealed, &length, plain, (int)bond->length_bytes) ||
+	    !EVP_CipherFinal_ex(context, nothing, &length) ||
+	    !EVP_CIPHER_CTX_ctrl(context, EVP_CTRL_AEAD_GET_TAG, sizeof(*ret_tag), ret_tag))
 		return -EIO;
 	return 0;
 }
 
 int usw_unseal(struct usw_sealer *sealer, const struct usw_seal_bond *bond, const void *sealed,
-	       void *plain)
+	       const struct usw_seal_tag *tag, void *plain)
 {
 	EVP_CIPHER_CTX *context = sealer->context;
-	const unsigned char *in = sealed;
-	unsigned char tag[USW_SEAL_TAG_BYTES];
+	struct usw_seal_tag expected = *tag; // libcrypto takes it for something to write to
 	unsigned char nothing[16];
 	int length;
 
-	memcpy(tag, in + bond->length_bytes, sizeof(tag));
 	if (!begin(context, bond, 0) ||
-	    !EVP_CipherUpdate(context, plain, &length, in, (int)bond->length_bytes) ||
-	    !EVP_CIPHER_CTX_ctrl(context, EVP_CTRL_AEAD_SET_TAG, sizeof(tag), tag) ||
+	    !EVP_CipherUpdate(context, plain, &length, sealed, (int)bond->length_bytes) ||
+	    !EVP_CIPHER_CTX_ctrl(context, EVP_CTRL_AEAD_SET_TAG, sizeof(expected), &expected) ||
 	    !EVP_CipherFinal_ex(context, nothing, &length))
 		return -EBADMSG;
 	return 0;

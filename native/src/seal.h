@@ -23,7 +23,7 @@
 #include "base.h"
 
 #define USW_SEAL_KEY_BYTES 32u
-/** What follows each sealed object. */
+/** What proves a sealed object, and follows it on a disk if it is not a whole page (tag.h). */
 #define USW_SEAL_TAG_BYTES 16u
 
 enum usw_cipher {
@@ -34,6 +34,10 @@ enum usw_cipher {
 struct usw_seal_key {
 	unsigned char *bytes; /* a page of its own: in no core file, in no swap, in no child */
 	enum usw_cipher cipher;
+};
+
+struct usw_seal_tag {
+	uint64_t words[USW_SEAL_TAG_BYTES / sizeof(uint64_t)];
 };
 
 struct usw_sealer {
@@ -61,14 +65,14 @@ void usw_seal_key_destroy(struct usw_seal_key *key);
 int usw_sealer_init(struct usw_sealer *sealer, const struct usw_seal_key *key);
 void usw_sealer_deinit(struct usw_sealer *sealer);
 
-/** Encrypt `bond->length_bytes` from `plain` into `sealed`, and their tag behind them. */
+/** Encrypt `bond->length_bytes` from `plain` into `sealed`, which may be the same; and their tag. */
 int usw_seal(struct usw_sealer *sealer, const struct usw_seal_bond *bond, const void *plain,
-	     void *sealed);
+	     void *sealed, struct usw_seal_tag *ret_tag);
 
 /**
  * The reverse. -EBADMSG: not what was sealed under this bond; then `plain` holds nothing of use.
  */
 int usw_unseal(struct usw_sealer *sealer, const struct usw_seal_bond *bond, const void *sealed,
-	       void *plain);
+	       const struct usw_seal_tag *tag, void *plain);
 
 #endif /* USW_SEAL_H */

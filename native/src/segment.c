@@ -20,6 +20,12 @@
 /* One for each segment, beside those that are warm. */
 #define USW_RAM_SLOTS(capacity) ((capacity) + USW_WARM_MAX)
 
+/*
+ * So many whole pages in a row go to a segment of their own. Fewer stay with their neighbours: a walk
+ * reads what lies side by side with one request.
+ */
+#define USW_WHOLE_RUN 16u
+
 #define USW_GROUP_ENTRIES 16u
 #define USW_CHUNKS_PER_PAGE 5u
 #define USW_CHUNKS_PAGE_FULL ((1u << USW_CHUNKS_PER_PAGE) - 1)
@@ -105,6 +111,7 @@ int usw_segments_create(struct usw_segments *segments, uint32_t capacity)
 		.high_water = 1,
 		.slot_high_water = 1,
 		.worth_share = USW_WORTH_SHARE,
+		.whole_run = USW_WHOLE_RUN,
 	};
 	segments->chunks_used = calloc(table_pages, 1);
 	segments->free_slots = calloc(USW_RAM_SLOTS(capacity), sizeof(*segments->free_slots));
@@ -259,7 +266,8 @@ static void enter_slot(struct usw_segments *segments, struct usw_segment *h)
 	set_ram_slot(h, warm.slot);
 }
 
-static int open_segment(struct usw_segments *segments, bool is_dense, uint32_t *ret)
+/** Open the segment that one of the open ones stands for. */
+static int open_segment(struct usw_segments *segments, uint32_t *open)
 {
 	uint32_t segment = take_free(segments);
 
@@ -275,12 +283,13 @@ static int open_segment(struct usw_segments *segments, bool is_dense, uint32_t *
 	atomic_store_explicit(&h->touched, segments->clock, memory_order_relaxed);
 	atomic_store_explicit(&h->refaults, 0, memory_order_relaxed);
 	h->is_parked = false;
-	h->is_dense = is_dense;
+	h->is_dense = open == &segments->open_dense || open == &segments->open_fresh;
+	atomic_store_explicit(&h->is_whole, open == &segments->open_whole, memory_order_relaxed);
 	atomic_store_explicit(&h->is_recalled, false, memory_order_relaxed);
 	atomic_store_explicit(&h->live_bytes, 0, memory_order_relaxed);
 	atomic_store_explicit(&h->live_count, 0, memory_order_relaxed);
 	atomic_store_explicit(&h->state, USW_SEGMENT_OPEN, memory_order_release);
-	*ret = segment;
+	*open = segment;
 	return 0;
 }
 
@@ -308,7 +317,7 @@ static void free_segment(struct usw_segments *segments, uint32_t segment)
 		leave_slot(segments, h, usw_where_slot(where));
 	} else {
 		segments->disk_segments--;
-		segments->slot_is_free(segments->slot_context, where, h);
+		segments->slot_is_free(segments->slot_context, where, segment);
 	}
 	for (uint32_t i = 0; i * USW_CHUNK_ENTRIES < h->object_count; i++)
 		give_chunk(segments,
@@ -348,6 +357,17 @@ static char *bytes_of(const struct usw_segments *segments, uint64_t where)
 	return segments->data.base + usw_ram_slot_offset(usw_where_slot(where));
 }
 
+/** True for a whole page if most of what was appended before were such, too. */
+static bool is_among_whole(struct usw_segments *segments, uint32_t stored_bytes)
+{
+	if (stored_bytes < USW_PAGE_BYTES) {
+		segments->whole_run /= 2;
+		return false;
+	}
+	segments->whole_run = (uint32_t)usw_min(segments->whole_run + 1, 2 * USW_WHOLE_RUN);
+	return segments->whole_run >= USW_WHOLE_RUN;
+}
+
 /** Append to one of the open segments, which is closed first if it is full. */
 static int append_to(struct usw_segments *segments, uint32_t *open, uint32_t owner_id,
 		     const void *bytes, uint32_t length_bytes, enum usw_codec codec,
@@ -356,6 +376,8 @@ static int append_to(struct usw_segments *segments, uint32_t *open, uint32_t own
 	usw_assert(owner_id != 0 && length_bytes > 0 && length_bytes <= USW_PAGE_BYTES);
 
 	uint32_t stored = usw_stored_bytes(length_bytes);
+	if (is_among_whole(segments, stored))
+		open = &segments->open_whole;
 	if (*open) {
 		struct usw_segment *h = header(segments, *open);
 
@@ -364,7 +386,7 @@ static int append_to(struct usw_segments *segments, uint32_t *open, uint32_t own
 			close_segment(segments, open);
 	}
 	if (!*open) {
-		int ret = open_segment(segments, open != &segments->open, open);
+		int ret = open_segment(segments, open);
 
 		if (ret)
 			return ret;
@@ -383,6 +405,9 @@ static int append_to(struct usw_segments *segments, uint32_t *open, uint32_t own
 	count_live(segments, h, stored);
 	append_entry(segments, segment, owner_id, make_form(length_bytes, codec));
 	h->append_bytes += stored;
+	// Nothing may come for a long time that would find it full: until then it could not leave.
+	if (h->append_bytes == USW_SEGMENT_BYTES)
+		close_segment(segments, open);
 	*ret_place = (uint64_t)segment << 16 | index;
 	return 0;
 }
@@ -514,6 +539,9 @@ bool usw_segments_find(const struct usw_segments *segments, uint32_t segment, ui
 		.bytes = is_in_ram ? bytes_of(segments, where) + offset : NULL,
 		.length_bytes = length,
 		.codec = form_codec(form),
+		// After `where`: whoever sees that sees what was so when it was published.
+		.is_whole = atomic_load_explicit(&header(segments, segment)->is_whole,
+						 memory_order_relaxed),
 	};
 	return true;
 }
@@ -636,7 +664,8 @@ uint32_t usw_segments_parked(const struct usw_segments *segments)
 
 bool usw_segments_close_open(struct usw_segments *segments)
 {
-	uint32_t *const open[] = {&segments->open, &segments->open_dense, &segments->open_fresh};
+	uint32_t *const open[] = {&segments->open, &segments->open_dense, &segments->open_fresh,
+				  &segments->open_whole};
 	bool had_open = false;
 
 	for (size_t i = 0; i < sizeof(open) / sizeof(*open); i++) {
@@ -773,7 +802,8 @@ void usw_segments_check(const struct usw_segments *segments)
 		usw_assert(live_count == h->live_count && live_bytes == h->live_bytes);
 		usw_assert((h->state == USW_SEGMENT_OPEN) ==
 			   (segment == segments->open || segment == segments->open_dense ||
-			    segment == segments->open_fresh));
+			    segment == segments->open_fresh || segment == segments->open_whole));
+		usw_assert(!h->is_whole || offset == h->object_count * USW_PAGE_BYTES);
 		live_total += live_bytes;
 	}
 	usw_assert(used == segments->used_segments && elsewhere == segments->disk_segments);

@@ -16,7 +16,8 @@
  * or until an object of the same stored size takes its place (vacancy.h).
  *
  * What is packed because it is cold (pack.h) is appended to an open segment of its own, and stays
- * apart from what has just left; what is packed as it leaves has another.
+ * apart from what has just left; what is packed as it leaves has another. So have whole pages, those
+ * that did not compress, if there are many in a row: on a disk each of them is a block (tag.h).
  *
  * In RAM a segment lies in a slot of the space, which it gives back when it goes to a disk: the next
  * that is opened has it, with the memory that it holds.
@@ -38,6 +39,8 @@
  * Objects of one segment: it is full of bytes before, unless they are below 512 bytes on average.
  */
 #define USW_SEGMENT_OBJECTS 2048u
+/** Objects of a segment of whole pages. */
+#define USW_WHOLE_OBJECTS (USW_SEGMENT_BYTES / USW_PAGE_BYTES)
 /**
  * Objects start at multiples of this, so that words in them do not straddle more than they must.
  */
@@ -63,6 +66,7 @@ struct usw_segment {
 	bool is_moving;              /* on its way to another tier, or being packed; owner */
 	bool is_dense;               /* of packed objects; owner */
 	bool is_parked;              /* to go down whatever the budget; owner */
+	_Atomic bool is_whole;       /* of whole pages; written by the owner */
 	_Atomic bool is_recalled;    /* to come back whole; raised by fault threads */
 	uint32_t append_bytes;       /* where the next object goes; owner */
 	uint32_t held_bytes;         /* of RAM in its slot, whole pages; owner */
@@ -146,6 +150,8 @@ struct usw_segments {
 	uint32_t open;       /* the open segment, 0 if none */
 	uint32_t open_dense; /* that for packed objects, the same */
 	uint32_t open_fresh; /* that for those packed as they leave */
+	uint32_t open_whole; /* that for whole pages, wherever they come from */
+	uint32_t whole_run;  /* how many of those were appended of late, more or less */
 	uint32_t free_head;
 	uint32_t high_water;  /* segments ever used are below */
 	uint32_t *free_slots; /* of RAM, without memory; rebuilt by a successor */
@@ -166,7 +172,7 @@ struct usw_segments {
 	uint32_t clock;       /* fault clock, as the owner last saw it */
 
 	/** Told by the owner that nothing lives in a slot any more; NULL without disk tiers. */
-	void (*slot_is_free)(void *context, uint64_t where, const struct usw_segment *segment);
+	void (*slot_is_free)(void *context, uint64_t where, uint32_t segment);
 	void *slot_context;
 };
 
@@ -184,6 +190,7 @@ struct usw_object {
 	uint32_t offset_bytes; /* in its segment */
 	uint32_t length_bytes;
 	enum usw_codec codec;
+	bool is_whole; /* in a segment of whole pages */
 };
 
 int usw_segments_create(struct usw_segments *segments, uint32_t capacity);

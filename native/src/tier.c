@@ -38,6 +38,8 @@ static int make_ready(struct usw_tiers *tiers)
 	int ret = tiers->is_sealed ? usw_seal_key_create(&tiers->key, usw_seal_choose_cipher()) : 0;
 	if (!ret && tiers->is_sealed)
 		ret = usw_sealer_init(&tiers->sealer, &tiers->key);
+	if (!ret && tiers->is_sealed)
+		ret = usw_tags_create(&tiers->tags, tiers->segments->capacity);
 	if (!ret)
 		ret = usw_aio_create(USW_MOVES_MAX, USW_AIO_URING, &tiers->aio);
 	if (ret)
@@ -55,6 +57,7 @@ undo:
 	usw_opener_stop(&tiers->opener);
 	usw_aio_destroy(tiers->aio);
 	tiers->aio = NULL;
+	usw_tags_destroy(&tiers->tags);
 	usw_sealer_deinit(&tiers->sealer);
 	usw_seal_key_destroy(&tiers->key);
 	return ret;
@@ -377,6 +380,7 @@ void usw_tiers_deinit(struct usw_tiers *tiers)
 		pthread_join(tiers->mover, NULL);
 		usw_opener_stop(&tiers->opener);
 		usw_aio_destroy(tiers->aio);
+		usw_tags_destroy(&tiers->tags);
 		usw_sealer_deinit(&tiers->sealer);
 		usw_seal_key_destroy(&tiers->key);
 	}

@@ -26,11 +26,14 @@
 #ifndef USW_TIER_H
 #define USW_TIER_H
 
+#include <string.h>
+
 #include "aio.h"
 #include "disk.h"
 #include "opener.h"
 #include "seal.h"
 #include "segment.h"
+#include "tag.h"
 
 /** Tiers, RAM among them: disk tiers are numbered 1 .. USW_TIERS_MAX - 1. */
 #define USW_TIERS_MAX 9u
@@ -103,6 +106,7 @@ struct usw_tiers {
 	struct usw_tiers_hooks hooks;
 	bool is_sealed; /* encryption at rest; fixed before the first tier */
 	struct usw_seal_key key;
+	struct usw_tags tags; /* of whole pages, where they are sealed */
 	struct usw_tier at[USW_TIERS_MAX];
 	_Atomic uint32_t count; /* active or leaving */
 	uint32_t added_count;   /* ever; control thread */
@@ -197,6 +201,25 @@ static inline bool usw_tier_may_read(const struct usw_tier *tier, uint64_t now_n
 
 /** Describe a tier for the user. Control thread. 1, or 0 if there is none of this number. */
 int usw_tiers_describe(struct usw_tiers *tiers, uint32_t number, struct usw_tier_info *ret);
+
+/** True if the tags of a segment are in RAM while it is on a disk. */
+static inline bool usw_tiers_keep_tags(const struct usw_tiers *tiers, const struct usw_segment *h)
+{
+	return tiers->is_sealed && atomic_load_explicit(&h->is_whole, memory_order_relaxed);
+}
+
+/** The tag of an object that has come from a disk: behind its bytes, if it is not in RAM. */
+static inline struct usw_seal_tag usw_tier_tag(const struct usw_tiers *tiers, uint32_t segment,
+					       uint32_t index, const struct usw_object *object,
+					       const char *sealed)
+{
+	struct usw_seal_tag tag;
+
+	if (object->is_whole)
+		return usw_tags_get(&tiers->tags, segment, index);
+	memcpy(&tag, sealed + object->length_bytes, sizeof(tag));
+	return tag;
+}
 
 /** The seal's bond of an object in a disk tier. */
 static inline struct usw_seal_bond usw_tier_bond(uint32_t segment, uint32_t index,

@@ -19,6 +19,8 @@ static struct usw_disk_faults *faults;
 static struct usw_error error;
 static uint32_t ids[PAGES];
 static uint32_t requests;
+static uint64_t requested_bytes;
+static bool are_whole;
 static struct usw_target *const target = (struct usw_target *)64; // never looked into
 static char folder[] = "/var/tmp/uffdswap-test-XXXXXX";
 
@@ -46,13 +48,14 @@ static int count_requests(void *context, const struct usw_aio_request *request)
 	const uint32_t *failing_from = context;
 
 	requests++;
+	requested_bytes += request->length_bytes;
 	return failing_from && request->length_bytes > *failing_from ? -EIO : 0;
 }
 
-/** Pages of all kinds of lengths, side by side. */
+/** Pages of all kinds of lengths, side by side, or such that do not compress. */
 static void fill(uint32_t number, char *page)
 {
-	check_fill(page, number % 4 ? CHECK_RANDOM : CHECK_TEXT, number);
+	check_fill(page, number % 4 || are_whole ? CHECK_RANDOM : CHECK_TEXT, number);
 }
 
 static void store(uint32_t number)
@@ -177,6 +180,31 @@ static void test_pages_in_a_row_are_one_request(bool is_sealed)
 	CHECK_EQ(end_all(), 32);
 	CHECK_THAT(requests, >, 16);
 	world_deinit();
+}
+
+/** A whole page is one block on the disk, not two: no more is read than a page, alone or in a row. */
+static void test_a_whole_page_is_one_block(bool is_sealed)
+{
+	const struct usw_aio_injection counting = {.before = count_requests};
+
+	are_whole = true;
+	world_init(is_sealed);
+	usw_aio_inject(faults->aio, &counting);
+	requested_bytes = 0;
+	for (uint32_t i = 0; i < 64; i++)
+		CHECK(ask(5 * i, false));
+	usw_diskfault_flush(faults);
+	CHECK_EQ(requests, 64);
+	CHECK_EQ(requested_bytes, 64 * USW_PAGE_BYTES);
+	CHECK_EQ(end_all(), 64);
+	for (uint32_t i = 0; i < 32; i++)
+		CHECK(ask(32 + i, true));
+	usw_diskfault_flush(faults);
+	CHECK_EQ(requests, 65);
+	CHECK_EQ(requested_bytes, 96 * USW_PAGE_BYTES);
+	CHECK_EQ(end_all(), 32);
+	world_deinit();
+	are_whole = false;
 }
 
 static void test_who_waits_is_read_alone(void)
@@ -336,6 +364,8 @@ int main(void)
 	CHECK(mkdtemp(folder));
 	test_pages_in_a_row_are_one_request(true);
 	test_pages_in_a_row_are_one_request(false);
+	test_a_whole_page_is_one_block(true);
+	test_a_whole_page_is_one_block(false);
 	test_who_waits_is_read_alone();
 	test_a_page_that_waits_for_room_holds_up_no_other();
 	test_reserve_waits_to_be_called_and_not_for_ever();

@@ -9,7 +9,8 @@
 #include "seal.h"
 
 static char plain[USW_PAGE_BYTES];
-static char sealed[USW_PAGE_BYTES + USW_SEAL_TAG_BYTES];
+static char sealed[USW_PAGE_BYTES];
+static struct usw_seal_tag tag;
 static char opened[USW_PAGE_BYTES];
 
 static const struct usw_seal_bond bond = {
@@ -31,9 +32,9 @@ static void test_all_lengths_come_back(struct usw_sealer *sealer)
 		other.generation++;
 		check_fill(plain, CHECK_RANDOM, length);
 		memset(opened, 0, sizeof(opened));
-		CHECK_EQ(usw_seal(sealer, &other, plain, sealed), 0);
+		CHECK_EQ(usw_seal(sealer, &other, plain, sealed, &tag), 0);
 		CHECK(length < 16 || memcmp(sealed, plain, length) != 0);
-		CHECK_EQ(usw_unseal(sealer, &other, sealed, opened), 0);
+		CHECK_EQ(usw_unseal(sealer, &other, sealed, &tag, opened), 0);
 		CHECK(memcmp(opened, plain, length) == 0);
 	}
 }
@@ -43,28 +44,33 @@ static void test_in_place(struct usw_sealer *sealer)
 {
 	check_fill(plain, CHECK_TEXT, 5);
 	memcpy(sealed, plain, sizeof(plain));
-	CHECK_EQ(usw_seal(sealer, &bond, sealed, sealed), 0);
-	CHECK_EQ(usw_unseal(sealer, &bond, sealed, sealed), 0);
+	CHECK_EQ(usw_seal(sealer, &bond, sealed, sealed, &tag), 0);
+	CHECK_EQ(usw_unseal(sealer, &bond, sealed, &tag, sealed), 0);
 	CHECK(memcmp(sealed, plain, bond.length_bytes) == 0);
 }
 
 static void test_every_flipped_bit_is_refused(struct usw_sealer *sealer)
 {
 	check_fill(plain, CHECK_TEXT, 6);
-	CHECK_EQ(usw_seal(sealer, &bond, plain, sealed), 0);
-	for (uint32_t bit = 0; bit < (bond.length_bytes + USW_SEAL_TAG_BYTES) * 8; bit += 3) {
+	CHECK_EQ(usw_seal(sealer, &bond, plain, sealed, &tag), 0);
+	for (uint32_t bit = 0; bit < bond.length_bytes * 8; bit += 3) {
 		sealed[bit / 8] ^= (char)(1 << bit % 8);
-		CHECK_EQ(usw_unseal(sealer, &bond, sealed, opened), -EBADMSG);
+		CHECK_EQ(usw_unseal(sealer, &bond, sealed, &tag, opened), -EBADMSG);
 		sealed[bit / 8] ^= (char)(1 << bit % 8);
 	}
-	CHECK_EQ(usw_unseal(sealer, &bond, sealed, opened), 0);
+	for (uint32_t bit = 0; bit < USW_SEAL_TAG_BYTES * 8; bit++) {
+		tag.words[bit / 64] ^= UINT64_C(1) << bit % 64;
+		CHECK_EQ(usw_unseal(sealer, &bond, sealed, &tag, opened), -EBADMSG);
+		tag.words[bit / 64] ^= UINT64_C(1) << bit % 64;
+	}
+	CHECK_EQ(usw_unseal(sealer, &bond, sealed, &tag, opened), 0);
 }
 
 /** Each part of the bond counts: another place, another owner, another time. */
 static void test_it_opens_only_where_it_was_sealed(struct usw_sealer *sealer)
 {
 	check_fill(plain, CHECK_TEXT, 7);
-	CHECK_EQ(usw_seal(sealer, &bond, plain, sealed), 0);
+	CHECK_EQ(usw_seal(sealer, &bond, plain, sealed, &tag), 0);
 	for (int part = 0; part < 6; part++) {
 		struct usw_seal_bond other = bond;
 
@@ -87,9 +93,9 @@ static void test_it_opens_only_where_it_was_sealed(struct usw_sealer *sealer)
 		default:
 			other.segment++;
 		}
-		CHECK_EQ(usw_unseal(sealer, &other, sealed, opened), -EBADMSG);
+		CHECK_EQ(usw_unseal(sealer, &other, sealed, &tag, opened), -EBADMSG);
 	}
-	CHECK_EQ(usw_unseal(sealer, &bond, sealed, opened), 0);
+	CHECK_EQ(usw_unseal(sealer, &bond, sealed, &tag, opened), 0);
 }
 
 static void test_another_key_opens_nothing(struct usw_sealer *sealer, enum usw_cipher cipher)
@@ -97,10 +103,10 @@ static void test_another_key_opens_nothing(struct usw_sealer *sealer, enum usw_c
 	struct usw_seal_key key;
 	struct usw_sealer other;
 
-	CHECK_EQ(usw_seal(sealer, &bond, plain, sealed), 0);
+	CHECK_EQ(usw_seal(sealer, &bond, plain, sealed, &tag), 0);
 	CHECK_EQ(usw_seal_key_create(&key, cipher), 0);
 	CHECK_EQ(usw_sealer_init(&other, &key), 0);
-	CHECK_EQ(usw_unseal(&other, &bond, sealed, opened), -EBADMSG);
+	CHECK_EQ(usw_unseal(&other, &bond, sealed, &tag, opened), -EBADMSG);
 	usw_sealer_deinit(&other);
 	usw_seal_key_destroy(&key);
 	usw_seal_key_destroy(&key);

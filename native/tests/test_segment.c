@@ -319,13 +319,52 @@ static void test_reap_takes_closed_and_empty_ones_only(void)
 	check_found(&segments, places[256], 257, USW_PAGE_BYTES, USW_CODEC_LZ4);
 
 	// An open segment that empties and is closed afterwards must not be forgotten.
-	for (uint32_t i = 0; i < 255; i++)
+	for (uint32_t i = 0; i < 254; i++)
 		release(&segments, append(&segments, 7, USW_PAGE_BYTES, USW_CODEC_STORED));
 	usw_segments_reap(&segments);
 	CHECK_EQ(segments.used_segments, 2);
-	places[0] = append(&segments, 7, USW_PAGE_BYTES, USW_CODEC_STORED); // closes it
+	usw_segments_close_open(&segments);
 	usw_segments_reap(&segments);
-	CHECK_EQ(segments.used_segments, 2);
+	CHECK_EQ(segments.used_segments, 1);
+	// One that is full is closed, and need not wait for what would not fit.
+	for (uint32_t i = 0; i < 256; i++)
+		release(&segments, append(&segments, 7, USW_PAGE_BYTES, USW_CODEC_STORED));
+	usw_segments_reap(&segments);
+	CHECK_EQ(segments.used_segments, 1);
+	check_held(&segments);
+	usw_segments_destroy(&segments);
+}
+
+/** Whole pages lie by themselves if there are many in a row, wherever they come from. */
+static void test_whole_pages_lie_by_themselves(void)
+{
+	struct usw_segments segments = create(SMALL_CAPACITY);
+	struct usw_object object;
+	uint64_t whole = append(&segments, 1, USW_PAGE_BYTES, USW_CODEC_STORED);
+
+	CHECK_EQ(usw_place_group(whole), segments.open_whole);
+	CHECK(usw_segments_find(&segments, usw_place_group(whole), 0, &object));
+	CHECK(object.is_whole && object.offset_bytes == 0);
+	// Among others: three to one.
+	for (uint32_t i = 0; i < 40; i++) {
+		uint32_t length = i % 4 ? USW_PAGE_BYTES : 1000;
+		uint64_t place = append(&segments, 10 + i, length, USW_CODEC_STORED);
+
+		CHECK(usw_segments_find(&segments, usw_place_group(place), usw_place_index(place),
+					&object));
+		if (i > 3)
+			CHECK(!object.is_whole && usw_place_group(place) == segments.open);
+	}
+	// A row of them, with one that compresses in between.
+	for (uint32_t i = 0; i < 100; i++)
+		whole = append(&segments, 100 + i, i == 60 ? 500 : USW_PAGE_BYTES,
+			       USW_CODEC_STORED);
+	CHECK_EQ(usw_place_group(whole), segments.open_whole);
+	CHECK(usw_segments_find(&segments, usw_place_group(whole), usw_place_index(whole),
+				&object));
+	CHECK(object.is_whole);
+	CHECK_EQ(object.offset_bytes, usw_place_index(whole) * USW_PAGE_BYTES);
+	CHECK_THAT(usw_place_index(whole), >, 60);
 	check_held(&segments);
 	usw_segments_destroy(&segments);
 }
@@ -423,10 +462,10 @@ static void test_what_goes_down_first(void)
 	struct usw_segments segments = create(SMALL_CAPACITY);
 	uint32_t order[4];
 
-	order[3] = fill_segment(&segments, 1000, 900);
 	order[1] = fill_segment(&segments, USW_PAGE_BYTES, 800);
-	order[2] = fill_segment(&segments, 3000, 100);
 	order[0] = fill_segment(&segments, USW_PAGE_BYTES, 700);
+	order[3] = fill_segment(&segments, 1000, 900);
+	order[2] = fill_segment(&segments, 3000, 100);
 	segments.clock = 1000;
 	CHECK_EQ(usw_segments_parked(&segments), 0);
 	usw_segments_header(&segments, order[2])->is_parked = true;
@@ -555,6 +594,7 @@ int main(void)
 	test_tables_share_pages();
 	test_reap_takes_closed_and_empty_ones_only();
 	test_a_segment_full_of_small_objects_is_not_garbage();
+	test_whole_pages_lie_by_themselves();
 	test_what_goes_down_first();
 	test_releases_race_with_the_owner();
 	return 0;

@@ -10,14 +10,15 @@
 #include "move.h"
 #include "tier.h"
 
-#define SEGMENTS 12u
-#define PAGES 3600u /* about nine segments */
+#define SEGMENTS 16u
+#define PAGES 3600u /* about nine segments, fourteen of whole pages */
 
 static struct usw_segments segments;
 static struct usw_vswap vswap;
 static struct usw_tiers tiers;
 static struct usw_error error;
 static uint32_t ids[PAGES];
+static bool are_whole; /* nothing compresses */
 static char page[USW_PAGE_BYTES];
 static char folder[] = "/var/tmp/uffdswap-test-XXXXXX";
 static char file[sizeof(folder) + 8];
@@ -52,6 +53,8 @@ static void fill_object(uint32_t number)
 
 static uint32_t length_of(uint32_t number)
 {
+	if (are_whole)
+		return USW_PAGE_BYTES;
 	return number % 3 ? USW_PAGE_BYTES - number % 1000 : 100 + number % 700;
 }
 
@@ -143,6 +146,26 @@ static bool both_are_full(void)
 	return segments.disk_segments == 5;
 }
 
+static struct usw_tier_info describe(uint32_t number)
+{
+	struct usw_tier_info info;
+
+	CHECK_EQ(usw_tiers_describe(&tiers, number, &info), 1);
+	return info;
+}
+
+/** Tags are in RAM for as long as their whole pages are not, and as many as there are. */
+static void check_tags(void)
+{
+	uint64_t held = are_whole && tiers.is_sealed ? segments.disk_segments * USW_PAGE_BYTES : 0;
+
+	CHECK_EQ(tiers.tags.held_bytes, held);
+	if (tiers.is_sealed)
+		CHECK_EQ(usw_space_held_bytes(&tiers.tags.space), held);
+	if (are_whole)
+		CHECK_EQ(describe(1).stored_bytes, segments.disk_segments * USW_SEGMENT_BYTES);
+}
+
 /** Objects whose bytes in RAM are not what was stored; all must be in RAM. */
 static uint32_t count_wrong(void)
 {
@@ -161,14 +184,6 @@ static uint32_t count_wrong(void)
 		wrong += memcmp(object.bytes, page, object.length_bytes) != 0;
 	}
 	return wrong;
-}
-
-static struct usw_tier_info describe(uint32_t number)
-{
-	struct usw_tier_info info;
-
-	CHECK_EQ(usw_tiers_describe(&tiers, number, &info), 1);
-	return info;
 }
 
 static uint64_t words_digest(void)
@@ -193,6 +208,7 @@ static void test_down_and_up(bool is_sealed, const struct usw_aio_injection *inj
 	CHECK_EQ(segments.used_bytes, usw_space_held_bytes(&segments.data));
 	CHECK_THAT(segments.used_bytes, <=, USW_SEGMENT_BYTES); // the open one
 	CHECK_THAT(tiers.demoted_segments, >=, 8);
+	check_tags();
 	CHECK_EQ(words_digest(), digest);
 
 	CHECK_THAT(usw_tiers_remove(&tiers, "disk1", UINT64_MAX, &error), >, 0);
@@ -205,6 +221,7 @@ static void test_down_and_up(bool is_sealed, const struct usw_aio_injection *inj
 	CHECK_EQ(segments.used_bytes, usw_space_held_bytes(&segments.data));
 	CHECK_EQ(words_digest(), digest);
 	CHECK_EQ(reports, 0);
+	CHECK_EQ(tiers.tags.held_bytes, 0);
 	usw_segments_check(&segments);
 	world_deinit();
 }
@@ -227,6 +244,7 @@ static void test_a_failed_write_leaves_all_where_it_was(void)
 	CHECK_EQ(reports, 1);
 	CHECK_EQ(segments.disk_segments, 0);
 	CHECK_EQ(segments.used_bytes, used);
+	check_tags();
 	CHECK_EQ(count_wrong(), 0);
 	run(UINT64_MAX, is_given_back);
 	atomic_store(&failing, false);
@@ -601,6 +619,12 @@ int main(void)
 	test_a_full_disk_takes_what_it_can();
 	test_a_removal_can_be_given_up();
 	test_names_and_order();
+	test_damage_is_seen();
+	test_the_dead_leave();
+	are_whole = true;
+	test_down_and_up(true, NULL);
+	test_down_and_up(false, NULL);
+	test_a_failed_write_leaves_all_where_it_was();
 	test_damage_is_seen();
 	test_the_dead_leave();
 	CHECK_EQ(rmdir(folder), 0);

@@ -37,7 +37,7 @@ from hypothesis.stateful import (
 REPOSITORY = Path(__file__).resolve().parents[2]
 SOURCES = (
     *("base", "space", "codec", "filter", "hash_avx2", "vswap", "segment", "vacancy", "pagemap"),
-    *("compact", "dense", "dictionary", "pack", "standby", "equal", "disk", "aio", "seal"),
+    *("compact", "dense", "dictionary", "pack", "standby", "equal", "disk", "aio", "seal", "tag"),
     *("tier", "mover", "landing", "opener", "move", "placement", "priority", "deadslot"),
 )
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
