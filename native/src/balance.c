@@ -57,15 +57,14 @@ static struct news look(const struct usw_balance *balance, const struct usw_bala
 static double stored_gain(const struct news *news, const struct usw_balance_seen *seen,
 			  uint64_t step_bytes)
 {
-	double bytes = (double)seen->disk_bytes;
-	double saved = step_bytes < seen->disk_bytes ? (double)step_bytes / bytes : 1;
-	double pages_bytes = (double)seen->disk_objects * USW_PAGE_BYTES;
-	double spared = bytes < pages_bytes ? 1 - bytes / pages_bytes : 0;
+	double pages_bytes = (double)seen->live_objects * USW_PAGE_BYTES;
+	double taken = pages_bytes > 0 ? (double)seen->live_bytes / pages_bytes : 0; // of each page
+	double gained_bytes = taken < 1 ? (1 - taken) * (double)step_bytes : 0;
+	double disk_bytes = (double)seen->disk_bytes;
+	double saved = gained_bytes < disk_bytes ? gained_bytes / disk_bytes : gained_bytes > 0;
 	double extra_ns = (double)news->disk_ns - (double)news->disk_faults * USW_NEAR_NS;
 
-	if (!seen->disk_objects)
-		spared = 1; // all of them have come back
-	return extra_ns > 0 ? saved * spared * extra_ns / (double)news->ns : 0;
+	return extra_ns > 0 ? saved * extra_ns / (double)news->ns : 0;
 }
 
 static double resident_gain(const struct news *news)

@@ -51,7 +51,7 @@ struct usw_balance_seen {
 	uint64_t disk_pages;  /* that came from disks, these and those ahead of faults */
 	uint64_t disk_ns;    /* for which they have waited; of several at once, their share of it */
 	uint64_t disk_bytes; /* on disks, of segments that are read */
-	uint64_t disk_objects; /* these are so many */
+	uint64_t live_bytes, live_objects; /* stored, wherever that is: what a page takes */
 	uint64_t memory_bytes;
 };
 

@@ -7,12 +7,14 @@
 
 #include "compact.h"
 
-/** A packed segment is as warm as the warmest of what was moved there. */
+/** A packed segment is as warm as the warmest of what was moved there. Whole pages go elsewhere. */
 static void inherit(struct usw_segments *segments, uint64_t place, uint32_t touched)
 {
 	struct usw_segment *h = usw_segments_header(segments, usw_place_group(place));
 	uint32_t own = atomic_load_explicit(&h->touched, memory_order_relaxed);
 
+	if (!h->is_dense)
+		return;
 	if (usw_place_index(place) == 0 || (int32_t)(touched - own) > 0)
 		atomic_store_explicit(&h->touched, touched, memory_order_relaxed);
 }

@@ -61,7 +61,7 @@ void usw_deadslots_note(void *context, uint64_t where, uint32_t segment)
 		.length_bytes = usw_disk_length(h),
 	};
 
-	if (usw_tiers_keep_tags(tiers, h))
+	if (usw_tiers_has_tags(tiers, h))
 		usw_tags_give(&tiers->tags, segment);
 
 	// When a target ends, thousands die at once: what the mover has no place for waits here, or

@@ -42,7 +42,10 @@ static void balance(struct usw_session *session)
 {
 	struct usw_balance_seen seen = {
 		.disk_bytes = session->tiers.read_bytes,
-		.disk_objects = session->tiers.read_pages,
+		.live_bytes =
+			atomic_load_explicit(&session->segments.live_bytes, memory_order_relaxed),
+		.live_objects =
+			atomic_load_explicit(&session->segments.live_count, memory_order_relaxed),
 		.memory_bytes = atomic_load(&session->memory_limit_bytes),
 	};
 

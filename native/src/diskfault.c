@@ -335,6 +335,12 @@ static const char *unpack(struct usw_disk_faults *faults, struct usw_session *se
 	return "";
 }
 
+static bool has_moved(const struct usw_session *session, const struct usw_disk_read *read)
+{
+	return !usw_content_is_unmoved(session, read->id, read->place.word,
+				       read->place.object.where);
+}
+
 int usw_diskfault_open(struct usw_disk_faults *faults, struct usw_session *session,
 		       struct usw_disk_read *read, const char **ret_why)
 {
@@ -344,6 +350,10 @@ int usw_diskfault_open(struct usw_disk_faults *faults, struct usw_session *sessi
 	if (read->result == -ENOMEM || read->result == -ECANCELED ||
 	    (read->result && faults->at[read->first].count > 1))
 		return -EAGAIN;
+	// Its tag is for others by now.
+	if (!read->why && faults->is_sealed && read->place.object.is_whole &&
+	    has_moved(session, read))
+		return -EAGAIN;
 	// Once: it is opened where it lies.
 	if (!read->why)
 		read->why = unpack(faults, session, read);
@@ -352,7 +362,7 @@ int usw_diskfault_open(struct usw_disk_faults *faults, struct usw_session *sessi
 		leave_span(faults, read);
 		return 0;
 	}
-	if (!usw_content_is_unmoved(session, read->id, read->place.word, read->place.object.where))
+	if (has_moved(session, read))
 		return -EAGAIN;
 	*ret_why = read->why;
 	return -EBADMSG;

@@ -8,7 +8,8 @@
  * answers others; the completion arrives through its epoll set. What was read is opened (seal,
  * codec, hash) and belongs to the ID it was read for, wherever that is by then: so it is handed in
  * if the page map still names this ID with this hash, and otherwise the fault begins anew. What
- * cannot be opened is damaged only if it has not moved meanwhile.
+ * cannot be opened is damaged only if it has not moved meanwhile. Whole pages are opened only then:
+ * their tags do not come with them (tag.h).
  *
  * What is asked for ahead and lies side by side in one slot is read with one request, a span: its
  * reads are neighbours here, too, and the bytes lie over their buffers from the first one's on. So

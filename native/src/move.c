@@ -113,7 +113,7 @@ bool usw_move_begin_demotion(struct usw_tiers *tiers, uint32_t segment)
 
 			atomic_store(&tier->free_bytes, left - usw_min(left, length));
 			raise_peak(tiers);
-			if (usw_tiers_keep_tags(tiers, h))
+			if (usw_tiers_has_tags(tiers, h))
 				usw_tags_take(&tiers->tags, segment);
 			ask(tiers, move, segment, usw_where(++tiers->generation, number, slot));
 			return true;

@@ -17,7 +17,7 @@
 void usw_tiers_count(struct usw_tiers *tiers)
 {
 	uint64_t segments[16] = {0}, pages[16] = {0}, stored_bytes[16] = {0};
-	uint64_t live_bytes = 0, read_bytes = 0, read_pages = 0;
+	uint64_t live_bytes = 0, read_bytes = 0;
 
 	for (uint32_t i = 1; i < tiers->segments->high_water; i++) {
 		struct usw_segment *h = usw_segments_header(tiers->segments, i);
@@ -31,14 +31,11 @@ void usw_tiers_count(struct usw_tiers *tiers)
 		pages[number] += atomic_load_explicit(&h->live_count, memory_order_relaxed);
 		uint64_t live = atomic_load_explicit(&h->live_bytes, memory_order_relaxed);
 		live_bytes += live;
-		if (!usw_segments_is_read(tiers->segments, i, tiers->read_faults))
-			continue;
-		read_bytes += live;
-		read_pages += atomic_load_explicit(&h->live_count, memory_order_relaxed);
+		if (usw_segments_is_read(tiers->segments, i, tiers->read_faults))
+			read_bytes += live;
 	}
 	tiers->segments->disk_live_bytes = live_bytes;
 	tiers->read_bytes = read_bytes;
-	tiers->read_pages = read_pages;
 	for (uint32_t i = 1; i < USW_TIERS_MAX; i++) {
 		struct usw_tier *tier = &tiers->at[i];
 

@@ -21,10 +21,10 @@
 #define USW_RAM_SLOTS(capacity) ((capacity) + USW_WARM_MAX)
 
 /*
- * So many whole pages in a row go to a segment of their own. Fewer stay with their neighbours: a walk
- * reads what lies side by side with one request.
+ * Whole pages go to a segment of their own where there are as many of them as this to each that
+ * compresses. Others stay with their neighbours: a walk reads what lies side by side with one request.
  */
-#define USW_WHOLE_RUN 16u
+#define USW_WHOLE_RUN 8u
 
 #define USW_GROUP_ENTRIES 16u
 #define USW_CHUNKS_PER_PAGE 5u
@@ -368,7 +368,20 @@ static bool is_among_whole(struct usw_segments *segments, uint32_t stored_bytes)
 	return segments->whole_run >= USW_WHOLE_RUN;
 }
 
-/** Append to one of the open segments, which is closed first if it is full. */
+/** Have room in one of the open segments; it is closed, and another opened, if it is full. */
+static int make_room(struct usw_segments *segments, uint32_t *open, uint32_t stored_bytes)
+{
+	if (*open) {
+		struct usw_segment *h = header(segments, *open);
+
+		if (h->append_bytes + stored_bytes > USW_SEGMENT_BYTES ||
+		    h->object_count == USW_SEGMENT_OBJECTS)
+			close_segment(segments, open);
+	}
+	return *open ? 0 : open_segment(segments, open);
+}
+
+/** Append to one of the open segments. */
 static int append_to(struct usw_segments *segments, uint32_t *open, uint32_t owner_id,
 		     const void *bytes, uint32_t length_bytes, enum usw_codec codec,
 		     uint64_t *ret_place)
@@ -376,22 +389,14 @@ static int append_to(struct usw_segments *segments, uint32_t *open, uint32_t own
 	usw_assert(owner_id != 0 && length_bytes > 0 && length_bytes <= USW_PAGE_BYTES);
 
 	uint32_t stored = usw_stored_bytes(length_bytes);
-	if (is_among_whole(segments, stored))
+	bool is_whole = is_among_whole(segments, stored) &&
+			make_room(segments, &segments->open_whole, stored) == 0;
+	int ret = is_whole ? 0 : make_room(segments, open, stored);
+
+	if (ret)
+		return ret;
+	if (is_whole)
 		open = &segments->open_whole;
-	if (*open) {
-		struct usw_segment *h = header(segments, *open);
-
-		if (h->append_bytes + stored > USW_SEGMENT_BYTES ||
-		    h->object_count == USW_SEGMENT_OBJECTS)
-			close_segment(segments, open);
-	}
-	if (!*open) {
-		int ret = open_segment(segments, open);
-
-		if (ret)
-			return ret;
-	}
-
 	uint32_t segment = *open;
 	struct usw_segment *h = header(segments, segment);
 	uint32_t index = h->object_count;
@@ -532,6 +537,11 @@ bool usw_segments_find(const struct usw_segments *segments, uint32_t segment, ui
 	uint64_t where =
 		atomic_load_explicit(&header(segments, segment)->where, memory_order_acquire);
 	bool is_in_ram = usw_where_tier(where) == USW_TIER_RAM && usw_where_slot(where);
+	// After `where`: whoever sees that sees what was so when it was published.
+	bool is_whole =
+		atomic_load_explicit(&header(segments, segment)->is_whole, memory_order_relaxed);
+	if (is_whole && offset != index * USW_PAGE_BYTES)
+		return false; // the segment's next life, and the table of the one before
 	*ret = (struct usw_object){
 		.where = where,
 		.owner_id = owner,
@@ -539,9 +549,7 @@ bool usw_segments_find(const struct usw_segments *segments, uint32_t segment, ui
 		.bytes = is_in_ram ? bytes_of(segments, where) + offset : NULL,
 		.length_bytes = length,
 		.codec = form_codec(form),
-		// After `where`: whoever sees that sees what was so when it was published.
-		.is_whole = atomic_load_explicit(&header(segments, segment)->is_whole,
-						 memory_order_relaxed),
+		.is_whole = is_whole,
 	};
 	return true;
 }

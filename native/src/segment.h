@@ -17,7 +17,7 @@
  *
  * What is packed because it is cold (pack.h) is appended to an open segment of its own, and stays
  * apart from what has just left; what is packed as it leaves has another. So have whole pages, those
- * that did not compress, if there are many in a row: on a disk each of them is a block (tag.h).
+ * that did not compress, where there are many of them: on a disk each is a block (tag.h).
  *
  * In RAM a segment lies in a slot of the space, which it gives back when it goes to a disk: the next
  * that is opened has it, with the memory that it holds.
@@ -151,7 +151,7 @@ struct usw_segments {
 	uint32_t open_dense; /* that for packed objects, the same */
 	uint32_t open_fresh; /* that for those packed as they leave */
 	uint32_t open_whole; /* that for whole pages, wherever they come from */
-	uint32_t whole_run;  /* how many of those were appended of late, more or less */
+	uint32_t whole_run;  /* how many of those there are to each that compresses, of late */
 	uint32_t free_head;
 	uint32_t high_water;  /* segments ever used are below */
 	uint32_t *free_slots; /* of RAM, without memory; rebuilt by a successor */

@@ -9,9 +9,11 @@
  * themselves in segments of their own (segment.h), block by block, and their tags lie here: a page of
  * 256 tags for each such segment, four thousandths of what it holds, as long as it is on a disk.
  *
+ * Nothing of this is needed where nothing is sealed.
+ *
  * Threads: the owner of the segments takes and gives, the mover puts, anybody gets. Who gets a tag of
- * a segment that has moved meanwhile gets another, or zeros, and finds that out because its seal does
- * not open.
+ * a segment that has moved meanwhile gets another, or zeros, and its seal does not open. Who looks
+ * first whether it has moved does not touch what was given back, which would hold memory again.
  */
 
 #ifndef USW_TAG_H

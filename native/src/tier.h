@@ -115,7 +115,6 @@ struct usw_tiers {
 	uint64_t swept_ns;        /* when segments were last counted; owner */
 	uint32_t read_faults;     /* what was read less than so many faults ago is in use; owner */
 	uint64_t read_bytes;      /* of live objects in such segments on disks; owner */
-	uint64_t read_pages;      /* these objects; owner */
 	uint32_t to_empty;        /* segments that came back in order to be compacted; owner */
 	uint32_t waiting_segment; /* read next by the search for segments to bring back; owner */
 	struct usw_move moves[USW_MOVES_MAX];
@@ -203,7 +202,7 @@ static inline bool usw_tier_may_read(const struct usw_tier *tier, uint64_t now_n
 int usw_tiers_describe(struct usw_tiers *tiers, uint32_t number, struct usw_tier_info *ret);
 
 /** True if the tags of a segment are in RAM while it is on a disk. */
-static inline bool usw_tiers_keep_tags(const struct usw_tiers *tiers, const struct usw_segment *h)
+static inline bool usw_tiers_has_tags(const struct usw_tiers *tiers, const struct usw_segment *h)
 {
 	return tiers->is_sealed && atomic_load_explicit(&h->is_whole, memory_order_relaxed);
 }

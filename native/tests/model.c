@@ -783,6 +783,7 @@ static void drop_tiers(void)
 			move(0, 0);
 		}
 	}
+	CHECK_EQ(tiers.tags.held_bytes, 0);
 	if (sealer.context)
 		usw_sealer_deinit(&sealer);
 	usw_tiers_deinit(&tiers);
@@ -880,6 +881,8 @@ static void check_held(void)
 	CHECK_THAT(usw_space_held_bytes(&equal.space), <=, usw_equal_held_bytes(&equal));
 	CHECK(kernel_nodes >= held_nodes && kernel_nodes <= held_nodes + 64 * USW_PAGE_BYTES);
 	CHECK_THAT(usw_space_held_bytes(&segments.headers), <=, USW_PAGE_BYTES);
+	if (tiers.tags.space.base)
+		CHECK_THAT(usw_space_held_bytes(&tiers.tags.space), <=, tiers.tags.held_bytes);
 }
 
 static void do_check(void)

@@ -21,14 +21,12 @@ static void begin(uint64_t memory_bytes)
 {
 	now_ns = 1000000000;
 	usw_balance_init(&balance, now_ns);
-	seen = (struct usw_balance_seen){.memory_bytes = memory_bytes};
-}
-
-/** So much is on disks, of pages that are a quarter as large there. */
-static void put_on_disks(uint64_t bytes)
-{
-	seen.disk_bytes = bytes;
-	seen.disk_objects = bytes / (USW_PAGE_BYTES / 4);
+	// Pages are a quarter as large where they are stored.
+	seen = (struct usw_balance_seen){
+		.memory_bytes = memory_bytes,
+		.live_bytes = memory_bytes,
+		.live_objects = memory_bytes / (USW_PAGE_BYTES / 4),
+	};
 }
 
 /** Some faults of each kind, and a look, `steps` times. Returns the share then. */
@@ -49,7 +47,7 @@ static void test_it_moves_to_where_it_saves_more(void)
 {
 	// Uniform accesses: one of sixteen would be near, a third of what is out is on the disk.
 	begin(MEMORY);
-	put_on_disks(MEMORY / 2);
+	seen.disk_bytes = MEMORY / 2;
 	CHECK_EQ(go(1, 60, 500, 90000), HALF + 1);
 	CHECK_EQ(go(100, 60, 500, 90000), USW_BALANCE_PARTS / 16 * 13);
 	// A working set that nearly fits: what has left is wanted back at once.
@@ -57,7 +55,7 @@ static void test_it_moves_to_where_it_saves_more(void)
 	CHECK_EQ(go(100, 1000, 100, 60000), USW_BALANCE_PARTS / 8);
 	// Nobody reads what is on the disk.
 	begin(MEMORY);
-	put_on_disks(MEMORY * 8);
+	seen.disk_bytes = MEMORY * 8;
 	CHECK_EQ(go(1, 100, 0, 0), HALF - 1);
 }
 
@@ -65,17 +63,17 @@ static void test_what_a_disk_costs_counts(void)
 {
 	// So much that it weighs the same, then a little more or less of it.
 	begin(MEMORY);
-	put_on_disks(MEMORY / 4);
+	seen.disk_bytes = MEMORY / 4;
 	CHECK_EQ(go(20, 100, 100, 63000), HALF);
 	CHECK_EQ(go(1, 100, 100, 100000), HALF + 1);
 	CHECK_EQ(go(1, 100, 100, 40000), HALF);
 	// All wait for it together, so that each waits for less time than a fault on RAM takes.
 	CHECK_EQ(go(1, 100, 1000, 5000), HALF - 1);
 	// A disk that takes ten milliseconds, though hardly any of it would be saved.
-	put_on_disks(MEMORY * 4);
+	seen.disk_bytes = MEMORY * 4;
 	CHECK_EQ(go(1, 100, 100, 10000000), HALF);
 	// More than all of it would not be saved, whatever there is.
-	put_on_disks(0);
+	seen.disk_bytes = 0;
 	CHECK_EQ(go(10, 6100, 100, 100000), HALF - 10);
 }
 
@@ -84,10 +82,14 @@ static void test_pages_that_do_not_compress_are_better_resident(void)
 	// In RAM there are as many of them, whichever side they are on; a resident one needs no fault.
 	begin(MEMORY);
 	seen.disk_bytes = MEMORY;
-	seen.disk_objects = MEMORY / USW_PAGE_BYTES;
+	seen.live_objects = MEMORY / USW_PAGE_BYTES;
 	CHECK_EQ(go(100, 100, 1000, 100000), USW_BALANCE_PARTS / 8);
+	// Also if all that was read has just come back.
+	seen.disk_bytes = 0;
+	CHECK_EQ(go(10, 100, 1000, 100000), USW_BALANCE_PARTS / 8);
 	// A little is gained where they compress a little, and a slow disk makes that much.
-	seen.disk_bytes = MEMORY / 16 * 15;
+	seen.disk_bytes = MEMORY;
+	seen.live_bytes = MEMORY / 16 * 15;
 	CHECK_EQ(go(1, 100, 1000, 100000), USW_BALANCE_PARTS / 8);
 	CHECK_EQ(go(1, 100, 1000, 1000000), USW_BALANCE_PARTS / 8 + 1);
 }
@@ -95,15 +97,15 @@ static void test_pages_that_do_not_compress_are_better_resident(void)
 static void test_what_was_seen_of_a_disk_holds_for_a_while(void)
 {
 	begin(MEMORY);
-	put_on_disks(MEMORY / USW_BALANCE_PARTS);
+	seen.disk_bytes = MEMORY / USW_BALANCE_PARTS;
 	CHECK_EQ(go(1, 100, 1000, 50000), HALF + 1);
 	// All of it has come back. To send it down again would cost the same again.
-	put_on_disks(0);
+	seen.disk_bytes = 0;
 	CHECK_EQ(go(200, 100, 0, 0), HALF + 1);
 	CHECK_EQ(go(200, 100, 0, 0), USW_BALANCE_PARTS / 8);
 	// There is enough to see that nobody reads it.
 	begin(MEMORY);
-	put_on_disks(MEMORY / USW_BALANCE_PARTS);
+	seen.disk_bytes = MEMORY / USW_BALANCE_PARTS;
 	go(1, 100, 1000, 50000);
 	CHECK_EQ(go(1, 100, 0, 0), HALF);
 }
@@ -150,7 +152,7 @@ static void test_a_small_budget_keeps_something_resident(void)
 	CHECK_EQ(usw_balance_stored_bytes(&balance, UINT64_C(64) << 20), UINT64_C(48) << 20);
 	CHECK_EQ(usw_balance_stored_bytes(&balance, UINT64_C(8) << 20), UINT64_C(4) << 20);
 	CHECK_EQ(usw_balance_stored_bytes(&balance, 0), 0);
-	put_on_disks(MEMORY);
+	seen.disk_bytes = MEMORY;
 	go(100, 1000, 0, 0);
 	CHECK_EQ(usw_balance_stored_bytes(&balance, MEMORY), MEMORY / 8);
 }

@@ -310,7 +310,10 @@ static bool drain_one(struct storm *storm)
 		if (usw_vacancies_store(&storm->vacancies, &world->segments, id, object, length,
 					codec, &place))
 			return false;
-		storm->fills += usw_place_group(place) != world->segments.open;
+		// What is appended is the last of its segment.
+		storm->fills +=
+			usw_place_index(place) + 1 !=
+			usw_segments_header(&world->segments, usw_place_group(place))->object_count;
 		if (!usw_vswap_repoint(&world->vswap, id, USW_BACKEND_MEMORY, usw_place(0, slot),
 				       USW_BACKEND_OBJECT, place))
 			usw_segments_release(&world->segments, usw_place_group(place),

@@ -207,6 +207,35 @@ static void test_a_whole_page_is_one_block(bool is_sealed)
 	are_whole = false;
 }
 
+/**
+ * What was read and is opened after its segment has come up: the tag of a whole page is gone, and the
+ * fault begins anew; others have theirs with them.
+ */
+static void test_what_comes_up_meanwhile(bool whole)
+{
+	const struct usw_tiers_plan plan = {.promote_bytes = UINT64_MAX};
+	struct usw_tags *tags = &session.tiers.tags;
+	const char *why;
+
+	are_whole = whole;
+	world_init(true);
+	struct usw_disk_read *read = ask(300, false);
+	usw_diskfault_flush(faults);
+	wait_for_all();
+	for (uint32_t i = 1; i < session.segments.high_water; i++)
+		atomic_store(&usw_segments_header(&session.segments, i)->is_recalled, true);
+	while (usw_tiers_step(&session.tiers, &plan) || session.segments.disk_segments)
+		usleep(200);
+	CHECK_EQ(usw_diskfault_open(faults, &session, read, &why), whole ? -EAGAIN : 0);
+	CHECK_EQ(usw_space_held_bytes(&tags->space), 0);
+	CHECK_EQ(tags->held_bytes, 0);
+	if (!whole)
+		check_page(read);
+	usw_diskfault_done(faults, read);
+	world_deinit();
+	are_whole = false;
+}
+
 static void test_who_waits_is_read_alone(void)
 {
 	static uint32_t longest = 3 * USW_PAGE_BYTES;
@@ -366,6 +395,8 @@ int main(void)
 	test_pages_in_a_row_are_one_request(false);
 	test_a_whole_page_is_one_block(true);
 	test_a_whole_page_is_one_block(false);
+	test_what_comes_up_meanwhile(true);
+	test_what_comes_up_meanwhile(false);
 	test_who_waits_is_read_alone();
 	test_a_page_that_waits_for_room_holds_up_no_other();
 	test_reserve_waits_to_be_called_and_not_for_ever();

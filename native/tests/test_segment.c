@@ -94,8 +94,9 @@ static void test_objects_of_every_length(void)
 	CHECK_EQ(segments.live_bytes, 0);
 	check_held(&segments);
 	usw_segments_reap(&segments);
-	// What stays when nothing lives is the open segment.
-	CHECK_EQ(segments.used_segments, 1);
+	// What stays when nothing lives is the open segment, and that of the last, which are whole pages.
+	CHECK(segments.open && segments.open_whole);
+	CHECK_EQ(segments.used_segments, 2);
 	CHECK_EQ(usw_segments_garbage_bytes(&segments), segments.used_bytes);
 	check_held(&segments);
 	usw_segments_destroy(&segments);
@@ -183,6 +184,12 @@ static void test_nonsense_is_not_found(void)
 	CHECK(!usw_segments_find(&segments, 1, 0, &object));
 	*offset_bytes = UINT32_MAX;
 	CHECK(!usw_segments_find(&segments, 1, 0, &object));
+	*offset_bytes = 8;
+	CHECK(usw_segments_find(&segments, 1, 0, &object));
+	// A table of another life of the segment, before it was one of whole pages.
+	atomic_store(&usw_segments_header(&segments, 1)->is_whole, true);
+	CHECK(!usw_segments_find(&segments, 1, 0, &object));
+	atomic_store(&usw_segments_header(&segments, 1)->is_whole, false);
 	*offset_bytes = 0;
 	CHECK(usw_segments_find(&segments, 1, 0, &object));
 	release(&segments, place);
@@ -365,6 +372,16 @@ static void test_whole_pages_lie_by_themselves(void)
 	CHECK(object.is_whole);
 	CHECK_EQ(object.offset_bytes, usw_place_index(whole) * USW_PAGE_BYTES);
 	CHECK_THAT(usw_place_index(whole), >, 60);
+	check_held(&segments);
+	usw_segments_destroy(&segments);
+
+	// Where there is no segment for them they go where there is room.
+	segments = create(2);
+	append(&segments, 1, 100, USW_CODEC_LZ4);
+	for (uint32_t i = 0; i < 100; i++) {
+		whole = append(&segments, 2 + i, USW_PAGE_BYTES, USW_CODEC_STORED);
+		CHECK_EQ(usw_place_group(whole), segments.open);
+	}
 	check_held(&segments);
 	usw_segments_destroy(&segments);
 }
