@@ -319,15 +319,10 @@ static const char *unpack(struct usw_disk_faults *faults, struct usw_session *se
 
 	if (read->result)
 		return read->result == -ENODATA ? "it is cut off" : "it cannot be read";
-	if (faults->is_sealed) {
-		uint32_t segment = read->place.segment, index = read->place.index;
-		struct usw_seal_bond bond = usw_tier_bond(segment, index, object);
-		struct usw_seal_tag tag =
-			usw_tier_tag(&session->tiers, segment, index, object, bytes);
-
-		if (usw_unseal(&faults->sealer, &bond, bytes, &tag, bytes))
-			return "its seal is broken";
-	}
+	if (faults->is_sealed &&
+	    usw_tier_unseal(&session->tiers, &faults->sealer, read->place.segment,
+			    read->place.index, object, bytes, bytes))
+		return "its seal is broken";
 	if (usw_codec_decompress(object->codec, bytes, object->length_bytes, read->page))
 		return "it cannot be decompressed";
 	if (usw_codec_hash(read->page, session->hash_seed) != read->hash)
@@ -350,13 +345,12 @@ int usw_diskfault_open(struct usw_disk_faults *faults, struct usw_session *sessi
 	if (read->result == -ENOMEM || read->result == -ECANCELED ||
 	    (read->result && faults->at[read->first].count > 1))
 		return -EAGAIN;
-	// Its tag is for others by now.
-	if (!read->why && faults->is_sealed && read->place.object.is_whole &&
-	    has_moved(session, read))
-		return -EAGAIN;
 	// Once: it is opened where it lies.
-	if (!read->why)
+	if (!read->why) {
+		if (faults->is_sealed && read->place.object.is_whole && has_moved(session, read))
+			return -EAGAIN; // its tag is for others by now
 		read->why = unpack(faults, session, read);
+	}
 	if (!*read->why) {
 		read->stage = USW_READ_READY;
 		leave_span(faults, read);

@@ -87,9 +87,8 @@ static int land(struct landing *landing, struct usw_move *move, uint32_t index,
 		return 0;
 	}
 	object->where = move->from;
-	struct usw_seal_bond bond = usw_tier_bond(move->segment, index, object);
-	struct usw_seal_tag tag = usw_tier_tag(landing->tiers, move->segment, index, object, in);
-	if (usw_unseal(landing->sealer, &bond, in, &tag, out)) {
+	if (usw_tier_unseal(landing->tiers, landing->sealer, move->segment, index, object, in,
+			    out)) {
 		memset(out, 0, object->length_bytes);
 		move->damaged[index / 64] |= (uint64_t)1 << (index % 64);
 	}

@@ -139,23 +139,6 @@ static void look_after_disk(struct usw_tiers *tiers)
 	usw_aio_flush(tiers->aio);
 }
 
-/** Seal an object into its slot, and put its tag where that belongs. */
-static int seal_object(struct usw_tiers *tiers, uint32_t segment, uint32_t index,
-		       const struct usw_object *object, char *out)
-{
-	struct usw_seal_bond bond = usw_tier_bond(segment, index, object);
-	struct usw_seal_tag tag;
-	int ret = usw_seal(&tiers->sealer, &bond, object->bytes, out, &tag);
-
-	if (ret)
-		return ret;
-	if (object->is_whole)
-		usw_tags_put(&tiers->tags, segment, index, &tag);
-	else
-		memcpy(out + object->length_bytes, &tag, sizeof(tag));
-	return 0;
-}
-
 /** What a segment's objects are in a slot: sealed, each with its tag, holes where nothing lives. */
 static int fill_slot(struct usw_tiers *tiers, struct usw_move *move)
 {
@@ -173,7 +156,7 @@ static int fill_slot(struct usw_tiers *tiers, struct usw_move *move)
 		object.where = move->to;
 		if (!tiers->is_sealed)
 			memcpy(out, object.bytes, object.length_bytes);
-		else if (seal_object(tiers, move->segment, index, &object, out))
+		else if (usw_tier_seal(tiers, &tiers->sealer, move->segment, index, &object, out))
 			return -EIO;
 	}
 	return 0;

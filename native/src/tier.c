@@ -26,6 +26,36 @@ static int fail(struct usw_error *error, int code, const char *format, const cha
 	return -code;
 }
 
+int usw_tier_seal(struct usw_tiers *tiers, struct usw_sealer *sealer, uint32_t segment,
+		  uint32_t index, const struct usw_object *object, char *sealed)
+{
+	struct usw_seal_bond bond = usw_tier_bond(segment, index, object);
+	struct usw_seal_tag tag;
+	int ret = usw_seal(sealer, &bond, object->bytes, sealed, &tag);
+
+	if (ret)
+		return ret;
+	if (object->is_whole)
+		usw_tags_put(&tiers->tags, segment, index, &tag);
+	else
+		memcpy(sealed + object->length_bytes, &tag, sizeof(tag));
+	return 0;
+}
+
+int usw_tier_unseal(const struct usw_tiers *tiers, struct usw_sealer *sealer, uint32_t segment,
+		    uint32_t index, const struct usw_object *object, const char *sealed,
+		    void *plain)
+{
+	struct usw_seal_bond bond = usw_tier_bond(segment, index, object);
+	struct usw_seal_tag tag;
+
+	if (object->is_whole)
+		tag = usw_tags_get(&tiers->tags, segment, index);
+	else
+		memcpy(&tag, sealed + object->length_bytes, sizeof(tag));
+	return usw_unseal(sealer, &bond, sealed, &tag, plain);
+}
+
 /** Key, queue and mover: with the first tier, since most sessions never need them. */
 static int make_ready(struct usw_tiers *tiers)
 {

@@ -26,8 +26,6 @@
 #ifndef USW_TIER_H
 #define USW_TIER_H
 
-#include <string.h>
-
 #include "aio.h"
 #include "disk.h"
 #include "opener.h"
@@ -207,19 +205,6 @@ static inline bool usw_tiers_has_tags(const struct usw_tiers *tiers, const struc
 	return tiers->is_sealed && atomic_load_explicit(&h->is_whole, memory_order_relaxed);
 }
 
-/** The tag of an object that has come from a disk: behind its bytes, if it is not in RAM. */
-static inline struct usw_seal_tag usw_tier_tag(const struct usw_tiers *tiers, uint32_t segment,
-					       uint32_t index, const struct usw_object *object,
-					       const char *sealed)
-{
-	struct usw_seal_tag tag;
-
-	if (object->is_whole)
-		return usw_tags_get(&tiers->tags, segment, index);
-	memcpy(&tag, sealed + object->length_bytes, sizeof(tag));
-	return tag;
-}
-
 /** The seal's bond of an object in a disk tier. */
 static inline struct usw_seal_bond usw_tier_bond(uint32_t segment, uint32_t index,
 						 const struct usw_object *object)
@@ -234,5 +219,17 @@ static inline struct usw_seal_bond usw_tier_bond(uint32_t segment, uint32_t inde
 		.length_bytes = object->length_bytes,
 	};
 }
+
+/**
+ * Seal an object for its place, `object->where`, and put its tag behind it, or in RAM if it is a whole
+ * page. 0 or -errno. The mover.
+ */
+int usw_tier_seal(struct usw_tiers *tiers, struct usw_sealer *sealer, uint32_t segment,
+		  uint32_t index, const struct usw_object *object, char *sealed);
+
+/** The reverse, of what has come from there. As usw_unseal(). Any thread with its own sealer. */
+int usw_tier_unseal(const struct usw_tiers *tiers, struct usw_sealer *sealer, uint32_t segment,
+		    uint32_t index, const struct usw_object *object, const char *sealed,
+		    void *plain);
 
 #endif /* USW_TIER_H */

@@ -124,15 +124,13 @@ static off_t disk_offset(uint32_t index, const struct usw_object *object)
 /** What a disk fault does. */
 static bool load_from_disk(uint32_t id, uint64_t place, const struct usw_object *object, void *page)
 {
-	struct usw_seal_bond bond =
-		usw_tier_bond(usw_place_group(place), usw_place_index(place), object);
 	char bytes[USW_PAGE_BYTES + USW_SEAL_TAG_BYTES];
 	size_t length = object->length_bytes + usw_disk_tag_bytes(object->is_whole);
 	int fd = tiers.at[usw_where_tier(object->where)].fd;
 
 	CHECK_EQ(pread(fd, bytes, length, disk_offset(usw_place_index(place), object)), length);
-	struct usw_seal_tag tag = usw_tier_tag(&tiers, bond.segment, bond.index, object, bytes);
-	return usw_unseal(&sealer, &bond, bytes, &tag, bytes) == 0 &&
+	return usw_tier_unseal(&tiers, &sealer, usw_place_group(place), usw_place_index(place),
+			       object, bytes, bytes) == 0 &&
 	       usw_codec_decompress(object->codec, bytes, object->length_bytes, page) == 0 &&
 	       usw_codec_hash(page, CHECK_SEED) == usw_vswap_hash(&vswap, id);
 }
