@@ -60,6 +60,7 @@ CHECKS = {
         "dontfork",
         "dontfork_late",
         "wipeonfork_late",
+        "wipeonfork_undone",
         "raw_clone",
         "vfork",
         "posix_spawn",

@@ -253,6 +253,28 @@ static void check_wipeonfork_late(void)
 	fork_and_advise(MADV_WIPEONFORK, MADV_KEEPONFORK);
 }
 
+/* And what it takes back then is what the child has all the same. */
+static void check_wipeonfork_undone(void)
+{
+	char *start = evicted_pages(PAGES, seed);
+
+	for (int round = 0; round < 8; round++) {
+		if (madvise(start, PAGES * PAGE_BYTES, MADV_WIPEONFORK))
+			skip("MADV_WIPEONFORK is not in this kernel (4.14)");
+		pid_t child = fork();
+
+		CHECK_CALL(child);
+		if (!child) {
+			verify_zero(start, PAGES, "child of what was to be wiped");
+			_exit(0);
+		}
+		CHECK_CALL(madvise(start, PAGES * PAGE_BYTES, MADV_KEEPONFORK));
+		expect_child_ok(child, "child of what was to be wiped");
+		evict(start, PAGES);
+	}
+	verify(start, PAGES, seed, 0, "parent");
+}
+
 /* ------------------------------------------------------------------ fork while others write */
 
 static atomic_bool writers_stop;
@@ -621,6 +643,7 @@ static const struct check checks[] = {
 	{"dontfork", check_dontfork},
 	{"dontfork_late", check_dontfork_late},
 	{"wipeonfork_late", check_wipeonfork_late},
+	{"wipeonfork_undone", check_wipeonfork_undone},
 	{"raw_clone", check_raw_clone},
 	{"vfork", check_vfork},
 	{"posix_spawn", check_posix_spawn},
