@@ -25,11 +25,9 @@ int usw_compact_move(struct usw_vswap *vswap, uint32_t segment, uint32_t index,
 	struct usw_segments *segments = vswap->segments;
 	uint32_t id = object->owner_id;
 	uint64_t new_place;
-	int ret = is_dense ? usw_segments_append_dense(segments, id, object->bytes,
-						       object->length_bytes, object->codec,
-						       &new_place)
-			   : usw_segments_append(segments, id, object->bytes, object->length_bytes,
-						 object->codec, &new_place);
+	int ret = usw_segments_append(segments, is_dense ? USW_LOG_DENSE : USW_LOG_LOOSE, id,
+				      object->bytes, object->length_bytes, object->codec,
+				      &new_place);
 	if (ret)
 		return ret;
 	if (is_dense)

@@ -16,10 +16,14 @@ static int store_object(struct usw_session *session, uint32_t number, uint32_t s
 {
 	struct usw_segments *segments = &session->segments;
 	uint64_t place;
-	int ret = codec == USW_CODEC_DENSE
-			  ? usw_segments_append_fresh(segments, id, object, length, codec, &place)
-			  : usw_vacancies_store(&session->vacancies, segments, id, object, length,
-						codec, &place);
+	int ret;
+
+	if (codec == USW_CODEC_DENSE)
+		ret = usw_segments_append(segments, USW_LOG_FRESH, id, object, length, codec,
+					  &place);
+	else
+		ret = usw_vacancies_store(&session->vacancies, segments, id, object, length, codec,
+					  &place);
 	if (ret)
 		return ret;
 	if (!usw_vswap_repoint(&session->vswap, id, USW_BACKEND_MEMORY, usw_place(number, slot),

@@ -96,7 +96,7 @@ static struct group *find_group(const struct usw_segments *segments, uint32_t se
 	return &chunk_at(segments, chunk)->groups[index % USW_CHUNK_ENTRIES / USW_GROUP_ENTRIES];
 }
 
-static uint64_t whole_pages(uint64_t bytes)
+static uint64_t page_ceil(uint64_t bytes)
 {
 	return (bytes + USW_PAGE_BYTES - 1) & ~(uint64_t)(USW_PAGE_BYTES - 1);
 }
@@ -123,9 +123,8 @@ int usw_segments_create(struct usw_segments *segments, uint32_t capacity)
 		ret = usw_space_create(&segments->tables, "uffdswap-objects",
 				       table_pages * USW_PAGE_BYTES);
 	if (!ret)
-		ret = usw_space_create(
-			&segments->headers, "uffdswap-segment-table",
-			whole_pages((uint64_t)capacity * sizeof(struct usw_segment)));
+		ret = usw_space_create(&segments->headers, "uffdswap-segment-table",
+				       page_ceil((uint64_t)capacity * sizeof(struct usw_segment)));
 	if (ret)
 		usw_segments_destroy(segments);
 	return ret;
@@ -266,8 +265,8 @@ static void enter_slot(struct usw_segments *segments, struct usw_segment *h)
 	set_ram_slot(h, warm.slot);
 }
 
-/** Open the segment that one of the open ones stands for. */
-static int open_segment(struct usw_segments *segments, uint32_t *open)
+/** Open the next segment of a log. */
+static int open_segment(struct usw_segments *segments, enum usw_log log)
 {
 	uint32_t segment = take_free(segments);
 
@@ -283,25 +282,25 @@ static int open_segment(struct usw_segments *segments, uint32_t *open)
 	atomic_store_explicit(&h->touched, segments->clock, memory_order_relaxed);
 	atomic_store_explicit(&h->refaults, 0, memory_order_relaxed);
 	h->is_parked = false;
-	h->is_dense = open == &segments->open_dense || open == &segments->open_fresh;
-	atomic_store_explicit(&h->is_whole, open == &segments->open_whole, memory_order_relaxed);
+	h->is_dense = log == USW_LOG_DENSE || log == USW_LOG_FRESH;
+	atomic_store_explicit(&h->is_whole, log == USW_LOG_WHOLE, memory_order_relaxed);
 	atomic_store_explicit(&h->is_recalled, false, memory_order_relaxed);
 	atomic_store_explicit(&h->live_bytes, 0, memory_order_relaxed);
 	atomic_store_explicit(&h->live_count, 0, memory_order_relaxed);
 	atomic_store_explicit(&h->state, USW_SEGMENT_OPEN, memory_order_release);
-	*open = segment;
+	segments->open[log] = segment;
 	return 0;
 }
 
 /** Nothing is appended to it any more: from now on it may be reaped and emptied. */
-static void close_segment(struct usw_segments *segments, uint32_t *open)
+static void close_segment(struct usw_segments *segments, enum usw_log log)
 {
-	struct usw_segment *h = header(segments, *open);
+	struct usw_segment *h = header(segments, segments->open[log]);
 
 	atomic_store_explicit(&h->state, USW_SEGMENT_CLOSED, memory_order_release);
 	if (atomic_load_explicit(&h->live_count, memory_order_acquire) == 0)
 		atomic_store_explicit(&segments->some_empty, true, memory_order_relaxed);
-	*open = 0;
+	segments->open[log] = 0;
 }
 
 static void free_segment(struct usw_segments *segments, uint32_t segment)
@@ -368,41 +367,40 @@ static bool is_among_whole(struct usw_segments *segments, uint32_t stored_bytes)
 	return segments->whole_run >= USW_WHOLE_RUN;
 }
 
-/** Have room in one of the open segments; it is closed, and another opened, if it is full. */
-static int make_room(struct usw_segments *segments, uint32_t *open, uint32_t stored_bytes)
+/** Have room in a log: its segment is closed, and another opened, if it is full. */
+static int make_room(struct usw_segments *segments, enum usw_log log, uint32_t stored_bytes)
 {
-	if (*open) {
-		struct usw_segment *h = header(segments, *open);
+	if (segments->open[log]) {
+		struct usw_segment *h = header(segments, segments->open[log]);
 
 		if (h->append_bytes + stored_bytes > USW_SEGMENT_BYTES ||
 		    h->object_count == USW_SEGMENT_OBJECTS)
-			close_segment(segments, open);
+			close_segment(segments, log);
 	}
-	return *open ? 0 : open_segment(segments, open);
+	return segments->open[log] ? 0 : open_segment(segments, log);
 }
 
-/** Append to one of the open segments. */
-static int append_to(struct usw_segments *segments, uint32_t *open, uint32_t owner_id,
-		     const void *bytes, uint32_t length_bytes, enum usw_codec codec,
-		     uint64_t *ret_place)
+int usw_segments_append(struct usw_segments *segments, enum usw_log log, uint32_t owner_id,
+			const void *bytes, uint32_t length_bytes, enum usw_codec codec,
+			uint64_t *ret_place)
 {
 	usw_assert(owner_id != 0 && length_bytes > 0 && length_bytes <= USW_PAGE_BYTES);
 
 	uint32_t stored = usw_stored_bytes(length_bytes);
 	bool is_whole = is_among_whole(segments, stored) &&
-			make_room(segments, &segments->open_whole, stored) == 0;
-	int ret = is_whole ? 0 : make_room(segments, open, stored);
+			make_room(segments, USW_LOG_WHOLE, stored) == 0;
+	int ret = is_whole ? 0 : make_room(segments, log, stored);
 
 	if (ret)
 		return ret;
 	if (is_whole)
-		open = &segments->open_whole;
-	uint32_t segment = *open;
+		log = USW_LOG_WHOLE;
+	uint32_t segment = segments->open[log];
 	struct usw_segment *h = header(segments, segment);
 	uint32_t index = h->object_count;
 	uint32_t offset = h->append_bytes;
 	memcpy(bytes_of(segments, where_is(h)) + offset, bytes, length_bytes);
-	uint32_t held_bytes = (uint32_t)whole_pages(offset + stored);
+	uint32_t held_bytes = (uint32_t)page_ceil(offset + stored);
 	if (held_bytes > h->held_bytes) {
 		segments->used_bytes += held_bytes - h->held_bytes;
 		h->held_bytes = held_bytes;
@@ -412,30 +410,9 @@ static int append_to(struct usw_segments *segments, uint32_t *open, uint32_t own
 	h->append_bytes += stored;
 	// Nothing may come for a long time that would find it full: until then it could not leave.
 	if (h->append_bytes == USW_SEGMENT_BYTES)
-		close_segment(segments, open);
+		close_segment(segments, log);
 	*ret_place = (uint64_t)segment << 16 | index;
 	return 0;
-}
-
-int usw_segments_append(struct usw_segments *segments, uint32_t owner_id, const void *bytes,
-			uint32_t length_bytes, enum usw_codec codec, uint64_t *ret_place)
-{
-	return append_to(segments, &segments->open, owner_id, bytes, length_bytes, codec,
-			 ret_place);
-}
-
-int usw_segments_append_fresh(struct usw_segments *segments, uint32_t owner_id, const void *bytes,
-			      uint32_t length_bytes, enum usw_codec codec, uint64_t *ret_place)
-{
-	return append_to(segments, &segments->open_fresh, owner_id, bytes, length_bytes, codec,
-			 ret_place);
-}
-
-int usw_segments_append_dense(struct usw_segments *segments, uint32_t owner_id, const void *bytes,
-			      uint32_t length_bytes, enum usw_codec codec, uint64_t *ret_place)
-{
-	return append_to(segments, &segments->open_dense, owner_id, bytes, length_bytes, codec,
-			 ret_place);
 }
 
 /** Where the entry `at` of a group begins in its segment. */
@@ -672,14 +649,12 @@ uint32_t usw_segments_parked(const struct usw_segments *segments)
 
 bool usw_segments_close_open(struct usw_segments *segments)
 {
-	uint32_t *const open[] = {&segments->open, &segments->open_dense, &segments->open_fresh,
-				  &segments->open_whole};
 	bool had_open = false;
 
-	for (size_t i = 0; i < sizeof(open) / sizeof(*open); i++) {
-		if (!*open[i])
+	for (enum usw_log log = 0; log < USW_LOGS; log++) {
+		if (!segments->open[log])
 			continue;
-		close_segment(segments, open[i]);
+		close_segment(segments, log);
 		had_open = true;
 	}
 	return had_open;
@@ -705,7 +680,7 @@ void usw_segments_publish(struct usw_segments *segments, uint32_t segment, uint6
 		leave_slot(segments, h, usw_where_slot(before));
 		segments->disk_segments++;
 	} else if (!was_in_ram && is_in_ram) {
-		h->held_bytes = (uint32_t)whole_pages(h->append_bytes);
+		h->held_bytes = (uint32_t)page_ceil(h->append_bytes);
 		segments->used_bytes += h->held_bytes;
 		segments->used_segments++;
 		segments->disk_segments--;
@@ -728,8 +703,7 @@ uint32_t usw_segments_owner(const struct usw_segments *segments, uint32_t segmen
 
 uint64_t usw_segments_metadata_bytes(const struct usw_segments *segments)
 {
-	return segments->table_bytes +
-	       whole_pages(segments->high_water * sizeof(struct usw_segment));
+	return segments->table_bytes + page_ceil(segments->high_water * sizeof(struct usw_segment));
 }
 
 /** The chunks in use. */
@@ -772,6 +746,14 @@ static void check_slots(const struct usw_segments *segments)
 	free(seen);
 }
 
+static bool is_open(const struct usw_segments *segments, uint32_t segment)
+{
+	for (enum usw_log log = 0; log < USW_LOGS; log++)
+		if (segments->open[log] == segment)
+			return true;
+	return false;
+}
+
 void usw_segments_check(const struct usw_segments *segments)
 {
 	uint64_t used = 0;
@@ -808,9 +790,7 @@ void usw_segments_check(const struct usw_segments *segments)
 		usw_assert(offset == h->append_bytes);
 		chunks += (h->object_count + USW_CHUNK_ENTRIES - 1) / USW_CHUNK_ENTRIES;
 		usw_assert(live_count == h->live_count && live_bytes == h->live_bytes);
-		usw_assert((h->state == USW_SEGMENT_OPEN) ==
-			   (segment == segments->open || segment == segments->open_dense ||
-			    segment == segments->open_fresh || segment == segments->open_whole));
+		usw_assert((h->state == USW_SEGMENT_OPEN) == is_open(segments, segment));
 		usw_assert(!h->is_whole || offset == h->object_count * USW_PAGE_BYTES);
 		live_total += live_bytes;
 	}

@@ -15,9 +15,9 @@
  * adding up to 15 lengths. An entry whose owner is 0 is dead: garbage until its segment is emptied,
  * or until an object of the same stored size takes its place (vacancy.h).
  *
- * What is packed because it is cold (pack.h) is appended to an open segment of its own, and stays
- * apart from what has just left; what is packed as it leaves has another. So have whole pages, those
- * that did not compress, where there are many of them: on a disk each is a block (tag.h).
+ * What is packed because it is cold (pack.h) is appended to a log of its own, and stays apart from
+ * what has just left; what is packed as it leaves has another. So have whole pages, those that did
+ * not compress, where there are many of them: on a disk each is a block (tag.h).
  *
  * In RAM a segment lies in a slot of the space, which it gives back when it goes to a disk: the next
  * that is opened has it, with the memory that it holds.
@@ -47,6 +47,15 @@
 #define USW_OBJECT_ALIGN 8u
 #define USW_CHUNK_ENTRIES 128u
 #define USW_SEGMENT_CHUNKS (USW_SEGMENT_OBJECTS / USW_CHUNK_ENTRIES)
+
+/** Where objects are appended: each log has an open segment of its own. */
+enum usw_log {
+	USW_LOG_LOOSE, /* what is not packed */
+	USW_LOG_FRESH, /* packed as their pages leave */
+	USW_LOG_DENSE, /* cold and packed, or moved out of a segment of such */
+	USW_LOG_WHOLE, /* whole pages, whichever of the others they were meant for */
+	USW_LOGS,
+};
 
 enum usw_segment_state {
 	USW_SEGMENT_FREE = 0,
@@ -147,11 +156,8 @@ struct usw_segments {
 	_Atomic bool some_empty; /* a segment may have lost its last object since the last reap */
 
 	/* Owner only. */
-	uint32_t open;       /* the open segment, 0 if none */
-	uint32_t open_dense; /* that for packed objects, the same */
-	uint32_t open_fresh; /* that for those packed as they leave */
-	uint32_t open_whole; /* that for whole pages, wherever they come from */
-	uint32_t whole_run;  /* how many of those there are to each that compresses, of late */
+	uint32_t open[USW_LOGS]; /* the open segment of each log, 0 if none */
+	uint32_t whole_run;      /* whole pages to each that compresses, of late */
 	uint32_t free_head;
 	uint32_t high_water;  /* segments ever used are below */
 	uint32_t *free_slots; /* of RAM, without memory; rebuilt by a successor */
@@ -196,17 +202,13 @@ struct usw_object {
 int usw_segments_create(struct usw_segments *segments, uint32_t capacity);
 void usw_segments_destroy(struct usw_segments *segments);
 
-/** Append an object. Owner only. -ENOSPC: no segment is left. */
-int usw_segments_append(struct usw_segments *segments, uint32_t owner_id, const void *bytes,
-			uint32_t length_bytes, enum usw_codec codec, uint64_t *ret_place);
-
-/** The same, for an object that is packed as its page leaves. */
-int usw_segments_append_fresh(struct usw_segments *segments, uint32_t owner_id, const void *bytes,
-			      uint32_t length_bytes, enum usw_codec codec, uint64_t *ret_place);
-
-/** The same, for what is cold and packed, or was in a segment of such. */
-int usw_segments_append_dense(struct usw_segments *segments, uint32_t owner_id, const void *bytes,
-			      uint32_t length_bytes, enum usw_codec codec, uint64_t *ret_place);
+/**
+ * Append an object to a log, or to that of whole pages if it is one of many. Owner only. -ENOSPC:
+ * no segment is left.
+ */
+int usw_segments_append(struct usw_segments *segments, enum usw_log log, uint32_t owner_id,
+			const void *bytes, uint32_t length_bytes, enum usw_codec codec,
+			uint64_t *ret_place);
 
 /**
  * Put an object where one of the same stored size was. False: the place is not vacant, or no place

@@ -56,8 +56,8 @@ int usw_vacancies_store(struct usw_vacancies *vacancies, struct usw_segments *se
 	uint32_t size = size_of(usw_stored_bytes(length_bytes));
 
 	if (!vacancies->is_wanted)
-		return usw_segments_append(segments, owner_id, bytes, length_bytes, codec,
-					   ret_place);
+		return usw_segments_append(segments, USW_LOG_LOOSE, owner_id, bytes, length_bytes,
+					   codec, ret_place);
 	if (!vacancies->count[size] &&
 	    usw_segments_garbage_bytes(segments) > segments->used_bytes / USW_VACANCY_SHARE)
 		search_next(vacancies, segments);
@@ -70,5 +70,6 @@ int usw_vacancies_store(struct usw_vacancies *vacancies, struct usw_segments *se
 			return 0;
 		}
 	}
-	return usw_segments_append(segments, owner_id, bytes, length_bytes, codec, ret_place);
+	return usw_segments_append(segments, USW_LOG_LOOSE, owner_id, bytes, length_bytes, codec,
+				   ret_place);
 }

@@ -35,7 +35,8 @@ static uint32_t make_object(enum usw_codec codec)
 	uint32_t id;
 
 	CHECK_EQ(usw_vswap_alloc(&session.vswap, USW_BACKEND_MEMORY, 0, 0, &id), 0);
-	CHECK_EQ(usw_segments_append(&session.segments, id, bytes, sizeof(bytes), codec, &place),
+	CHECK_EQ(usw_segments_append(&session.segments, USW_LOG_LOOSE, id, bytes, sizeof(bytes),
+				     codec, &place),
 		 0);
 	CHECK(usw_vswap_repoint(&session.vswap, id, USW_BACKEND_MEMORY, 0, USW_BACKEND_OBJECT,
 				place));

@@ -51,7 +51,8 @@ static uint32_t store(struct world *world, enum check_kind kind, uint64_t seed)
 				 usw_codec_hash(page, CHECK_SEED), &id),
 		 0);
 	uint32_t length = usw_codec_compress(&(struct usw_codec_hint){0}, page, object, &codec);
-	if (usw_segments_append(&world->segments, id, object, length, codec, &place)) {
+	if (usw_segments_append(&world->segments, USW_LOG_LOOSE, id, object, length, codec,
+				&place)) {
 		usw_vswap_put(&world->vswap, id);
 		return USW_VSWAP_NONE;
 	}

@@ -70,7 +70,8 @@ static void store(uint32_t number)
 	CHECK_EQ(usw_vswap_alloc(&session.vswap, USW_BACKEND_MEMORY, 1,
 				 usw_codec_hash(page, CHECK_SEED), &ids[number]),
 		 0);
-	CHECK_EQ(usw_segments_append(&session.segments, ids[number], object, length, codec, &place),
+	CHECK_EQ(usw_segments_append(&session.segments, USW_LOG_LOOSE, ids[number], object, length,
+				     codec, &place),
 		 0);
 	CHECK(usw_vswap_repoint(&session.vswap, ids[number], USW_BACKEND_MEMORY, 1,
 				USW_BACKEND_OBJECT, place));

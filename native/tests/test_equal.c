@@ -78,7 +78,9 @@ static void make_object(struct world *world, uint32_t id, uint32_t slot)
 	uint32_t length = usw_codec_compress(&(struct usw_codec_hint){0},
 					     world->slots + slot * USW_PAGE_BYTES, object, &codec);
 
-	CHECK_EQ(usw_segments_append(&world->segments, id, object, length, codec, &place), 0);
+	CHECK_EQ(usw_segments_append(&world->segments, USW_LOG_LOOSE, id, object, length, codec,
+				     &place),
+		 0);
 	CHECK(usw_vswap_repoint(&world->vswap, id, USW_BACKEND_MEMORY,
 				usw_place(world->standby.number, slot), USW_BACKEND_OBJECT, place));
 }
@@ -471,8 +473,8 @@ static void drain(struct world *world, uint32_t keep)
 				usw_standby_page(&world->standbys, standby->number, slot), object,
 				&codec);
 
-			CHECK_EQ(usw_segments_append(&world->segments, id, object, length, codec,
-						     &new_place),
+			CHECK_EQ(usw_segments_append(&world->segments, USW_LOG_LOOSE, id, object,
+						     length, codec, &new_place),
 				 0);
 			if (!usw_vswap_repoint(&world->vswap, id, USW_BACKEND_MEMORY, place,
 					       USW_BACKEND_OBJECT, new_place))

@@ -60,7 +60,9 @@ static uint32_t store(struct world *world, enum check_kind kind, uint64_t seed)
 	usw_equal_note(&world->equal, id, hash);
 	usw_equal_fit(&world->equal);
 	uint32_t length = usw_codec_compress(&(struct usw_codec_hint){0}, page, object, &codec);
-	CHECK_EQ(usw_segments_append(&world->segments, id, object, length, codec, &place), 0);
+	CHECK_EQ(usw_segments_append(&world->segments, USW_LOG_LOOSE, id, object, length, codec,
+				     &place),
+		 0);
 	CHECK(usw_vswap_repoint(&world->vswap, id, USW_BACKEND_MEMORY, 0, USW_BACKEND_OBJECT,
 				place));
 	return id;

@@ -57,7 +57,9 @@ static void store(uint32_t number)
 				 &ids[number]),
 		 0);
 	uint32_t length = usw_codec_compress(&(struct usw_codec_hint){0}, page, object, &codec);
-	CHECK_EQ(usw_segments_append(&segments, ids[number], object, length, codec, &place), 0);
+	CHECK_EQ(usw_segments_append(&segments, USW_LOG_LOOSE, ids[number], object, length, codec,
+				     &place),
+		 0);
 	CHECK(usw_vswap_repoint(&vswap, ids[number], USW_BACKEND_MEMORY, 0, USW_BACKEND_OBJECT,
 				place));
 }
@@ -164,7 +166,7 @@ static void test_packed_pages_come_back_shorter(void)
 
 	// What is dense stays apart, is not packed again, and is compacted into its like.
 	uint64_t place = usw_word_place(usw_vswap_word(&vswap, ids[0]));
-	CHECK_EQ(usw_place_group(place), segments.open_dense);
+	CHECK_EQ(usw_place_group(place), segments.open[USW_LOG_DENSE]);
 	usw_segments_close_open(&segments);
 	CHECK(!usw_segments_has_vacancy(&segments, usw_place_group(place)));
 	uint32_t packed = packer.count;
@@ -173,7 +175,7 @@ static void test_packed_pages_come_back_shorter(void)
 	segments.worth_share = USW_WORTH_SHARE;
 	CHECK_EQ(usw_compact_one(&vswap), 1);
 	CHECK_EQ(codec_of(0), USW_CODEC_DENSE);
-	CHECK(usw_segments_header(&segments, segments.open_dense)->is_dense);
+	CHECK(usw_segments_header(&segments, segments.open[USW_LOG_DENSE])->is_dense);
 	end();
 }
 

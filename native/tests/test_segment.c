@@ -37,7 +37,8 @@ static uint64_t append(struct usw_segments *segments, uint32_t owner, uint32_t l
 	uint64_t place = 0;
 
 	fill_object(bytes, length, owner);
-	CHECK_EQ(usw_segments_append(segments, owner, bytes, length, codec, &place), 0);
+	CHECK_EQ(usw_segments_append(segments, USW_LOG_LOOSE, owner, bytes, length, codec, &place),
+		 0);
 	return place;
 }
 
@@ -95,7 +96,7 @@ static void test_objects_of_every_length(void)
 	check_held(&segments);
 	usw_segments_reap(&segments);
 	// What stays when nothing lives is the open segment, and that of the last, which are whole pages.
-	CHECK(segments.open && segments.open_whole);
+	CHECK(segments.open[USW_LOG_LOOSE] && segments.open[USW_LOG_WHOLE]);
 	CHECK_EQ(segments.used_segments, 2);
 	CHECK_EQ(usw_segments_garbage_bytes(&segments), segments.used_bytes);
 	check_held(&segments);
@@ -146,7 +147,8 @@ static void test_segments_run_out(void)
 		count++;
 	}
 	for (unsigned int round = 0; round < 3; round++) {
-		CHECK_EQ(usw_segments_append(&segments, 9999, page, 1, USW_CODEC_LZ4, &place),
+		CHECK_EQ(usw_segments_append(&segments, USW_LOG_LOOSE, 9999, page, 1, USW_CODEC_LZ4,
+					     &place),
 			 -ENOSPC);
 		CHECK_EQ(place, 77);
 		check_held(&segments);
@@ -205,10 +207,12 @@ static void test_contradictions_abort(void)
 	unsigned char page[USW_PAGE_BYTES] = {0};
 	uint64_t place = append(&segments, 1, 100, USW_CODEC_LZ4);
 
-	CHECK_ABORTS(usw_segments_append(&segments, 0, page, 1, USW_CODEC_LZ4, &place));
-	CHECK_ABORTS(usw_segments_append(&segments, 1, page, 0, USW_CODEC_LZ4, &place));
-	CHECK_ABORTS(usw_segments_append(&segments, 1, page, USW_PAGE_BYTES + 1, USW_CODEC_STORED,
-					 &place));
+	CHECK_ABORTS(
+		usw_segments_append(&segments, USW_LOG_LOOSE, 0, page, 1, USW_CODEC_LZ4, &place));
+	CHECK_ABORTS(
+		usw_segments_append(&segments, USW_LOG_LOOSE, 1, page, 0, USW_CODEC_LZ4, &place));
+	CHECK_ABORTS(usw_segments_append(&segments, USW_LOG_LOOSE, 1, page, USW_PAGE_BYTES + 1,
+					 USW_CODEC_STORED, &place));
 	CHECK_ABORTS(usw_segments_release(&segments, 0, 0));
 	CHECK_ABORTS(usw_segments_release(&segments, SMALL_CAPACITY, 0));
 	CHECK_ABORTS(usw_segments_release(&segments, 1, 1));
@@ -349,7 +353,7 @@ static void test_whole_pages_lie_by_themselves(void)
 	struct usw_object object;
 	uint64_t whole = append(&segments, 1, USW_PAGE_BYTES, USW_CODEC_STORED);
 
-	CHECK_EQ(usw_place_group(whole), segments.open_whole);
+	CHECK_EQ(usw_place_group(whole), segments.open[USW_LOG_WHOLE]);
 	CHECK(usw_segments_find(&segments, usw_place_group(whole), 0, &object));
 	CHECK(object.is_whole && object.offset_bytes == 0);
 	// Among others: three to one.
@@ -360,13 +364,14 @@ static void test_whole_pages_lie_by_themselves(void)
 		CHECK(usw_segments_find(&segments, usw_place_group(place), usw_place_index(place),
 					&object));
 		if (i > 3)
-			CHECK(!object.is_whole && usw_place_group(place) == segments.open);
+			CHECK(!object.is_whole &&
+			      usw_place_group(place) == segments.open[USW_LOG_LOOSE]);
 	}
 	// A row of them, with one that compresses in between.
 	for (uint32_t i = 0; i < 100; i++)
 		whole = append(&segments, 100 + i, i == 60 ? 500 : USW_PAGE_BYTES,
 			       USW_CODEC_STORED);
-	CHECK_EQ(usw_place_group(whole), segments.open_whole);
+	CHECK_EQ(usw_place_group(whole), segments.open[USW_LOG_WHOLE]);
 	CHECK(usw_segments_find(&segments, usw_place_group(whole), usw_place_index(whole),
 				&object));
 	CHECK(object.is_whole);
@@ -380,7 +385,7 @@ static void test_whole_pages_lie_by_themselves(void)
 	append(&segments, 1, 100, USW_CODEC_LZ4);
 	for (uint32_t i = 0; i < 100; i++) {
 		whole = append(&segments, 2 + i, USW_PAGE_BYTES, USW_CODEC_STORED);
-		CHECK_EQ(usw_place_group(whole), segments.open);
+		CHECK_EQ(usw_place_group(whole), segments.open[USW_LOG_LOOSE]);
 	}
 	check_held(&segments);
 	usw_segments_destroy(&segments);

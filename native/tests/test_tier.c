@@ -76,7 +76,7 @@ static void world_init(bool is_sealed, const struct usw_aio_injection *injection
 	for (uint32_t i = 0; i < PAGES; i++) {
 		CHECK_EQ(usw_vswap_alloc(&vswap, USW_BACKEND_MEMORY, 1, i, &ids[i]), 0);
 		fill_object(i);
-		CHECK_EQ(usw_segments_append(&segments, ids[i], page, length_of(i),
+		CHECK_EQ(usw_segments_append(&segments, USW_LOG_LOOSE, ids[i], page, length_of(i),
 					     USW_CODEC_STORED, &place),
 			 0);
 		CHECK(usw_vswap_repoint(&vswap, ids[i], USW_BACKEND_MEMORY, 1, USW_BACKEND_OBJECT,

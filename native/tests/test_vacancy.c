@@ -30,11 +30,25 @@ static void fill_object(unsigned char *bytes, uint32_t owner, uint32_t length)
 		bytes[i] = (unsigned char)(owner * 31 + i * 7 + (i >> 8));
 }
 
+/** Entries of all segments, live or dead: one more after each append, as many after a refill. */
+static uint32_t count_entries(void)
+{
+	uint32_t entries = 0;
+
+	for (uint32_t segment = 1; segment < world.segments.high_water; segment++) {
+		const struct usw_segment *h = usw_segments_header(&world.segments, segment);
+
+		if (h->state != USW_SEGMENT_FREE)
+			entries += h->object_count;
+	}
+	return entries;
+}
+
 /** Store an object as number `i`. Returns whether it filled a vacancy. */
 static bool store(uint32_t i, uint32_t owner, uint32_t length)
 {
 	unsigned char bytes[USW_PAGE_BYTES];
-	uint32_t before = world.segments.open;
+	uint32_t before = count_entries();
 
 	fill_object(bytes, owner, length);
 	CHECK_EQ(usw_vacancies_store(&world.vacancies, &world.segments, owner, bytes, length,
@@ -42,7 +56,7 @@ static bool store(uint32_t i, uint32_t owner, uint32_t length)
 		 0);
 	world.owners[i] = owner;
 	world.lengths[i] = length;
-	return before && usw_place_group(world.places[i]) != world.segments.open;
+	return count_entries() == before;
 }
 
 static void release(uint32_t i)

@@ -100,7 +100,9 @@ static void test_references_are_counted(void)
 
 	// With the last reference the object goes too.
 	id = alloc(&world, USW_BACKEND_MEMORY, 5, 0);
-	CHECK_EQ(usw_segments_append(&world.segments, id, "object", 6, USW_CODEC_LZ4, &place), 0);
+	CHECK_EQ(usw_segments_append(&world.segments, USW_LOG_LOOSE, id, "object", 6, USW_CODEC_LZ4,
+				     &place),
+		 0);
 	CHECK(usw_vswap_repoint(&world.vswap, id, USW_BACKEND_MEMORY, 5, USW_BACKEND_OBJECT,
 				place));
 	usw_vswap_get(&world.vswap, id);
@@ -263,7 +265,9 @@ static void test_contradictions_abort(void)
 	world_init(&world, BLOCK_IDS);
 	uint64_t place;
 	id = alloc(&world, USW_BACKEND_MEMORY, 1, 0);
-	CHECK_EQ(usw_segments_append(&world.segments, id, "object", 6, USW_CODEC_LZ4, &place), 0);
+	CHECK_EQ(usw_segments_append(&world.segments, USW_LOG_LOOSE, id, "object", 6, USW_CODEC_LZ4,
+				     &place),
+		 0);
 	CHECK(usw_vswap_repoint(&world.vswap, id, USW_BACKEND_MEMORY, 1, USW_BACKEND_OBJECT,
 				place));
 	usw_segments_release(&world.segments, usw_place_group(place), usw_place_index(place));
@@ -403,7 +407,8 @@ static void move_something(struct exchange *exchange, uint64_t *state)
 	uint64_t place = usw_word_place(word);
 	if (backend == USW_BACKEND_FREE)
 		return;
-	if (usw_segments_append(&world->segments, id, &id, sizeof(id), USW_CODEC_LZ4, &new_place))
+	if (usw_segments_append(&world->segments, USW_LOG_LOOSE, id, &id, sizeof(id), USW_CODEC_LZ4,
+				&new_place))
 		return;
 	if (!usw_vswap_repoint(&world->vswap, id, backend, place, USW_BACKEND_OBJECT, new_place))
 		place = new_place;
