@@ -247,13 +247,14 @@ class ControlServer:
         memory = request.memory_bytes if request.memory else self._memory_bytes
         resident = request.resident_bytes if request.resident else self._resident_bytes
         counters = self._session.statistics()
-        kept_bytes = counters.ram_stored_bytes + counters.metadata_bytes
-        stays_bytes = kept_bytes - min(self._tiers.movable_bytes(), counters.ram_stored_bytes)
+        movable_bytes = min(self._tiers.movable_bytes(), counters.ram_stored_bytes)
+        stays_bytes = counters.ram_bytes - movable_bytes
         if request.memory and memory is not None and memory < stays_bytes + _FLOOR_BYTES:
             least_mib = -(-(stays_bytes + _FLOOR_BYTES) >> 20)
             text = (
                 f"a budget of {format_size(memory)} is too small: {format_size(stays_bytes)} are "
-                "kept in RAM for what has left already, and that must fit; give at least "
+                "kept in RAM for what has left already and for uffdswap itself, and that must "
+                "fit; give at least "
                 f"{least_mib}M, or first make room on a disk: uffdswap tier add"
             )
             return Failed(kind="usage", text=text)

@@ -61,6 +61,7 @@ class FakeSession:
         self.results: dict[int, int | None] = {}
         self.limits: dict[str, int | None] = {}
         self.busy = False
+        self.own_bytes = 0
 
     def _request(self, *what: Any) -> int:
         if self.busy:
@@ -75,7 +76,15 @@ class FakeSession:
     def statistics(self) -> Statistics:
         values = dict.fromkeys(Statistics.field_names(), 7)
         stored_bytes = self.ram.stored_bytes or 1 << 20
-        return Statistics(**{**values, "ram_stored_bytes": stored_bytes, "metadata_bytes": 0})
+        ram_bytes = stored_bytes + self.own_bytes
+        return Statistics(
+            **{
+                **values,
+                "ram_stored_bytes": stored_bytes,
+                "ram_bytes": ram_bytes,
+                "metadata_bytes": 0,
+            }
+        )
 
     def reclaim(self, target_id: int, pages: int) -> int:
         return self._request("reclaim", target_id, pages)
@@ -326,10 +335,26 @@ def test_budget_below_what_is_stored_is_refused(rig: Rig) -> None:
     assert isinstance(reply, control.Failed)
     assert reply.kind == "usage"
     assert reply.text == (
-        "a budget of 1.00 MiB is too small: 1.00 MiB are kept in RAM for what has left already, "
-        "and that must fit; give at least 2M, or first make room on a disk: uffdswap tier add"
+        "a budget of 1.00 MiB is too small: 1.00 MiB are kept in RAM for what has left already "
+        "and for uffdswap itself, and that must fit; give at least 2M, or first make room on a "
+        "disk: uffdswap tier add"
     )
     assert rig.session.limits == {}
+
+
+def test_budget_that_is_told_is_one_that_is_taken(rig: Rig) -> None:
+    mib = 1 << 20
+    rig.session.ram = rig.session.ram.replaced(segments=50, stored_bytes=50 * mib)
+    rig.session.own_bytes = 11 * mib
+    rig.session.disks = []
+    change = control.SetLimits(
+        memory=True, memory_bytes=61 * mib, resident=False, resident_bytes=None
+    )
+    reply = rig.ask(change)
+    assert isinstance(reply, control.Failed)
+    assert "61.0 MiB are kept" in reply.text
+    assert "give at least 62M" in reply.text
+    assert isinstance(rig.ask(change.replaced(memory_bytes=62 * mib)), control.Changed)
 
 
 def test_budget_counts_on_what_disks_can_take(rig: Rig) -> None:
@@ -513,14 +538,14 @@ def test_table_and_document_are_of_the_same_session(rig: Rig) -> None:
     assert isinstance(tiers, control.Tiers)
     report = session_document(state, targets, tiers.tiers)
     assert report["evicted_bytes"] == 3 * 4096
-    assert report["used_share"] == 0.0
+    assert report["used_share"] == 0.001  # a MiB of a GiB
     lines = table([report], exact=True).splitlines()
     assert len(lines) == 5
     assert lines[1].split()[:3] == [str(LAUNCHER), "session", str(1 << 30)]
     figures = ["1001", "?", "1", "4096", "4098", "1.0x", "1", "-", "1", "1"]
     assert lines[2].split() == figures
     assert report["targets"][0]["original_bytes"] == dict.fromkeys(("standby", "ram", "disk"), 4096)
-    assert report["swap_share"] == round((7 + 3000) / (3 * 2**30 + 3000), 4)
+    assert report["swap_share"] == round(((1 << 20) + 3000) / (3 * 2**30 + 3000), 4)
     assert report["waits_for_room"] is True
     assert report["tiers"] == tiers.tiers
 
