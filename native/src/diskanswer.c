@@ -122,7 +122,10 @@ enum usw_verdict usw_diskanswer_begin(struct usw_fault_thread *thread, struct us
 
 	if (!disk)
 		return USW_DEFER;
+	struct usw_tier *tier = &thread->session->tiers.at[usw_where_tier(place->object.where)];
 	struct usw_disk_read *read = usw_diskfault_find(disk, target, fault->page);
+
+	atomic_store_explicit(&tier->faulted_ns, fault->since_ns, memory_order_relaxed);
 	if (read) {
 		// On its way already: the copy wakes everybody who waits for the page.
 		if (read->is_ahead) {

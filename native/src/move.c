@@ -253,6 +253,11 @@ void usw_moves_settle(struct usw_tiers *tiers)
 	}
 }
 
+bool usw_moves_are_full(struct usw_tiers *tiers)
+{
+	return !idle_move(tiers);
+}
+
 struct usw_traffic usw_moves_under_way(const struct usw_tiers *tiers)
 {
 	struct usw_traffic traffic = {0};

@@ -28,6 +28,9 @@ bool usw_move_begin_promotion(struct usw_tiers *tiers, uint32_t segment);
 /** Publish what the mover has done. */
 void usw_moves_settle(struct usw_tiers *tiers);
 
+/** True if as many are under way as may be. */
+bool usw_moves_are_full(struct usw_tiers *tiers);
+
 struct usw_traffic usw_moves_under_way(const struct usw_tiers *tiers);
 
 /** Bytes that are on their way to a tier. */

@@ -12,9 +12,13 @@
 
 #include "landing.h"
 #include "mover.h"
+#include "priority.h"
 
 /* A move reads or writes so much at a time. */
 #define USW_PIECE_BYTES 131072u
+/* So many pieces at a time are read for a removal if a fault has asked for an object so lately. */
+#define USW_POLITE_PIECES 2u
+#define USW_POLITE_NS 1000000
 /* Buffers that were not needed for so long are given back: they count against the budget. It is done
    before the session is called full. */
 #define USW_IDLE_MS 100
@@ -28,12 +32,31 @@ void usw_mover_wake(struct usw_tiers *tiers)
 }
 
 /**
- * Ask for the next piece. They are small: a fault that wants one page from the same disk waits
- * behind them. A virtual disk that takes one of its 256 descriptors for each page has no room for
- * anything beside a segment that is written with one request. 0 or -errno.
+ * A tier is being emptied while programs fault on it. Nobody waits for that, and each of those faults
+ * waits behind all that was asked for before.
+ */
+static bool is_to_hold(const struct usw_tiers *tiers, const struct usw_move *move)
+{
+	const struct usw_tier *tier = &tiers->at[usw_where_tier(move->from)];
+
+	uint64_t faulted_ns = atomic_load_explicit(&tier->faulted_ns, memory_order_relaxed);
+
+	// Signed: a fault may be newer than our look at the clock.
+	return !move->is_write && usw_aio_under_way(tiers->aio) >= USW_POLITE_PIECES &&
+	       atomic_load_explicit(&tier->state, memory_order_relaxed) == USW_TIER_LEAVING &&
+	       (int64_t)(usw_now_ns() - faulted_ns) < USW_POLITE_NS;
+}
+
+/**
+ * Ask for the next piece, or hold it until others are through. They are small: a fault that wants one
+ * page from the same disk waits behind them. A virtual disk that takes one of its 256 descriptors for
+ * each page has no room for anything beside a segment that is written with one request. 0 or -errno.
  */
 static int ask_piece(struct usw_tiers *tiers, struct usw_move *move)
 {
+	move->is_held = is_to_hold(tiers, move);
+	if (move->is_held)
+		return 0;
 	uint64_t place = move->is_write ? move->to : move->from;
 	uint32_t left = move->length_bytes - move->asked_bytes;
 	uint32_t length = (uint32_t)usw_min(left, USW_PIECE_BYTES);
@@ -51,6 +74,20 @@ static int ask_piece(struct usw_tiers *tiers, struct usw_move *move)
 	return ret;
 }
 
+static void fail(struct usw_move *move, int error)
+{
+	move->request.result = error;
+	move->is_through = true;
+}
+
+static void go_on(struct usw_tiers *tiers, struct usw_move *move)
+{
+	int ret = ask_piece(tiers, move);
+
+	if (ret)
+		fail(move, ret);
+}
+
 /** Take note of what the disk has done, and go on with it. */
 static void collect(struct usw_tiers *tiers)
 {
@@ -60,14 +97,10 @@ static void collect(struct usw_tiers *tiers)
 		struct usw_move *move =
 			(struct usw_move *)((char *)request - offsetof(struct usw_move, request));
 
-		if (!request->result && move->asked_bytes < move->length_bytes) {
-			int ret = ask_piece(tiers, move);
-
-			if (!ret)
-				continue;
-			request->result = ret;
-		}
-		move->is_through = true;
+		if (!request->result && move->asked_bytes < move->length_bytes)
+			go_on(tiers, move);
+		else
+			move->is_through = true;
 	}
 }
 
@@ -77,12 +110,10 @@ static void start(struct usw_tiers *tiers, struct usw_move *move, int ret)
 	move->asked_bytes = 0;
 	move->is_through = false;
 	atomic_store_explicit(&move->stage, USW_MOVE_RUNNING, memory_order_relaxed);
-	if (!ret)
-		ret = ask_piece(tiers, move);
-	if (ret) {
-		move->request.result = ret;
-		move->is_through = true;
-	}
+	if (ret)
+		fail(move, ret);
+	else
+		go_on(tiers, move);
 }
 
 static int make_buffer(struct usw_move *move)
@@ -135,6 +166,8 @@ static void look_after_disk(struct usw_tiers *tiers)
 
 		if (is_asked(move) && !move->is_write)
 			start(tiers, move, make_buffer(move));
+		else if (move->is_held)
+			go_on(tiers, move);
 	}
 	usw_aio_flush(tiers->aio);
 }
@@ -253,6 +286,8 @@ void *usw_mover_main(void *argument)
 	struct pollfd ready[] = {{.fd = tiers->wake_fd, .events = POLLIN},
 				 {.fd = usw_aio_fd(tiers->aio), .events = POLLIN}};
 	uint64_t wakes;
+
+	usw_priority_hurry_less();
 
 	while (!atomic_load(&tiers->stopping) || usw_aio_under_way(tiers->aio)) {
 		bool busy = serve_moves(tiers);

@@ -13,7 +13,8 @@
 
 #include "priority.h"
 
-void usw_priority_hurry(int task_id)
+/** Soon and briefly; -20 is the highest weight, 0 that of a program. */
+static void hurry(int task_id, int nice)
 {
 	// struct sched_attr; its header is not to be had together with <sched.h> everywhere.
 	struct {
@@ -22,13 +23,23 @@ void usw_priority_hurry(int task_id)
 		int32_t nice;
 		uint32_t priority;
 		uint64_t runtime_ns, deadline_ns, period_ns;
-	} attributes = {.size = 48, .nice = -20, .runtime_ns = 100000};
+	} attributes = {.size = 48, .nice = nice, .runtime_ns = 100000};
 
 	if (syscall(SYS_sched_setattr, task_id, &attributes, 0) == 0)
 		return;
 	// A higher weight is a privilege, a shorter slice is not.
 	attributes.nice = getpriority(PRIO_PROCESS, (id_t)task_id);
 	syscall(SYS_sched_setattr, task_id, &attributes, 0);
+}
+
+void usw_priority_hurry(int task_id)
+{
+	hurry(task_id, -20);
+}
+
+void usw_priority_hurry_less(void)
+{
+	hurry(0, -10);
 }
 
 void usw_priority_hurry_most(void)

@@ -21,6 +21,12 @@
 void usw_priority_hurry(int task_id);
 
 /**
+ * The same, for the calling thread, behind those: what makes room before somebody waits for it. On a
+ * busy machine it would get next to nothing beside a thread of the highest weight.
+ */
+void usw_priority_hurry_less(void);
+
+/**
  * Before everything else, for the calling thread, which only ever runs for some microseconds. Where
  * the kernel schedules each session of a terminal as a group ("The autogroup feature" in sched(7)),
  * weights count only within the group, and one's own threads use up its turn.

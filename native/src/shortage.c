@@ -10,6 +10,7 @@
 #include "demote.h"
 #include "evict.h"
 #include "housekeep.h"
+#include "move.h"
 
 #define USW_STUCK_NS 300000000u
 #define USW_ROOM_NS 1000000000u
@@ -185,6 +186,10 @@ static bool squeeze(struct usw_session *session)
 {
 	struct usw_reclaim *reclaim = &session->reclaim;
 
+	// All that can be moved at once is on its way: the rest is a walk over all pages, and on a busy
+	// machine the mover would wait for this thread.
+	if (usw_moves_are_full(&session->tiers) && usw_demote_step(session, true))
+		return true;
 	if (!reclaim->is_holding) {
 		usw_housekeep_drain(session, 0);
 		usw_housekeep_trim(session);

@@ -53,6 +53,7 @@ struct usw_tier {
 	_Atomic int fd;         /* for fault threads, a number of its own; -1: never had a disk */
 	_Atomic uint32_t align_bytes;
 	_Atomic uint32_t ending;              /* enum usw_tier_ending */
+	_Atomic uint64_t faulted_ns;          /* when a fault last asked for an object; a hint */
 	char name[32];                        /* written before the state, with `lock` */
 	uint32_t id;                          /* in the order in which they were added */
 	enum usw_tier_kind kind;              /* as before */
@@ -81,6 +82,7 @@ struct usw_move {
 	uint32_t length_bytes;
 	uint32_t asked_bytes; /* of it, read or written or being so; the mover's */
 	bool is_through;      /* all of it, or it has failed; the mover's */
+	bool is_held;         /* its next piece waits for others; the mover's */
 	uint64_t damaged[USW_SEGMENT_OBJECTS / 64]; /* a bit for each object that was not opened */
 	struct usw_aio_request request;
 	char *buffer; /* USW_SLOT_BYTES; the mover's */

@@ -259,6 +259,40 @@ static bool two_have_failed(void)
 	return tiers.at[1].write_failures > 1;
 }
 
+static int note_depth(void *context, const struct usw_aio_request *request)
+{
+	uint32_t *most = context;
+
+	if (!request->is_write)
+		*most = (uint32_t)usw_max(*most, usw_aio_under_way(tiers.aio));
+	return 0;
+}
+
+/** The most reads at a time of a removal, as if programs faulted on the tier all the time or never. */
+static uint32_t depth_of_removal(bool has_faults)
+{
+	uint32_t most = 0; // the mover's
+	const struct usw_aio_injection injection = {.before = note_depth, .context = &most};
+
+	world_init(true, &injection);
+	CHECK_THAT(usw_tiers_add(&tiers, folder, NULL, UINT64_MAX, 0, &error), >, 0);
+	run(UINT64_MAX, all_are_down);
+	atomic_store(&tiers.at[1].faulted_ns,
+		     has_faults ? usw_now_ns() + UINT64_C(3600000000000) : 0);
+	CHECK_THAT(usw_tiers_remove(&tiers, "disk1", UINT64_MAX, &error), >, 0);
+	run(0, is_removed);
+	CHECK_EQ(count_wrong(), 0);
+	world_deinit();
+	return most;
+}
+
+/** A removal does not stand before the faults of programs; without any it keeps the disk busy. */
+static void test_a_removal_holds_up_no_faults(void)
+{
+	CHECK_THAT(depth_of_removal(true), <=, 2);
+	CHECK_THAT(depth_of_removal(false), >, 2);
+}
+
 /** Who asks again and again whether there is room must not be told so between two tries. */
 static void test_a_disk_that_only_fails_is_no_room(void)
 {
@@ -619,6 +653,7 @@ int main(void)
 	test_the_number_that_readers_know_is_never_another_file();
 	test_a_full_disk_takes_what_it_can();
 	test_a_removal_can_be_given_up();
+	test_a_removal_holds_up_no_faults();
 	test_names_and_order();
 	test_damage_is_seen();
 	test_the_dead_leave();
