@@ -107,6 +107,15 @@ static bool shall_wait(const struct usw_session *session)
 	return false;
 }
 
+/** True if the memory of a program cannot leave because its hands is gone: no disk helps then. */
+static bool is_some_broken(const struct usw_session *session)
+{
+	for (struct usw_target *target = session->targets; target; target = target->next)
+		if (atomic_load(&target->broken) && atomic_load(&target->state) == USW_TARGET_LIVE)
+			return true;
+	return false;
+}
+
 /** Said once, and again when what was done about it was not enough. */
 static void tell_full(struct usw_session *session)
 {
@@ -117,6 +126,16 @@ static void tell_full(struct usw_session *session)
 		return;
 	reclaim->full_told = true;
 	reclaim->room_seen = false;
+	if (is_some_broken(session)) {
+		usw_session_report(
+			session, USW_EVENT_WARNING, 0, 0,
+			"the budget of %llu MiB is full of what cannot leave since a "
+			"helper task is gone (%llu MiB are resident), and the program has to "
+			"wait for room; give --memory more: uffdswap set",
+			usw_account_mib(atomic_load(&session->memory_limit_bytes)),
+			resident_mib(session));
+		return;
+	}
 	usw_session_report(
 		session, USW_EVENT_FULL, 0, 0,
 		"every tier is full, and the program has to wait for room: of a budget "

@@ -3,11 +3,12 @@
 /**
  * @file
  * Goal: a session is out of memory if what cannot be squeezed out is over its budget, and not if
- * standby of many targets is, however late each look comes.
+ * standby of many targets is, however late each look comes; and who waits knows what for.
  * Method: looks that come later than a shortage has to last, at targets whose queues have gone
  * through all of their slots each time.
  */
 
+#include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -71,6 +72,34 @@ static bool is_out_of_memory(uint64_t own_bytes)
 	return atomic_load(&session.out_of_memory);
 }
 
+/** What is told of a session that waits for room, which it has not by now. */
+static struct usw_event told_of_waiting(void)
+{
+	struct usw_event event = {0};
+
+	session.reclaim.full_told = false;
+	CHECK(!is_out_of_memory(64 * MIB));
+	usleep(LATE_US);
+	CHECK(!is_out_of_memory(64 * MIB));
+	while (usw_session_next_event(&session, &event))
+		;
+	return event;
+}
+
+/** Who waits is told of a disk only if one would help. */
+static void test_the_cause_of_a_wait_is_told(void)
+{
+	session.config.on_full = USW_ON_FULL_WAIT;
+	atomic_store(&session.targets->state, USW_TARGET_LIVE);
+	CHECK_EQ(told_of_waiting().kind, USW_EVENT_FULL);
+	atomic_store(&session.targets->broken, true);
+	struct usw_event event = told_of_waiting();
+	CHECK_EQ(event.kind, USW_EVENT_WARNING);
+	CHECK(strstr(event.text, "helper task is gone"));
+	session.config.on_full = USW_ON_FULL_KILL;
+	session.reclaim.stuck_since_ns = 0;
+}
+
 int main(void)
 {
 	check_start(60);
@@ -80,6 +109,7 @@ int main(void)
 		CHECK_THAT(atomic_load(&session.ram_bytes), <, session.memory_limit_bytes);
 		usleep(LATE_US);
 	}
+	test_the_cause_of_a_wait_is_told();
 	CHECK(!is_out_of_memory(64 * MIB)); // it has to last
 	usleep(LATE_US);
 	CHECK(is_out_of_memory(64 * MIB));
