@@ -73,7 +73,8 @@ class Rounds:
             return
         app = App(plan.command, size_bytes, plan.limit_of(size_bytes))
         sizes = f"{format_size(size_bytes)}, and gets {format_size(app.limit_bytes)}"
-        self.tell(f"{name}: needs {sizes}")
+        fits = ": all of it fits" if app.limit_bytes >= size_bytes else ""
+        self.tell(f"{name}: needs {sizes}{fits}")
 
         def measure(peer: Peer, label: str, budget: Budget | None) -> AppSample:
             return measure_command(self.bench, peer, app, label=label, budget=budget)

@@ -18,11 +18,20 @@ import typer
 
 from ..bench.apps import READY, find_ready
 from ..bench.guardian import Guardian
+from ..bench.inputs import (
+    PAGE_BYTES,
+    read_size,
+    require_pages,
+    require_place,
+    require_pressure,
+    require_threads_fit,
+)
 from ..bench.measure import Bench, Work
 from ..bench.peers import NoLimit, Peer, Uffdswap, find_peer
 from ..bench.plot import draw, require_kind
 from ..bench.results import Comparison, document
 from ..bench.rounds import AppPlan, Rounds
+from ..config import parse_limit
 from ..errors import UsageError
 from ..units import format_size, parse_size
 from ._bench_table import print_tables
@@ -101,13 +110,20 @@ def bench(  # noqa: PLR0913, PLR0917 # one parameter an option, for typer
         raise UsageError("patterns and applications exclude each other", remedy="leave one out")
     if plot:
         require_kind(plot)
-    peers = _peers(against, same_ram)
-    size_bytes = parse_size(size or ("512M" if app else "1G")) or 0
+        require_place(plot)
+    if pages:
+        require_pages(pages)
+    size_bytes = read_size(size or ("512M" if app else "1G"))
+    limit_bytes = _limit(resident, size_bytes)
+    if not app:
+        require_threads_fit(size_bytes, threads)
+        require_pressure(limit_bytes, size_bytes)
     plans = [_plan(text, size_bytes, resident) for text in app or []]
+    peers = _peers(against, same_ram)
     work = Work(
         pattern="",
         size_bytes=size_bytes,
-        limit_bytes=_limit(resident, size_bytes),
+        limit_bytes=limit_bytes,
         content=content,
         pages_path=pages,
         threads=threads,
@@ -151,16 +167,29 @@ def _plan(text: str, size_bytes: int, resident: str) -> AppPlan:
     ready = find_ready(text)
     if ready is not None:
         ready.require()
-    command = ready.command(size_bytes) if ready else shlex.split(text)
+    command = ready.command(size_bytes) if ready else _words(text)
     if not command or shutil.which(command[0]) is None:
         cause = "it is neither a ready-made application nor a command that is here"
         remedy = f"ready-made are {', '.join(app.name for app in READY)}"
         raise UsageError(f'cannot run "{text}"', cause=cause, remedy=remedy)
-    return AppPlan(text, command, lambda peak_bytes: _limit(resident, peak_bytes))
+    return AppPlan(text, command, lambda peak_bytes: _limit_of_app(resident, peak_bytes))
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        remedy = "quote it as for a shell"
+        raise UsageError(f'cannot run "{text}"', cause=str(error), remedy=remedy) from error
 
 
 def _limit(resident: str, size_bytes: int) -> int:
-    return parse_size(resident, lambda: size_bytes) or size_bytes
+    return parse_limit(resident, "--resident", lambda: size_bytes) or size_bytes
+
+
+def _limit_of_app(resident: str, peak_bytes: int) -> int:
+    """Return a part of what an application was seen to need, which may be next to nothing."""
+    return max(parse_size(resident, lambda: peak_bytes) or peak_bytes, PAGE_BYTES)
 
 
 def _report(
