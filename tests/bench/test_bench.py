@@ -5,6 +5,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -258,3 +259,19 @@ def test_without_rights_it_refuses_and_says_so() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
     )
     assert "needs root; run it with sudo" in done.stderr
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("setpriv"),
+    reason="needs root and setpriv, to go without CAP_SYS_PTRACE",
+)
+def test_where_no_session_can_start_it_refuses_once_as_run_does() -> None:
+    def stderr_of(*arguments: str) -> str:
+        drop = ("setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace")
+        command = [*drop, *BENCH[:-1], *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode != 0 and not done.stdout
+        return done.stderr
+
+    (line,) = stderr_of("bench", *TINY, "--against", "none").splitlines()
+    assert line == stderr_of("run", "--resident", "16M", "true").strip()

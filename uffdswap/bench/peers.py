@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from .._lib import probe
+from ..doctor import required_failures
 from ..errors import SetupFailed, UsageError
 from .group import Group, find_hierarchy
 
@@ -91,7 +93,9 @@ class Uffdswap:
     uses_disk: bool = False
 
     def check(self) -> None:
-        """Leave it to `uffdswap run`, which knows best and says why."""
+        """Ask what `doctor` and every session ask, and say what `uffdswap run` would say."""
+        for finding in required_failures(probe()):
+            raise SetupFailed("cannot start a session", cause=str(finding))
 
     def set_up(self, guardian: Guardian, task: Task) -> Job:
         """Nothing to set up."""
