@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -31,7 +32,7 @@ class _Column:
 
 
 def print_tables(comparisons: Sequence[Comparison]) -> None:
-    """Print patterns and applications, each in a table of its own, and then what failed."""
+    """Print patterns and applications, each in a table of its own, and then how much failed."""
     console = Console(soft_wrap=False)
     if not console.is_terminal:
         console = Console(width=_PIPE_COLUMNS)
@@ -39,12 +40,15 @@ def print_tables(comparisons: Sequence[Comparison]) -> None:
     _print(console, [c for c in comparisons if not c.is_app], _WORK)
     _print(console, [c for c in comparisons if c.is_app], _APP)
     for comparison in comparisons:
-        for failure in comparison.failures:
-            console.print(
-                f"{shorten(comparison.name)}, round {failure.round}: {failure.what}",
-                highlight=False,
-                soft_wrap=True,
-            )
+        if comparison.failures:
+            console.print(_failed(comparison), highlight=False, soft_wrap=True)
+
+
+def _failed(comparison: Comparison) -> str:
+    """Count the runs that failed; each has been told of on stderr when it did."""
+    counts = Counter(failure.contender for failure in comparison.failures)
+    whose = ", ".join(f"{count} of {name}" for name, count in counts.items())
+    return f"{shorten(comparison.name)}: runs that failed, as told on stderr: {whose}"
 
 
 def _print(console: Console, comparisons: Sequence[Comparison], columns: Sequence[_Column]) -> None:
