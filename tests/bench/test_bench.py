@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import psutil
 import pytest
 from exclusive import exclusive
 
@@ -139,6 +140,35 @@ def test_the_machine_is_as_before_after_an_interruption(
             "zram-lz4": 0,
         }
     wait_until(lambda: not list(own_temporary_folder.iterdir()), GONE_SECONDS)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("during", ["without a limit", "1 of 1: uffdswap"], ids=["none", "ours"])
+def test_files_of_an_application_are_gone_after_an_interruption(
+    number: signal.Signals, during: str, own_temporary_folder: Path, tmp_path: Path
+) -> None:
+    if shutil.which("redis-server") is None:
+        pytest.skip("there is no redis-server")
+    said = tmp_path / "said"
+    command = [*BENCH, "--app", "redis", "--size", "48M", "--against", "none", "--pairs", "1"]
+    with said.open("w") as stderr:
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True
+        )
+    try:
+        wait_until(lambda: during in said.read_text(), 90.0)
+        wait_until(lambda: list(own_temporary_folder.rglob("uffdswap-bench-redis-*/socket")), 60.0)
+    finally:
+        process.send_signal(number)
+        process.wait(GONE_SECONDS)
+    wait_until(lambda: not list(own_temporary_folder.iterdir()), GONE_SECONDS)
+    wait_until(lambda: not servers_in(own_temporary_folder), GONE_SECONDS)
+
+
+def servers_in(folder: Path) -> list[psutil.Process]:
+    """Return the processes that are in a folder, or were before it was removed."""
+    found = psutil.process_iter(["cwd"])
+    return [process for process in found if (process.info["cwd"] or "").startswith(str(folder))]
 
 
 def wait_until(holds: object, seconds: float) -> None:

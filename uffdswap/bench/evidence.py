@@ -4,6 +4,9 @@
 A failure may come once in some hundred runs, so whatever is needed to understand it has to be there
 when it happens. Each run has a folder of its own for its stderr, the session's statistics and the
 workload's results; the folder of a run that failed is moved to where the message says.
+
+Beside it is a folder for the temporary files of what runs, which may be killed before it can remove
+them itself. Other users may write there as they may in /tmp: an application can become one of them.
 """
 
 from __future__ import annotations
@@ -38,7 +41,14 @@ class RunFiles:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.mkdir(mode=0o700)
+        self.temporary = folder.with_name(f"{folder.name}-tmp")
+        """For what the command would have in `TMPDIR`; never kept."""
+
+    def make(self) -> None:
+        """Make the folders."""
+        self.folder.mkdir(mode=0o700)
+        self.temporary.mkdir(mode=0o700)
+        self.temporary.chmod(0o1777)
 
     @property
     def stderr(self) -> Path:
@@ -76,10 +86,13 @@ class Evidence:
         self.folder: Path | None = None
 
     def begin(self, guardian: Guardian) -> RunFiles:
-        """Make a folder for a run, which the guardian removes if it is not kept."""
+        """Make the folders for a run, which the guardian removes if they are not kept."""
         folder = Path(tempfile.gettempdir()) / f"uffdswap-bench-{secrets.token_hex(6)}"
-        guardian.note("remove-folder", path=str(folder))
-        return RunFiles(folder)
+        files = RunFiles(folder)
+        guardian.note("remove-folder", path=str(files.folder))
+        guardian.note("remove-folder", path=str(files.temporary))
+        files.make()
+        return files
 
     def keep(self, files: RunFiles, name: str) -> Path:
         """Move a run's folder to a lasting place; return that."""

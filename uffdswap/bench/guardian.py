@@ -142,9 +142,18 @@ def _unlink(path: str) -> None:
 
 
 def _remove_folder(path: str) -> None:
-    """Remove the files of a run, unless they have been moved to where they are kept."""
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(path)
+    """Remove the files of a run, unless they have been moved to where they are kept.
+
+    What was killed a moment ago may make a file while the folder is emptied.
+    """
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while Path(path).exists():
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT) or time.monotonic() > deadline:
+                raise
+            time.sleep(_PAUSE_SECONDS)
 
 
 def _swapoff(path: str) -> None:

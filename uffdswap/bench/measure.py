@@ -261,6 +261,7 @@ class _Run:
                 stdin=subprocess.PIPE if gated else subprocess.DEVNULL,
                 stdout=subprocess.PIPE if gated else subprocess.DEVNULL,
                 stderr=stderr,
+                env=os.environ | {"TMPDIR": str(self.files.temporary)},
                 start_new_session=True,
                 text=True,
             )
