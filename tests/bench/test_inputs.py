@@ -69,3 +69,9 @@ def test_a_picture_is_refused_where_it_cannot_be_written(tmp_path: Path) -> None
         require_place(str(folder))
     require_place(str(tmp_path / "picture.svg"))
     require_place("picture.svg")
+
+
+def test_help_says_for_whom_root_is_needed(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--help"]) == 0
+    text = " ".join(capfd.readouterr().out.split())
+    assert "zram, zswap or swapfile needs root; with none it needs only what run needs" in text

@@ -97,7 +97,7 @@ def bench(  # noqa: PLR0913, PLR0917 # one parameter an option, for typer
 ) -> int:
     """Compare with the kernel's own swap, on the same work.
 
-    Needs root.
+    Comparing with zram, zswap or swapfile needs root; with none it needs only what run needs.
 
     PATTERN is one of seq-read, seq-write, strided, uniform-read, uniform-rw, zipf-read, zipf-rw,
     zipf-scan and hot-window; all of them if none is given. The machine is put back as it was,
