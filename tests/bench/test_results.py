@@ -10,13 +10,22 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from uffdswap.bench.apps import READY, ReadyApp, find_ready
 from uffdswap.bench.counters import Moved, moved_by_session
 from uffdswap.bench.measure import AppSample, Sample
 from uffdswap.bench.plot import draw, require_kind
-from uffdswap.bench.results import Comparison, Failure, document, ratio
+from uffdswap.bench.results import (
+    Comparison,
+    Failure,
+    document,
+    format_figure,
+    format_ratio,
+    ratio,
+)
 from uffdswap.cli import _bench_table
 from uffdswap.cli._bench_table import print_tables
 from uffdswap.cli.bench import _plan
@@ -59,6 +68,19 @@ def test_ratios_are_of_rounds_in_which_both_came_to_their_end() -> None:
     assert ratio([]) is None
     assert comparison.median("swapfile", "p99_us") is None
     assert comparison.median("uffdswap", "pages_per_second") == 175_000
+
+
+def test_ratios_far_below_one_keep_their_digits() -> None:
+    found = ratio([0.00004126, 0.0004, 1.23456])
+    assert found == {"median": 0.0004, "min": 0.00004126, "max": 1.2346}
+    assert [format_ratio(value) for value in found.values()] == ["0.00040", "0.000041", "1.23"]
+
+
+@given(st.floats(1e-9, 1e9))
+def test_no_figure_is_shown_as_nothing_or_far_from_what_it_is(value: float) -> None:
+    for text in (format_figure(value), format_ratio(value)):
+        assert "e" not in text
+        assert float(text.replace(",", "")) == pytest.approx(value, rel=0.05)
 
 
 def test_the_document_numbers_runs_by_their_rounds() -> None:

@@ -15,7 +15,7 @@ from html import escape
 from typing import TYPE_CHECKING, Protocol
 
 from ..errors import SetupFailed, UsageError
-from .results import OURS, Comparison, machine_line, ratio, shorten
+from .results import OURS, Comparison, format_figure, format_ratio, machine_line, ratio, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,6 +58,8 @@ class _Panel:
 
 
 def _thousands(value: float) -> str:
+    if value < 1000:
+        return format_figure(value)
     return f"{value / 1000:,.0f} k" if value >= 10_000 else f"{value / 1000:.1f} k"
 
 
@@ -190,7 +192,7 @@ def _draw_bar(  # noqa: PLR0913, PLR0917 # where, what and how
         for x in (least, most):
             canvas.line(left + x, middle - 3, left + x, middle + 3, _INK)
     found = None if name == OURS else ratio(comparison.ratios(name, panel.key))
-    ours = f"  (uffdswap {found['median']:.2f}x)" if found else ""
+    ours = f"  (uffdswap {format_ratio(found['median'])}x)" if found else ""
     _write(canvas, left + most + 6, y + _BAR - 3, panel.write(median) + ours, size=11)
 
 

@@ -8,6 +8,7 @@ The reference is docs/reference/bench.md.
 
 from __future__ import annotations
 
+import math
 import platform
 import statistics
 from dataclasses import asdict, dataclass, field
@@ -22,6 +23,8 @@ __all__ = (
     "Comparison",
     "Failure",
     "document",
+    "format_figure",
+    "format_ratio",
     "machine",
     "machine_line",
     "ratio",
@@ -102,8 +105,41 @@ def ratio(values: list[float]) -> dict[str, float] | None:
     """
     if not values:
         return None
-    middle = statistics.median(values)
-    return {"median": round(middle, 4), "min": round(min(values), 4), "max": round(max(values), 4)}
+    found = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    return {name: _rounded(value) for name, value in found.items()}
+
+
+def _rounded(value: float) -> float:
+    """Return four decimals, or four significant digits of what is less than 1."""
+    return round(value, 4) if value >= 1 else float(f"{value:.4g}")
+
+
+def format_figure(value: float) -> str:
+    """Write a figure with two or three significant digits at least, and never with an exponent.
+
+    >>> format_figure(0.00312), format_figure(0.12), format_figure(4.567), format_figure(23.45)
+    ('0.0031', '0.120', '4.57', '23.4')
+    >>> format_figure(12345.6), format_figure(0)
+    ('12,346', '0')
+    """
+    if value <= 0:
+        return "0"
+    if value < 0.1:
+        return f"{value:.{1 - math.floor(math.log10(value))}f}"
+    if value < 1:
+        return f"{value:.3f}"
+    if value < 10:
+        return f"{value:.2f}"
+    return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def format_ratio(value: float) -> str:
+    """Write a ratio, those around 1 with two decimals.
+
+    >>> format_ratio(0.00041), format_ratio(0.98), format_ratio(1.5), format_ratio(31.4)
+    ('0.00041', '0.98', '1.50', '31.4')
+    """
+    return f"{value:.2f}" if 0.1 <= value < 10 else format_figure(value)
 
 
 def shorten(text: str, length: int = 24) -> str:

@@ -12,7 +12,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ..bench.results import OURS, Comparison, machine_line, ratio, shorten
+from ..bench.results import (
+    OURS,
+    Comparison,
+    format_figure,
+    format_ratio,
+    machine_line,
+    ratio,
+    shorten,
+)
 from ..units import format_size
 
 if TYPE_CHECKING:
@@ -95,22 +103,15 @@ def _ratio(key: str) -> _Text:
         found = ratio(comparison.ratios(name, key))
         if found is None:
             return _NOTHING
-        return f"{found['median']:.2f} ({found['min']:.2f}..{found['max']:.2f})"
+        median, least, most = (format_ratio(found[name]) for name in ("median", "min", "max"))
+        return f"{median} ({least}..{most})"
 
     return text
 
 
-def _number(value: float) -> str:
-    """Write a figure with three significant digits, and never with an exponent.
-
-    >>> _number(0.0312), _number(4.567), _number(23.45), _number(12345.6)
-    ('0.031', '4.57', '23.4', '12,346')
-    """
-    if value < 1:
-        return f"{value:.3f}"
-    if value < 10:
-        return f"{value:.2f}"
-    return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+def _seconds(value: float) -> str:
+    """Write with two decimals, but where that would be next to nothing."""
+    return f"{value:.2f}" if value >= 0.1 else format_figure(value)
 
 
 def _size(value: float) -> str:
@@ -118,22 +119,22 @@ def _size(value: float) -> str:
 
 
 _WORK = (
-    _Column("pages/s", _figure("pages_per_second", lambda value: f"{value:,.0f}")),
+    _Column("pages/s", _figure("pages_per_second", format_figure)),
     _Column("ours / its", _ratio("pages_per_second")),
-    _Column("p50 us", _figure("p50_us", _number)),
-    _Column("p99 us", _figure("p99_us", _number)),
-    _Column("p99.9 us", _figure("p999_us", _number)),
-    _Column("max us", _figure("max_us", _number)),
+    _Column("p50 us", _figure("p50_us", format_figure)),
+    _Column("p99 us", _figure("p99_us", format_figure)),
+    _Column("p99.9 us", _figure("p999_us", format_figure)),
+    _Column("max us", _figure("max_us", format_figure)),
     _Column("p99, ours / its", _ratio("p99_us")),
-    _Column("CPU us\na page in", _figure("cpu_us_per_page", _number)),
-    _Column("faults\nan access", _figure("faults_per_access", _number)),
+    _Column("CPU us\na page in", _figure("cpu_us_per_page", format_figure)),
+    _Column("faults\nan access", _figure("faults_per_access", format_figure)),
     _Column("resident", _figure("resident_bytes", _size)),
     _Column("stored", _figure("stored_bytes", _size)),
 )
 _APP = (
-    _Column("seconds", _figure("wall_seconds", lambda value: f"{value:.2f}")),
+    _Column("seconds", _figure("wall_seconds", _seconds)),
     _Column("ours / its", _ratio("wall_seconds")),
-    _Column("CPU s", _figure("cpu_seconds", lambda value: f"{value:.2f}")),
+    _Column("CPU s", _figure("cpu_seconds", _seconds)),
     _Column("CPU, ours / its", _ratio("cpu_seconds")),
     _Column("stored at most", _figure("stored_peak_bytes", _size)),
 )
