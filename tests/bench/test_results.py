@@ -90,10 +90,10 @@ def test_the_document_numbers_runs_by_their_rounds() -> None:
     assert result["ratio"]["swapfile"]["pages_per_second"] is None
 
 
-@pytest.mark.parametrize("columns", [80, 110, 200])
-def test_no_line_is_wider_than_the_terminal_and_nothing_is_cut(
-    columns: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def printed(
+    columns: int, monkeypatch: pytest.MonkeyPatch, comparisons: list[Comparison]
+) -> list[str]:
+    """Return the lines that a terminal of a width shows."""
     consoles: list[Console] = []
 
     def console(**_options: object) -> Console:
@@ -101,15 +101,46 @@ def test_no_line_is_wider_than_the_terminal_and_nothing_is_cut(
         return consoles[-1]
 
     monkeypatch.setattr(_bench_table, "Console", console)
-    print_tables([pattern(), application()])
-    text = consoles[-1].export_text()
-    table = [line for line in text.splitlines() if "failed" not in line]
-    for word in ("175,000", "1.75 (1.50..2.00)", "12,345", "python3 a_job_with_a_lo…", "0.120"):
+    print_tables(comparisons)
+    return consoles[-1].export_text().splitlines()
+
+
+@pytest.mark.parametrize("columns", [60, 80, 110, 200])
+def test_no_line_is_wider_than_the_terminal_and_nothing_is_cut(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = printed(columns, monkeypatch, [pattern(), application()])
+    text = "\n".join(lines)
+    ratios = ("1.75", "1.50..2.00") if columns == 60 else ("1.75 (1.50..2.00)",)
+    for word in (*ratios, "175,000", "12,345", "python3 a_job_with_a_lo…", "0.120"):
         assert word in text, text
     assert "23.1" in text, text  # 3 s of processor time for 130,000 pages in
     assert "on stderr: 1 of uffdswap, 3 of swapfile" in text
     assert "the run under uffdswap failed" not in text  # said when it did
-    assert max(map(len, table)) <= columns, text
+    assert max(len(line) for line in lines if "failed" not in line) <= columns, text
+
+
+@pytest.mark.parametrize(("columns", "tables"), [(60, 1), (80, 3), (110, 2), (200, 1)])
+def test_a_narrow_terminal_gets_few_parts_and_none_of_one_column(
+    columns: int, tables: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = printed(columns, monkeypatch, [pattern()])
+    assert sum(line.startswith(" ──") for line in lines) == tables
+    for line in lines:
+        if "zram-lz4" in line:
+            assert len(line.split()) >= 3, line
+
+
+def test_more_peers_than_fit_beside_each_other_are_each_beside_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = ("uffdswap", "zram-lz4", "zram-lzo-rle", "zswap", "swapfile", "none")
+    runs: dict[str, list[Sample | AppSample | None]] = {name: [sample(1000)] for name in names}
+    lines = printed(60, monkeypatch, [Comparison("uniform-rw", names, runs=runs)])
+    heads = [line.split()[1:] for line in lines if "uniform-rw" in line]
+    assert all(head[0] == "uffdswap" for head in heads)
+    assert tuple(name for head in heads for name in head[1:]) == names[1:]
+    assert max(map(len, lines)) <= 60
 
 
 @pytest.mark.parametrize("comparison", [pattern(), application()], ids=["pattern", "app"])

@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""The table of `uffdswap bench`: as wide as the terminal, in parts where that is too narrow."""
+"""The table of `uffdswap bench`: as wide as the terminal.
+
+Where that is too narrow for all columns they come in parts of about the same width, since rows that
+are below each other are what one compares. Where there would be too many parts each pattern or
+application has a table of its own instead, with a line a figure and a column a contender.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +35,7 @@ __all__ = ("print_tables",)
 
 _NOTHING = "-"
 _PIPE_COLUMNS = 200
+_MOST_PARTS = 3
 _Text = Callable[[Comparison, str], str]
 
 
@@ -37,6 +43,8 @@ _Text = Callable[[Comparison, str], str]
 class _Column:
     head: str
     text: _Text
+    lines: tuple[tuple[str, _Text], ...] = ()
+    """The same where there is a line a figure, if that is not the same."""
 
 
 def print_tables(comparisons: Sequence[Comparison]) -> None:
@@ -60,13 +68,69 @@ def _failed(comparison: Comparison) -> str:
 
 
 def _print(console: Console, comparisons: Sequence[Comparison], columns: Sequence[_Column]) -> None:
-    """Print as many columns beside each other as fit, and the rest in further tables."""
-    while comparisons and columns:
-        count = len(columns)
-        while count > 1 and _width(console, _table(comparisons, columns[:count])) > console.width:
+    """Print as many columns beside each other as fit, or as lines."""
+    if not comparisons:
+        return
+    names = _width(console, _table(comparisons, []))
+    widths = [_width(console, _table(comparisons, [column])) - names for column in columns]
+    parts = _parts(widths, console.width - names)
+    if len(parts) > _MOST_PARTS:
+        for comparison in comparisons:
+            _print_lines(console, comparison, columns)
+        return
+    for part in parts:
+        console.print(_table(comparisons, columns[part]))
+
+
+def _parts(widths: Sequence[int], room: int) -> list[slice]:
+    """Return the columns of each part: no more parts than needed, the widest as narrow as can be.
+
+    >>> _parts([4, 4, 4, 4], 13)
+    [slice(0, 2, None), slice(2, 4, None)]
+    """
+    parts = _filled(widths, room)
+    for less in range(room - 1, max(widths) - 1, -1):
+        narrower = _filled(widths, less)
+        if len(narrower) > len(parts):
+            break
+        parts = narrower
+    return parts
+
+
+def _filled(widths: Sequence[int], room: int) -> list[slice]:
+    """Return the columns of each part where each takes all that fit, and one at least."""
+    parts: list[slice] = []
+    first = 0
+    for end in range(1, len(widths) + 1):
+        if end == len(widths) or sum(widths[first : end + 1]) > room:
+            parts.append(slice(first, end))
+            first = end
+    return parts
+
+
+def _print_lines(console: Console, comparison: Comparison, columns: Sequence[_Column]) -> None:
+    """Print a line a figure; ours stands beside each group of peers that fits."""
+    peers = [name for name in comparison.contenders if name != OURS]
+    while peers:
+        count = len(peers)
+        while count > 1 and _width(console, _lines(comparison, columns, peers[:count])) > (
+            console.width
+        ):
             count -= 1
-        console.print(_table(comparisons, columns[:count]))
-        columns = columns[count:]
+        console.print(_lines(comparison, columns, peers[:count]))
+        peers = peers[count:]
+
+
+def _lines(comparison: Comparison, columns: Sequence[_Column], peers: Sequence[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(shorten(comparison.name))
+    contenders = (OURS, *peers)
+    for name in contenders:
+        table.add_column(name, justify="right", no_wrap=True)
+    for column in columns:
+        for head, text in column.lines or ((column.head.replace("\n", " "), column.text),):
+            table.add_row(head, *(text(comparison, name) for name in contenders))
+    return table
 
 
 def _width(console: Console, table: RenderableType) -> int:
@@ -96,17 +160,22 @@ def _figure(key: str, write: Callable[[float], str]) -> _Text:
     return text
 
 
-def _ratio(key: str) -> _Text:
-    def text(comparison: Comparison, name: str) -> str:
-        if name == OURS:
-            return ""
-        found = ratio(comparison.ratios(name, key))
-        if found is None:
-            return _NOTHING
-        median, least, most = (format_ratio(found[name]) for name in ("median", "min", "max"))
-        return f"{median} ({least}..{most})"
+def _ratio(head: str, key: str) -> _Column:
+    """Return a column of ratios; as lines there are two, so that they are no wider than figures."""
 
-    return text
+    def write(form: str) -> _Text:
+        def text(comparison: Comparison, name: str) -> str:
+            if name == OURS:
+                return ""
+            found = ratio(comparison.ratios(name, key))
+            if found is None:
+                return _NOTHING
+            return form.format(**{part: format_ratio(value) for part, value in found.items()})
+
+        return text
+
+    lines = ((head, write("{median}")), ("  least..greatest", write("{min}..{max}")))
+    return _Column(head, write("{median} ({min}..{max})"), lines)
 
 
 def _seconds(value: float) -> str:
@@ -120,12 +189,12 @@ def _size(value: float) -> str:
 
 _WORK = (
     _Column("pages/s", _figure("pages_per_second", format_figure)),
-    _Column("ours / its", _ratio("pages_per_second")),
+    _ratio("ours / its", "pages_per_second"),
     _Column("p50 us", _figure("p50_us", format_figure)),
     _Column("p99 us", _figure("p99_us", format_figure)),
     _Column("p99.9 us", _figure("p999_us", format_figure)),
     _Column("max us", _figure("max_us", format_figure)),
-    _Column("p99, ours / its", _ratio("p99_us")),
+    _ratio("p99, ours / its", "p99_us"),
     _Column("CPU us\na page in", _figure("cpu_us_per_page", format_figure)),
     _Column("faults\nan access", _figure("faults_per_access", format_figure)),
     _Column("resident", _figure("resident_bytes", _size)),
@@ -133,8 +202,8 @@ _WORK = (
 )
 _APP = (
     _Column("seconds", _figure("wall_seconds", _seconds)),
-    _Column("ours / its", _ratio("wall_seconds")),
+    _ratio("ours / its", "wall_seconds"),
     _Column("CPU s", _figure("cpu_seconds", _seconds)),
-    _Column("CPU, ours / its", _ratio("cpu_seconds")),
+    _ratio("CPU, ours / its", "cpu_seconds"),
     _Column("stored at most", _figure("stored_peak_bytes", _size)),
 )
