@@ -38,7 +38,6 @@ void usw_mover_wake(struct usw_tiers *tiers)
 static bool is_to_hold(const struct usw_tiers *tiers, const struct usw_move *move)
 {
 	const struct usw_tier *tier = &tiers->at[usw_where_tier(move->from)];
-
 	uint64_t faulted_ns = atomic_load_explicit(&tier->faulted_ns, memory_order_relaxed);
 
 	// Signed: a fault may be newer than our look at the clock.
