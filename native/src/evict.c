@@ -20,16 +20,17 @@
 #define USW_COPIES_SEEN 256u
 #define USW_COPIES_GOOD_SHARE 3u
 
-/** A page that left from where no fault is reported would read as zeros. */
-static void assert_registered(const struct usw_target *target, const struct usw_batch *batch)
+/** Whether all of a batch is on the list: what leaves from elsewhere would read as zeros. */
+static bool is_registered(const struct usw_target *target, const struct usw_batch *batch)
 {
 	for (uint32_t i = 0; i < batch->run_count; i++) {
 		const struct usw_run *run = &batch->runs[i];
 
-		usw_assert(usw_ranges_cover(&target->registered, run->address,
-					    run->address +
-						    (uint64_t)run->page_count * USW_PAGE_BYTES));
+		if (!usw_ranges_cover(&target->registered, run->address,
+				      run->address + (uint64_t)run->page_count * USW_PAGE_BYTES))
+			return false;
 	}
+	return true;
 }
 
 /** The first pages of a batch are not on their way out. */
@@ -263,9 +264,13 @@ static int run_command(struct usw_target *target, struct usw_batch *batch, enum 
 static int evict_batch(struct usw_target *target, struct usw_batch *batch, uint32_t epoch,
 		       struct usw_answer *answer)
 {
+	// A mapping may be replaced between two looks at parts of it: the second has taken all of it
+	// off the list.
+	if (usw_unlikely(!is_registered(target, batch))) {
+		answer->error = -ECANCELED;
+		return 0;
+	}
 	int first_slot = usw_standby_take(&target->standby, batch->page_count);
-
-	assert_registered(target, batch);
 	while (first_slot == -ENOSPC && usw_standby_count(&target->standby) > 0) {
 		uint32_t count = usw_standby_count(&target->standby);
 		int ret = usw_standby_drain(target, count > 64 ? count - 64 : 0, UINT32_MAX);
