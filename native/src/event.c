@@ -72,7 +72,7 @@ static bool was_expected(struct usw_target *target, uint64_t start, uint64_t end
 // --- What has to wait ---------------------------------------------------------------------------
 
 /** Whether by our books something is in a place. */
-static bool is_taken(struct usw_target *target, uint64_t start, uint64_t end)
+static bool is_taken(const struct usw_target *target, uint64_t start, uint64_t end)
 {
 	uint64_t address = start;
 	uint32_t i = usw_ranges_find(&target->registered, start);
@@ -99,6 +99,16 @@ static bool is_behind(const struct uffd_msg *message, const struct uffd_msg *mov
 	default:
 		return false;
 	}
+}
+
+/** The first fork that waits; told_count: there is none. */
+static uint32_t first_fork(const struct usw_target *target)
+{
+	uint32_t fork = 0;
+
+	while (fork < target->told_count && target->told[fork].message.event != UFFD_EVENT_FORK)
+		fork++;
+	return fork;
 }
 
 /** Whether what has been told cannot be followed before other things are. */
@@ -202,7 +212,9 @@ static void follow_one(struct usw_target *target, uint32_t which)
 		usw_layout_remove(target, message->arg.remove.start, message->arg.remove.end);
 		break;
 	case UFFD_EVENT_UNMAP:
-		usw_layout_unmap(target, message->arg.remove.start, message->arg.remove.end);
+		if (!told.is_expected)
+			usw_layout_unmap(target, message->arg.remove.start,
+					 message->arg.remove.end);
 		break;
 	default:
 		break;
@@ -253,6 +265,26 @@ static bool has_come_since(const struct usw_target *parent, uint32_t fork, uint3
 	return false;
 }
 
+/** Whether a message says that what was in a place has left it. */
+static bool has_emptied(const struct uffd_msg *message, uint64_t start, uint64_t end)
+{
+	uint64_t from = message->arg.remap.from;
+
+	if (message->event == UFFD_EVENT_UNMAP)
+		return overlap(message->arg.remove.start, message->arg.remove.end, start, end);
+	return message->event == UFFD_EVENT_REMAP &&
+	       overlap(from, from + message->arg.remap.len, start, end);
+}
+
+/** Whether by our books something was in a place before all that was told before a message. */
+static bool was_taken(const struct usw_target *parent, uint32_t which, uint64_t start, uint64_t end)
+{
+	for (uint32_t i = 0; i < which; i++)
+		if (has_emptied(&parent->told[i].message, start, end))
+			return false;
+	return is_taken(parent, start, end);
+}
+
 /**
  * Whether the memory that has moved was missing in its old place all the same when the child was made.
  * What is on our list was registered by then, so only if no child gets it. The rest may have been
@@ -267,7 +299,7 @@ static bool was_missing(const struct usw_target *parent, uint32_t fork, uint32_t
 	if (usw_uffd_is_vacant(child->uffd, to))
 		return !usw_uffd_is_vacant(child->uffd, from) ||
 		       has_come_since(parent, fork, which);
-	if (!usw_ranges_cover(&parent->registered, from, from + USW_PAGE_BYTES) &&
+	if (!was_taken(parent, which, from, from + USW_PAGE_BYTES) &&
 	    (!usw_uffd_is_vacant(child->uffd, from) || has_come_since(parent, fork, which)))
 		return true;
 	return is_not_copied(parent, to);
@@ -287,6 +319,48 @@ static bool has_gone(const struct usw_target *parent, uint32_t fork, uint32_t wh
 	return has_left(child, &parent->told[which].message) && !was_missing(parent, fork, which);
 }
 
+/**
+ * Whether the child has what has moved to the old place of a move, and was made after that as well.
+ * Told later, it has found the place empty. Told before, it may be the very memory that has moved on,
+ * which it did when the fork had been told: unless other memory was there before, by our books.
+ */
+static bool has_next(const struct usw_target *parent, uint32_t fork, uint32_t which)
+{
+	uint64_t from = parent->told[which].message.arg.remap.from;
+	uint64_t end = from + parent->told[which].message.arg.remap.len;
+
+	for (uint32_t i = 0; i < parent->told_count; i++)
+		if (parent->told[i].message.arg.remap.to == from && has_gone(parent, fork, i) &&
+		    (i > which || was_taken(parent, which, from, end)))
+			return true;
+	return false;
+}
+
+/** Whether the unmapping that a move brings has not been told: the old place is still there. */
+static bool is_kept(const struct usw_target *parent, const struct uffd_msg *move)
+{
+	uint64_t from = move->arg.remap.from;
+
+	for (uint32_t i = 0; i < parent->owed_count; i++)
+		if (parent->owed[i].start == from &&
+		    parent->owed[i].end == from + move->arg.remap.len)
+			return true;
+	return false;
+}
+
+/** Whether the child has the new place of a move, where by what is told nothing was before. */
+static bool has_arrived(const struct usw_target *parent, uint32_t fork, uint32_t which)
+{
+	const struct uffd_msg *move = &parent->told[which].message;
+	uint64_t to = move->arg.remap.to, end = to + move->arg.remap.len;
+
+	for (uint32_t i = 0; i < which; i++)
+		if (has_emptied(&parent->told[i].message, to, end))
+			return false;
+	return !is_taken(parent, to, end) &&
+	       usw_uffd_probe(parent->told[fork].child->uffd, to) == USW_UFFD_ANONYMOUS;
+}
+
 /** Whether the child was made after a move: the old place is empty by that, or the next is there. */
 static bool has_seen(const struct usw_target *parent, uint32_t fork, uint32_t which)
 {
@@ -297,11 +371,9 @@ static bool has_seen(const struct usw_target *parent, uint32_t fork, uint32_t wh
 		return false;
 	if (has_left(child, move))
 		return !was_missing(parent, fork, which);
-	for (uint32_t i = 0; i < parent->told_count; i++)
-		if (parent->told[i].message.arg.remap.to == move->arg.remap.from &&
-		    has_gone(parent, fork, i))
-			return true;
-	return false;
+	if (is_kept(parent, move) && has_arrived(parent, fork, which))
+		return true;
+	return has_next(parent, fork, which);
 }
 
 /** Whether an unmapping has made room for a move. */
@@ -324,10 +396,8 @@ static void put_before(struct usw_target *target, uint32_t which, uint32_t *plac
 /** Put the moves that a child has seen before its fork, the first that waits. */
 static void order_fork(struct usw_target *target)
 {
-	uint32_t fork = 0;
+	uint32_t fork = first_fork(target);
 
-	while (fork < target->told_count && target->told[fork].message.event != UFFD_EVENT_FORK)
-		fork++;
 	for (uint32_t i = fork + 1; i < target->told_count; i++) {
 		struct uffd_msg move = target->told[i].message;
 
@@ -393,7 +463,10 @@ static void hear(struct usw_target *target, const struct uffd_msg *message)
 		break;
 	case UFFD_EVENT_UNMAP:
 		usw_count(counters, events_unmap, 1);
-		if (was_expected(target, message->arg.remove.start, message->arg.remove.end))
+		told.is_expected =
+			was_expected(target, message->arg.remove.start, message->arg.remove.end);
+		// A move that has kept its place expects it all the same: who orders a fork has to know.
+		if (told.is_expected && first_fork(target) == target->told_count)
 			return;
 		break;
 	default:
@@ -430,7 +503,6 @@ void usw_event_apply(struct usw_target *target, const struct uffd_msg *messages,
 
 void usw_event_conclude(struct usw_target *target)
 {
-	target->owed_count = 0;
 	if (target->told_count || target->maybe_left.count) {
 		pthread_mutex_lock(&target->map_lock);
 		follow_all(target);
@@ -438,7 +510,7 @@ void usw_event_conclude(struct usw_target *target)
 		publish(target);
 		pthread_mutex_unlock(&target->map_lock);
 	}
-	target->came_count = 0; // only now: to follow asks for it
+	target->came_count = target->owed_count = 0; // only now: to follow asks for them
 }
 
 void usw_event_settle(struct usw_target *target)

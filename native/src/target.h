@@ -71,6 +71,7 @@ struct usw_fault {
 struct usw_told {
 	struct uffd_msg message;
 	struct usw_target *child; /* of a fork; nobody else knows it */
+	bool is_expected;         /* an unmapping that takes nothing away: see event.c */
 };
 
 enum usw_target_state {

@@ -497,6 +497,115 @@ static void fork_before_two_moves(void)
 	munmap(places, PAGES(12));
 }
 
+/** Two moves are told after a fork that has seen both, the one that has made room for the other last. */
+static void fork_after_two_moves(void)
+{
+	void *places = map(12);
+	uint64_t from = (uintptr_t)places, to = from + PAGES(4), next = from + PAGES(8);
+	struct usw_target *target = start();
+
+	evict_at(target, from, 4);
+	evict_at(target, to, 2);
+	fork_with(target, (void *)(uintptr_t)to, 8);
+	say_moved(target, from, to, 4);
+	say_moved(target, to, next, 4);
+	usw_event_conclude(target);
+	check_evicted(target, to, 8, 0, 6);
+	struct usw_target *child = take_child(target);
+	check_evicted(child, to, 8, 0, 6);
+	check_evicted(child, from, 4, 0, 0);
+	stop_both(target, child);
+	munmap(places, PAGES(12));
+}
+
+/**
+ * A move is told after a fork that has seen it, and so is another one, back or on to a third place,
+ * which the child cannot have seen: it was made when the first had been told.
+ */
+static void fork_between_moves(bool is_back)
+{
+	void *places = map(12);
+	uint64_t from = (uintptr_t)places, to = from + PAGES(4);
+	uint64_t last = is_back ? from : from + PAGES(8);
+	struct usw_target *target = start();
+
+	evict_at(target, from, 4);
+	fork_with(target, (void *)(uintptr_t)to, 4);
+	CHECK_EQ(munmap((void *)(uintptr_t)(to + PAGES(4)), PAGES(4)), 0);
+	say_moved(target, from, to, 4);
+	say_moved(target, to, last, 4);
+	usw_event_conclude(target);
+	check_evicted(target, last, 4, 0, 4);
+	check_evicted(target, to, 4, 0, 0);
+	struct usw_target *child = take_child(target);
+	check_evicted(child, to, 4, 0, 4);
+	check_evicted(child, last, 4, 0, 0);
+	stop_both(target, child);
+	munmap(places, PAGES(8));
+}
+
+/** The same, and the third place is one of which the child has what was there before. */
+static void fork_between_moves_over(void)
+{
+	void *places = map(12);
+	uint64_t from = (uintptr_t)places, to = from + PAGES(4), over = from + PAGES(8);
+	struct usw_target *target = start();
+
+	evict_at(target, from, 4);
+	evict_at(target, over, 2);
+	fork_with(target, (void *)(uintptr_t)to, 8);
+	say_moved(target, from, to, 4);
+	say_moved(target, to, from, 4);
+	unmap(target, over, 4);
+	say_moved(target, from, over, 4);
+	usw_event_conclude(target);
+	check_evicted(target, over, 4, 0, 4);
+	struct usw_target *child = take_child(target);
+	check_evicted(child, to, 8, 0, 6);
+	check_evicted(child, from, 4, 0, 0);
+	stop_both(target, child);
+	munmap(places, PAGES(12));
+}
+
+/** A move that keeps the old place is told after a fork. The child has that place in any case. */
+static void fork_then_keep(bool child_has_moved)
+{
+	void *places = map(8);
+	uint64_t from = (uintptr_t)places, to = from + PAGES(4);
+	struct usw_target *target = start();
+
+	evict_at(target, from, 4);
+	fork_with(target, places, child_has_moved ? 8 : 4);
+	remap(target, from, to, 4);
+	usw_event_conclude(target);
+	check_evicted(target, from, 8, 4, 8);
+	struct usw_target *child = take_child(target);
+	check_evicted(child, from, 8, child_has_moved ? 4 : 0, child_has_moved ? 8 : 4);
+	stop_both(target, child);
+	munmap(places, PAGES(8));
+}
+
+/** The same, over a place that another such move has left, which the child has as well. */
+static void fork_then_keep_twice(void)
+{
+	void *places = map(8);
+	uint64_t from = (uintptr_t)places, to = from + PAGES(4);
+	struct usw_target *target = start();
+
+	evict_at(target, to, 4);
+	remap(target, to, from, 4);
+	check_evicted(target, from, 8, 0, 4);
+	fork_with(target, places, 8);
+	unmap(target, to, 4);
+	remap(target, from, to, 4);
+	usw_event_conclude(target);
+	check_evicted(target, from, 8, 4, 8);
+	struct usw_target *child = take_child(target);
+	check_evicted(child, from, 8, 0, 4);
+	stop_both(target, child);
+	munmap(places, PAGES(8));
+}
+
 /** What no child gets: this one has the last two of six pages, since the advice came after its fork. */
 static void fork_with_advice(void)
 {
@@ -661,6 +770,13 @@ static void test_forks(void)
 	fork_before_a_chain_of_moves();
 	fork_before_moves_to_free_places();
 	fork_before_two_moves();
+	fork_after_two_moves();
+	fork_between_moves(true);
+	fork_between_moves(false);
+	fork_between_moves_over();
+	fork_then_keep(false);
+	fork_then_keep(true);
+	fork_then_keep_twice();
 	fork_with_advice();
 	fork_with_a_move_of_its_own(true);
 	fork_with_a_move_of_its_own(false);

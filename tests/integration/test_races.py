@@ -47,6 +47,16 @@ def test_a_move_that_the_kernel_tries_twice_loses_nothing(
     assert "ok" in outcome.stdout, outcome.describe()
 
 
+@pytest.mark.parametrize("mode", ("back", "on", "keep"))
+def test_a_fork_between_two_moves_loses_nothing(
+    mode: str, programs: Programs, uffdswap_run: RunFunction
+) -> None:
+    """Which of them the child has seen does not follow from where something is in it."""
+    outcome = uffdswap_run([programs("race_between"), mode, "2"], stress=STRESS)
+    outcome.require_ok(paged=True)
+    assert "ok" in outcome.stdout, outcome.describe()
+
+
 RACES_AT_THE_LIMIT = (("race_write",), ("race_fork",), ("race_follow", "fork"))
 
 
