@@ -136,7 +136,11 @@ static enum usw_uffd_kind probe(int uffd, uint64_t start, uint64_t length_bytes)
 
 enum usw_uffd_kind usw_uffd_probe(int uffd, uint64_t page)
 {
-	return probe(uffd, page, USW_PAGE_BYTES);
+	enum usw_uffd_kind kind = probe(uffd, page, USW_PAGE_BYTES);
+
+	// A change that begins during the call may keep it waiting, and is not asked for again by the
+	// kernel where nothing is left: it is announced by now.
+	return kind == USW_UFFD_NONE ? probe(uffd, page, USW_PAGE_BYTES) : kind;
 }
 
 bool usw_uffd_is_whole(int uffd, uint64_t start, uint64_t end)
