@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -49,6 +50,7 @@ CHECKS = {
         "guards",
         "guards_growing",
         "guards_removed",
+        "guards_passing",
     ),
     "lifecycle_fork": (
         "fork_tree",
@@ -62,6 +64,9 @@ CHECKS = {
         "wipeonfork_late",
         "wipeonfork_undone",
         "raw_clone",
+        "raw_clone_grow",
+        "fork_dontunmap",
+        "fork_moves",
         "vfork",
         "posix_spawn",
         "exec_arguments",
@@ -122,6 +127,26 @@ def test_memory_is_as_without_us(
     outcome = uffdswap_run([programs(program), check, RESIDENT], resident=RESIDENT)
     outcome.require_ok(paged=True, may_vanish=check.startswith("guards"))
     assert f"{check}: ok" in outcome.stdout, outcome.describe()
+
+
+@pytest.mark.parametrize("check", ("fork_moves", "fork_dontunmap", "raw_clone_grow"))
+def test_what_is_on_a_disk_is_found_where_it_has_moved(
+    check: str, programs: Programs, uffdswap_run: RunFunction, tmp_path: Path
+) -> None:
+    """Reads of one page for several who share it, each at another place, are under way at once."""
+    limit = "24M"
+    command = [programs("lifecycle_fork"), check, limit]
+    outcome = uffdswap_run(command, memory=limit, options=("--disk", str(tmp_path)))
+    outcome.require_ok(paged=True)
+
+
+def test_a_child_that_moves_what_its_parent_moves_finds_it(
+    programs: Programs, uffdswap_run: RunFunction
+) -> None:
+    """Whether the child has seen its parent's move is asked while it moves that memory itself."""
+    for seed in range(3):
+        command = [programs("lifecycle_fork"), "fork_moves", RESIDENT, seed]
+        uffdswap_run(command, resident=RESIDENT, stress=5000).require_ok(paged=True)
 
 
 def test_a_thread_that_has_just_begun_ends_as_without_us(

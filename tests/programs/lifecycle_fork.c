@@ -325,12 +325,19 @@ static void check_fork_while_writing(void)
 }
 
 /* No atfork handler runs, so the child has no hands of its own and must be served all the same. */
-static void check_raw_clone(void)
+static pid_t clone_bare(void)
 {
-	char *start = evicted_pages(PAGES, seed);
 	pid_t child = (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
 
 	CHECK_CALL(child);
+	return child;
+}
+
+static void check_raw_clone(void)
+{
+	char *start = evicted_pages(PAGES, seed);
+	pid_t child = clone_bare();
+
 	if (!child) {
 		verify(start, PAGES, seed, 0, "raw child");
 		fill(start, PAGES, seed + 1, 0);
@@ -340,6 +347,150 @@ static void check_raw_clone(void)
 	}
 	expect_child_ok(child, "raw child");
 	verify(start, PAGES, seed, 0, "parent of a raw child");
+}
+
+/* Memory becomes larger where it is, of which no event tells, maybe before the child is known. */
+static void grow_in_place(char *start, char *heap)
+{
+	size_t half = PAGES / 2;
+
+	CHECK(mremap(start, half * PAGE_BYTES, PAGES * PAGE_BYTES, 0) == start, "mremap: %s",
+	      strerror(errno));
+	CHECK_CALL(brk(heap + PAGES * PAGE_BYTES));
+	verify_zero(page_at(start, half), half, "grown by mremap");
+	verify_zero(page_at(heap, half), half, "grown by brk");
+	fill(page_at(start, half), half, seed, half);
+	fill(page_at(heap, half), half, seed + 1, half);
+	press();
+	verify(start, PAGES, seed, 0, "grown by mremap, and written");
+	verify(heap, PAGES, seed + 1, 0, "grown by brk, and written");
+}
+
+/* What the parent had right behind that is gone, and so is what had left of it. */
+static void check_raw_clone_grow(void)
+{
+	size_t half = PAGES / 2;
+	char *bottom = sbrk(0);
+	char *heap = (char *)(((uintptr_t)bottom + PAGE_BYTES - 1) & ~(PAGE_BYTES - 1));
+	char *start = map_pages(PAGES);
+
+	for (int round = 0; round < 4; round++) {
+		CHECK_CALL(brk(heap + PAGES * PAGE_BYTES));
+		fill(start, PAGES, seed, 0);
+		fill(heap, PAGES, seed + 1, 0);
+		evict(start, PAGES);
+		evict(heap, PAGES);
+		unmap_pages(page_at(start, half), half);
+		CHECK_CALL(brk(heap + half * PAGE_BYTES));
+		pid_t child = clone_bare();
+		if (!child) {
+			grow_in_place(start, heap);
+			_exit(0);
+		}
+		expect_child_ok(child, "child that grows");
+		verify(start, half, seed, 0, "parent of a child that grows");
+		verify(heap, half, seed + 1, 0, "its heap");
+		CHECK(mremap(start, half * PAGE_BYTES, PAGES * PAGE_BYTES, 0) == start,
+		      "mremap: %s", strerror(errno));
+	}
+	CHECK_CALL(brk(bottom));
+}
+
+/* ------------------------------------------------------------------ fork and moves */
+
+/* Room for the pattern at a place that the kernel chooses, which the program knows before. */
+static char *reserve_place(void)
+{
+	char *place = mmap(NULL, PAGES * PAGE_BYTES, PROT_NONE,
+			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	CHECK(place != MAP_FAILED, "mmap: %s", strerror(errno));
+	return place;
+}
+
+static void move_to(char *from, char *to, size_t pages, int flags)
+{
+	CHECK(mremap(from, pages * PAGE_BYTES, pages * PAGE_BYTES,
+		     MREMAP_MAYMOVE | MREMAP_FIXED | flags, to) == to,
+	      "mremap: %s", strerror(errno));
+}
+
+/* The old place of a move stays, and is empty: in children of after it, and not in those of before. */
+static void check_fork_dontunmap(void)
+{
+	char *start = map_pages(PAGES);
+	char *moved = reserve_place();
+
+	fill(start, PAGES, seed, 0);
+	for (int round = 0; round < 6; round++) {
+		evict(start, PAGES);
+		pid_t before = round % 2 ? clone_bare() : fork();
+		CHECK_CALL(before);
+		if (!before) {
+			verify(start, PAGES, seed, 0, "child of before the move");
+			_exit(0);
+		}
+		move_to(start, moved, PAGES, MREMAP_DONTUNMAP);
+		pid_t after = round % 2 ? clone_bare() : fork();
+		CHECK_CALL(after);
+		if (!after) {
+			verify_zero(start, PAGES, "old place in a child of after the move");
+			verify(moved, PAGES, seed, 0, "child of after the move");
+			_exit(0);
+		}
+		fill(start, PAGES, seed + 1, 0);
+		verify(moved, PAGES, seed, 0, "moved");
+		verify(start, PAGES, seed + 1, 0, "old place, written");
+		expect_child_ok(before, "child of before the move");
+		expect_child_ok(after, "child of after the move");
+		move_to(moved, start, PAGES, MREMAP_DONTUNMAP);
+	}
+}
+
+#define SHARERS 6
+
+/* Each of them has what is out at another place. */
+static void move_and_look(char *start, size_t number)
+{
+	char *place = reserve_place();
+	size_t quarter = PAGES / 4;
+
+	for (size_t part = 0; part < 4;
+	     part++) /* the last first, or the first: pages pass each other */
+		move_to(page_at(start, part * quarter),
+			page_at(place, (number % 2 ? 3 - part : part) * quarter), quarter, 0);
+	for (size_t part = 0; part < 4; part++)
+		verify(page_at(place, (number % 2 ? 3 - part : part) * quarter), quarter, seed,
+		       part * quarter, "child that has moved what it shares");
+	fill(place, quarter, seed + 2 + number, 0);
+	press();
+	verify(place, quarter, seed + 2 + number, 0, "child, written");
+	verify(page_at(place, quarter), quarter, seed, (number % 2 ? 2 : 1) * quarter,
+	       "child, under pressure");
+}
+
+/* What is out is read in by several at a time, each at a place of its own, while others move it. */
+static void check_fork_moves(void)
+{
+	char *start = evicted_pages(PAGES, seed);
+	pid_t children[SHARERS];
+
+	for (size_t i = 0; i < SHARERS; i++) {
+		children[i] = i % 2 ? clone_bare() : fork();
+		CHECK_CALL(children[i]);
+		if (!children[i]) {
+			move_and_look(start, i);
+			_exit(0);
+		}
+		char *place = reserve_place();
+		move_to(start, place, PAGES, 0);
+		start = place;
+		for (size_t page = i; page < PAGES; page += SHARERS)
+			verify(page_at(start, page), 1, seed, page, "parent that moves");
+	}
+	for (size_t i = 0; i < SHARERS; i++)
+		expect_child_ok(children[i], "child that moves");
+	verify(start, PAGES, seed, 0, "parent of children that move");
 }
 
 /* ------------------------------------------------------------------ exec */
@@ -645,6 +796,9 @@ static const struct check checks[] = {
 	{"wipeonfork_late", check_wipeonfork_late},
 	{"wipeonfork_undone", check_wipeonfork_undone},
 	{"raw_clone", check_raw_clone},
+	{"raw_clone_grow", check_raw_clone_grow},
+	{"fork_dontunmap", check_fork_dontunmap},
+	{"fork_moves", check_fork_moves},
 	{"vfork", check_vfork},
 	{"posix_spawn", check_posix_spawn},
 	{"exec_arguments", check_exec_arguments},

@@ -851,6 +851,33 @@ static void check_guards_removed(void)
 	expect_child_ok(child, "a child with the guards");
 }
 
+/*
+ * Gone again before anybody may have seen them: what had left may be back, or zeros. Nothing else is,
+ * and what is written then stays.
+ */
+static void check_guards_passing(void)
+{
+	char *start = evicted_pages(PAGES, seed);
+
+	for (uint64_t round = 0; round < 4; round++) {
+		for (size_t page = round % 2; page < PAGES; page += 2) {
+			install_guard(page_at(start, page));
+			CHECK_CALL(madvise(page_at(start, page), PAGE_BYTES, MADV_GUARD_REMOVE));
+			CHECK(page_is_zero(page_at(start, page)) ||
+				      page_holds(page_at(start, page), seed + round, page),
+			      "page %zu behind a guard is neither old nor zero", page);
+			fill(page_at(start, page), 1, seed + round + 1, page);
+		}
+		for (size_t page = !(round % 2); page < PAGES; page += 2) {
+			verify(page_at(start, page), 1, seed + round, page, "beside a guard");
+			fill(page_at(start, page), 1, seed + round + 1, page);
+		}
+		verify(start, PAGES, seed + round + 1, 0, "written after a guard");
+		evict(start, PAGES);
+	}
+	verify(start, PAGES, seed + 4, 0, "written after a guard, and evicted");
+}
+
 static const struct check checks[] = {
 	{"munmap", check_munmap},
 	{"dontneed", check_dontneed},
@@ -885,6 +912,7 @@ static const struct check checks[] = {
 	{"guards", check_guards},
 	{"guards_growing", check_guards_growing},
 	{"guards_removed", check_guards_removed},
+	{"guards_passing", check_guards_passing},
 };
 
 int main(int argc, char **argv)
