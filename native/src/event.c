@@ -305,10 +305,20 @@ static bool was_missing(const struct usw_target *parent, uint32_t fork, uint32_t
 	return is_not_copied(parent, to);
 }
 
+/**
+ * Whether nothing is in the old place of a move in the child. One that has told of something itself is
+ * not asked that way: it may have emptied the place, and has it where it is now if it has seen the move.
+ */
 static bool has_left(const struct usw_target *child, const struct uffd_msg *move)
 {
-	return move->event == UFFD_EVENT_REMAP &&
-	       usw_uffd_probe(child->uffd, move->arg.remap.from) == USW_UFFD_NONE;
+	if (move->event != UFFD_EVENT_REMAP)
+		return false;
+	enum usw_uffd_kind kind = usw_uffd_probe(child->uffd, move->arg.remap.from);
+
+	if (kind != USW_UFFD_UNKNOWN)
+		return kind == USW_UFFD_NONE;
+	return !usw_uffd_claim(child->uffd, move->arg.remap.from) &&
+	       usw_uffd_claim(child->uffd, move->arg.remap.to);
 }
 
 /** Whether the old place of a move is empty in the child by that. */

@@ -155,6 +155,11 @@ bool usw_uffd_is_vacant(int uffd, uint64_t page)
 	       usw_uffd_unregister(uffd, page, USW_PAGE_BYTES) == -EINVAL;
 }
 
+bool usw_uffd_claim(int uffd, uint64_t page)
+{
+	return usw_uffd_register(uffd, page, USW_PAGE_BYTES) == 0;
+}
+
 bool usw_uffd_is_dead(int uffd)
 {
 	struct uffdio_continue question = {

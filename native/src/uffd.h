@@ -74,6 +74,12 @@ bool usw_uffd_is_whole(int uffd, uint64_t start, uint64_t end);
 /** Whether nothing is at a page that could be registered with us. Takes the mmap lock to write. */
 bool usw_uffd_is_vacant(int uffd, uint64_t page);
 
+/**
+ * Whether private memory is mapped at a page, also while an event is unread. Registers it if it was
+ * not: to have what is in no page map filled with zeros changes nothing.
+ */
+bool usw_uffd_claim(int uffd, uint64_t page);
+
 /** True once the descriptor's address space is gone. No effect on it otherwise. */
 bool usw_uffd_is_dead(int uffd);
 

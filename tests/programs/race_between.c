@@ -26,6 +26,7 @@
 #endif
 
 static char *place[3];
+static char *other; /* memory that a child gives back at once, which it has to tell */
 static char mode;
 static uint64_t deadline_ns;
 static uint64_t round_seed;
@@ -104,7 +105,9 @@ static void fork_and_look(void)
 
 	CHECK_CALL(child);
 	if (!child) {
-		if (is_bare)
+		if (is_bare && round_seed & 2)
+			CHECK_CALL(madvise(other, PAGE_BYTES, MADV_DONTNEED));
+		else if (is_bare)
 			usleep(1000);
 		look();
 		_exit(0);
@@ -179,6 +182,8 @@ int main(int argc, char **argv)
 	mode = argv[1][0];
 	deadline_ns = now_ns() + strtoull(argv[2], NULL, 0) * 1000000000u;
 	seed = argc > 3 ? strtoull(argv[3], NULL, 0) : 1;
+	other = map_pages(AROUND);
+	fill(other, AROUND, seed, 0);
 	wake_fd = eventfd(0, EFD_CLOEXEC);
 	CHECK_CALL(wake_fd);
 	for (size_t i = 0; i < ARRAY_COUNT(place); i++) {
