@@ -107,6 +107,8 @@ bool usw_demote_step(struct usw_session *session, bool in_need)
 	session->segments.clock = atomic_load_explicit(&session->fault_clock, memory_order_relaxed);
 	balance(session);
 	struct usw_tiers_plan plan = make_plan(session, in_need);
+	if (in_need)
+		atomic_store_explicit(&tiers->needed_ns, usw_now_ns(), memory_order_relaxed);
 	keep_leaving_if_tight(session, plan.is_tight);
 	bool is_busy = usw_tiers_step(tiers, &plan);
 	if (tiers->to_empty) {

@@ -19,6 +19,8 @@
 /* So many pieces at a time are read for a removal if a fault has asked for an object so lately. */
 #define USW_POLITE_PIECES 2u
 #define USW_POLITE_NS 1000000
+/* The mover runs before programs for so long after nothing but a disk could make room. */
+#define USW_NEEDED_NS 10000000
 /* Buffers that were not needed for so long are given back: they count against the budget. It is done
    before the session is called full. */
 #define USW_IDLE_MS 100
@@ -279,16 +281,32 @@ static void end_files(struct usw_tiers *tiers)
 	}
 }
 
+/** Programs run while content goes down ahead of need; not while they would wait for it. */
+static void follow_need(const struct usw_tiers *tiers, int nice, bool *hurries)
+{
+	uint64_t needed_ns = atomic_load_explicit(&tiers->needed_ns, memory_order_relaxed);
+	bool is_needed = (int64_t)(usw_now_ns() - needed_ns) < USW_NEEDED_NS;
+
+	if (is_needed == *hurries)
+		return;
+	*hurries = is_needed;
+	if (is_needed)
+		usw_priority_hurry_less();
+	else
+		usw_priority_hurry_no_more(nice);
+}
+
 void *usw_mover_main(void *argument)
 {
 	struct usw_tiers *tiers = argument;
 	struct pollfd ready[] = {{.fd = tiers->wake_fd, .events = POLLIN},
 				 {.fd = usw_aio_fd(tiers->aio), .events = POLLIN}};
+	int nice = usw_priority_nice();
+	bool hurries = false;
 	uint64_t wakes;
 
-	usw_priority_hurry_less();
-
 	while (!atomic_load(&tiers->stopping) || usw_aio_under_way(tiers->aio)) {
+		follow_need(tiers, nice, &hurries);
 		bool busy = serve_moves(tiers);
 
 		busy |= give_dead_slot(tiers);

@@ -8,7 +8,6 @@
 #include "opener.h"
 #include "futex.h"
 #include "landing.h"
-#include "priority.h"
 
 static void open_move(struct usw_opener *opener)
 {
@@ -25,7 +24,6 @@ static void *opener_main(void *argument)
 {
 	struct usw_opener *opener = argument;
 
-	usw_priority_hurry_less();
 	for (;;) {
 		uint32_t work = atomic_load(&opener->work);
 

@@ -42,6 +42,16 @@ void usw_priority_hurry_less(void)
 	hurry(0, -10);
 }
 
+int usw_priority_nice(void)
+{
+	return getpriority(PRIO_PROCESS, 0);
+}
+
+void usw_priority_hurry_no_more(int nice)
+{
+	hurry(0, nice);
+}
+
 void usw_priority_hurry_most(void)
 {
 	const struct sched_param first = {.sched_priority = 1};

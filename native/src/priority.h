@@ -21,10 +21,14 @@
 void usw_priority_hurry(int task_id);
 
 /**
- * The same, for the calling thread, behind those: what makes room before somebody waits for it. On a
+ * The same, for the calling thread, behind those: while it makes room that somebody waits for. On a
  * busy machine it would get next to nothing beside a thread of the highest weight.
  */
 void usw_priority_hurry_less(void);
+
+/** The nice value of the calling thread, and back to that. */
+int usw_priority_nice(void);
+void usw_priority_hurry_no_more(int nice);
 
 /**
  * Before everything else, for the calling thread, which only ever runs for some microseconds. Where

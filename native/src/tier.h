@@ -111,6 +111,8 @@ struct usw_tiers {
 	_Atomic uint32_t count; /* active or leaving */
 	uint32_t added_count;   /* ever; control thread */
 
+	_Atomic uint64_t needed_ns; /* when nothing but a disk could make room, last; a hint */
+
 	uint64_t generation;      /* of the last move; owner */
 	uint64_t swept_ns;        /* when segments were last counted; owner */
 	uint32_t read_faults;     /* what was read less than so many faults ago is in use; owner */
