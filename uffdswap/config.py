@@ -160,12 +160,7 @@ def parse_disk(text: str, source: str) -> Disk:
     >>> parse_disk("/srv:1/swap", "--disk")
     Disk(path='/srv:1/swap', cap_bytes=None)
     """
-    path, colon, size = text.rpartition(":")
-    cap_bytes = None
-    if not colon or "/" in size or not size[:1].isdecimal():
-        path = text
-    else:
-        cap_bytes = parse_size_of(source, size, lambda: 0)
+    path, cap_bytes = _place_and_cap(text, source)
     if not path or (cap_bytes is not None and cap_bytes < _DISK_SMALLEST_BYTES):
         raise UsageError(
             f'{source}: "{text}" is not a place and a size',
@@ -173,6 +168,25 @@ def parse_disk(text: str, source: str) -> Disk:
             remedy="give for example /var/tmp:4G",
         )
     return Disk(path=os.path.abspath(path), cap_bytes=cap_bytes)
+
+
+def _place_and_cap(text: str, source: str) -> tuple[str, int | None]:
+    """Split PATH[:SIZE]. Names of files may have colons, but not right behind what is there."""
+    path, colon, size = text.rpartition(":")
+    if not colon or "/" in size:
+        return text, None
+    if size[:1].isdecimal():
+        return path, parse_size_of(source, size, lambda: 0)
+    if not path or os.path.lexists(text) or not os.path.exists(path):
+        return text, None
+    try:
+        return path, parse_size_of(source, size)
+    except UsageError as error:
+        raise UsageError(
+            f'{source}: "{size}" after {path}: is not a size',
+            cause=f"{path} is there, so what follows its colon has to be its cap",
+            remedy=f"give for example {path}:4G, or {path} alone",
+        ) from error
 
 
 def _policy(setting: Setting | None) -> str:

@@ -24,6 +24,7 @@ def test_help_names_the_commands() -> None:
         (["remove"], 2, "Missing argument 'NAME'"),
         (["add", ":1G"], 2, 'PATH[:SIZE]: ":1G" is not a place and a size'),
         (["add", "/tmp:5X"], 2, 'PATH[:SIZE]: "5X" is not a size'),
+        (["add", "/tmp:G"], 2, 'PATH[:SIZE]: "G" after /tmp: is not a size'),
         (["add", "/tmp", "--name", ""], 2, '--name: "" cannot be a name'),
         (["add", "/tmp", "--name", "x" * 32], 2, "cannot be a name"),
         (["add", "/tmp", "--priority", "40000"], 2, "Invalid value for '--priority'"),

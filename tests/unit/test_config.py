@@ -76,6 +76,27 @@ def test_disks_that_make_no_sense(options: dict[str, str], text: str) -> None:
         config({}, memory="1G", **options)
 
 
+@pytest.mark.parametrize("size", ["-5", "abc", "G", "", " "])
+def test_what_follows_the_colon_of_a_place_that_is_there_is_its_cap(
+    size: str, tmp_path: Path
+) -> None:
+    for place in (tmp_path, f"{tmp_path}/"):
+        with pytest.raises(UsageError, match=f'--disk: "{size}" after {place}: is not a size'):
+            config({}, memory="1G", disk=f"{place}:{size}")
+
+
+def test_name_of_a_file_may_have_a_colon(tmp_path: Path) -> None:
+    new = f"{tmp_path}/x:y"
+    assert config({}, memory="1G", disk=new).disks[0].path == new
+    (tmp_path / "x").touch()
+    with pytest.raises(UsageError, match="x is there"):
+        config({}, memory="1G", disk=new)
+    (tmp_path / "x:y").touch()
+    assert config({}, memory="1G", disk=new).disks[0].path == new
+    (disk,) = config({}, memory="1G", disk=f"{tmp_path}:max").disks
+    assert (disk.path, disk.cap_bytes) == (str(tmp_path), None)
+
+
 def test_variable_that_excludes_an_option_is_named() -> None:
     with pytest.raises(UsageError, match="--disk and UFFDSWAP_NO_DISK exclude each other"):
         config({"UFFDSWAP_NO_DISK": "1"}, memory="1G", disk="/srv")
