@@ -167,6 +167,11 @@ def parse_disk(text: str, source: str) -> Disk:
             cause="a disk tier has a path and, if it has a cap, at least 2 MiB",
             remedy="give for example /var/tmp:4G",
         )
+    if path.endswith("/") and not os.path.isdir(path):
+        raise UsageError(
+            f"{source}: there is no folder {path}",
+            remedy="make it, or leave out the slash for a file",
+        )
     return Disk(path=os.path.abspath(path), cap_bytes=cap_bytes)
 
 

@@ -163,6 +163,17 @@ def test_verbose_tells_targets_and_a_summary_on_stderr() -> None:
     assert lines[-1].startswith("peak ")
 
 
+def test_verbose_tells_of_a_new_file_for_a_disk_tier(tmp_path: Path) -> None:
+    new = tmp_path / "new"
+    (tmp_path / "empty").touch()
+    for path, lines in ((new, 1), (tmp_path / "empty", 0), (tmp_path, 0)):
+        done = uffdswap("run", *LIMIT, "-v", "--disk", str(path), "--", "true")
+        assert done.returncode == 0, done.stderr
+        line = f"made a new file for a disk tier: {path}"
+        assert error_lines(done.stderr).count(line) == lines
+    assert not new.exists()
+
+
 def test_closed_stderr_changes_nothing() -> None:
     read, write = os.pipe()
     os.close(read)

@@ -181,6 +181,14 @@ def test_tier_is_removed_while_the_program_goes_on(start: Any, folders: list[Pat
     assert [list(folder.iterdir()) for folder in folders] == [[], [], []]
 
 
+def test_new_file_is_told_of(start: Any, tmp_path: Path) -> None:
+    one = start("--no-disk", size_mib=4)
+    new, empty = tmp_path / "new", tmp_path / "empty"
+    empty.touch()
+    assert one.tier("add", f"{new}:8M").startswith(f"disk1 added: new file {new}, ")
+    assert one.tier("add", empty).startswith(f"disk2 added: file {empty}, ")
+
+
 def test_of_two_removals_at_once_one_is_told(start: Any, folders: list[Path]) -> None:
     one = start("--disk", str(folders[0]), "--disk", str(folders[1]))
     one.wait_filled()

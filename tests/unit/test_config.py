@@ -85,6 +85,14 @@ def test_what_follows_the_colon_of_a_place_that_is_there_is_its_cap(
             config({}, memory="1G", disk=f"{place}:{size}")
 
 
+def test_slash_at_the_end_means_a_folder_that_is_there(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for disk in (f"{tmp_path}/none/", f"{tmp_path}/none/:4G", f"{tmp_path}/file/"):
+        with pytest.raises(UsageError, match=r"no folder .*/; make it, or leave out the"):
+            config({}, memory="1G", disk=disk)
+    assert config({}, memory="1G", disk=f"{tmp_path}/").disks[0].path == str(tmp_path)
+
+
 def test_name_of_a_file_may_have_a_colon(tmp_path: Path) -> None:
     new = f"{tmp_path}/x:y"
     assert config({}, memory="1G", disk=new).disks[0].path == new

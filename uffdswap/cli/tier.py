@@ -96,13 +96,15 @@ def add(
     request = control.TierAdd(
         path=disk.path, cap_bytes=disk.cap_bytes, name=name, priority=priority
     )
+    kind = "" if os.path.lexists(disk.path) else "new "
     with control.choose(pid, os.environ) as client:
         (tier,) = client.tiers(request)
     if as_json:
         _print_json("tier-add", {"tier": tier})
     else:
         room = format_size(tier["free_bytes"])
-        print(f"{tier['name']} added: {tier['kind']} {printable(disk.path)}, {room} free")
+        kind += tier["kind"]
+        print(f"{tier['name']} added: {kind} {printable(disk.path)}, {room} free")
 
 
 def remove(
