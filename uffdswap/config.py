@@ -53,6 +53,10 @@ class Disk(Record):
     path: str
     cap_bytes: int | None
 
+    def __str__(self) -> str:
+        """Return it as it is written."""
+        return self.path if self.cap_bytes is None else f"{self.path}:{self.cap_bytes}"
+
 
 class RunConfig(Record):
     """Everything `uffdswap run` can be told. Limits are None for no limit.
@@ -64,6 +68,7 @@ class RunConfig(Record):
     memory_bytes: int | None
     resident_bytes: int | None
     disks: tuple[Disk, ...]
+    disks_are_forbidden: bool
     disk_is_encrypted: bool
     on_full: str | None
     policy: str
@@ -95,6 +100,7 @@ def resolve(
         memory_bytes=memory_bytes,
         resident_bytes=_limit(settings.get("resident"), whole_bytes),
         disks=_disks(settings, is_useful=memory_bytes is not None),
+        disks_are_forbidden=bool(_flag(settings.get("no_disk"))),
         disk_is_encrypted=not _flag(settings.get("no_disk_encryption")),
         on_full=_choice(settings.get("on_full"), ON_FULL),
         policy=_policy(settings.get("policy")),

@@ -44,7 +44,9 @@ if TYPE_CHECKING:
     from .config import RunConfig
     from .spawn import AgentProcess
 
-__all__ = ("StandingAgent",)
+__all__ = ("StandingAgent", "defaults_of")
+
+_OPTIONS = ("memory", "resident", "disk", "no_disk", "no_disk_encryption", "on_full")
 
 _PENDING_MAX = 128
 _HELLO_SECONDS = 5.0
@@ -55,6 +57,22 @@ _CHILDREN_SECONDS = 1.0
 _PAUSE_SECONDS = 0.5
 _STOP_SECONDS = 5.0
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def defaults_of(options: Mapping[str, str], environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the settings of programs that do not say their own, as variables.
+
+    They are the agent's own, from its options (by name) and its environment, as for `run`. Raises
+    `UsageError` at once for what every program would be refused for.
+    """
+    variables = {name: f"UFFDSWAP_{name.upper()}" for name in _OPTIONS}
+    own = {one: environment[one] for one in variables.values() if environment.get(one)}
+    config = resolve(options, own)
+    defaults = own | {variables[name]: text for name, text in options.items()}
+    defaults.setdefault(variables["memory"], "max")
+    if "disk" in config.sources:  # as they are now: the places may be gone when a program joins
+        defaults[variables["disk"]] = "\n".join(map(str, config.disks))
+    return defaults
 
 
 class _Session:
@@ -97,7 +115,9 @@ class StandingAgent:
         self._signals = -1
         self._path = path
         limits.lift()  # several descriptors for every target; the agents do the same
-        _require_session(resolve({}, self._defaults))
+        config = resolve({}, self._defaults)
+        _require_session(config)
+        self._fixed = {"UFFDSWAP_NO_DISK": "1"} if config.disks_are_forbidden else {}
         self._has_told_of_wait = False
         self._listener = Listener(
             standing_socket(path), self._selector, self._on_connection, on_lack=self._on_lack
@@ -192,7 +212,7 @@ class StandingAgent:
 
     def _open(self, connection: socket.socket, pid: int) -> None:
         """Start a session for a program, under the limits that its own environment asks for."""
-        config = resolve({}, self._defaults | _settings_of(pid))
+        config = resolve({}, self._defaults | _settings_of(pid) | self._fixed)
         agent = start_agent()
         try:
             folder = SessionFolder(agent.pid, self._environment)

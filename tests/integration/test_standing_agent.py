@@ -88,10 +88,12 @@ class Joined:
 class Standing:
     """A standing agent in a runtime folder of its own."""
 
+    keeps: tuple[str, ...] = ()  # of the variables that it has for itself
+
     def __init__(self, folder: Path, *options: str) -> None:
         self.folder = folder
         self.programs: list[Joined] = []
-        inherited = {k: v for k, v in os.environ.items() if "UFFDSWAP" not in k}
+        inherited = {k: v for k, v in os.environ.items() if "UFFDSWAP" not in k or k in self.keeps}
         self.environment = inherited | {"XDG_RUNTIME_DIR": str(folder)}
         self.path = folder / "uffdswap" / "agent.socket"
         self.shim = self.command("shim-path").strip()
@@ -225,6 +227,41 @@ def test_empty_option_is_no_silent_lack_of_a_limit(option: str) -> None:
     )
     assert done.returncode == 2
     assert done.stderr.startswith(f'uffdswap: {option}: "" is ')
+
+
+def places(agent: Standing, program: Joined) -> list[str | None]:
+    return [tier["path"] for tier in agent.session_of(program.pid)["tiers"]]
+
+
+def test_agent_without_a_disk_has_no_program_with_one(start: Any, tmp_path: Path) -> None:
+    own = {"UFFDSWAP_NO_DISK": "0", "UFFDSWAP_DISK": str(tmp_path), "UFFDSWAP_MEMORY": "200M"}
+    agent = start("--memory", "300M", "--no-disk")
+    programs = [Joined(agent, 8), Joined(agent, 8, **own)]
+    assert [places(agent, one) for one in programs] == [[None], [None]]
+    for one in programs:
+        one.finish()
+
+
+def test_agent_takes_its_options_from_its_environment(
+    start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UFFDSWAP_MEMORY", "300M")
+    monkeypatch.setenv("UFFDSWAP_NO_DISK", "1")
+    monkeypatch.setattr(Standing, "keeps", ("UFFDSWAP_MEMORY", "UFFDSWAP_NO_DISK"))
+    done = subprocess.run(
+        [*UFFDSWAP, "agent", "--disk", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "--disk and UFFDSWAP_NO_DISK exclude each other" in done.stderr
+    agent = start()
+    one = Joined(agent, 8, UFFDSWAP_NO_DISK="", UFFDSWAP_MEMORY="")
+    assert agent.session_of(one.pid)["limits"]["memory_bytes"] == 300 * MIB
+    assert places(agent, one) == [None]
+    one.finish()
 
 
 def refusal_at_the_start(folder: Path, *command: str) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ("Disk", "Memory", "OnFull", "Resident")
+__all__ = ("Disk", "Memory", "NoDisk", "NoDiskEncryption", "OnFull", "Resident")
 
 Memory = Annotated[
     str | None,
@@ -35,6 +35,18 @@ Disk = Annotated[
         show_default=False,
         help="Disk tier: a folder, file or block device; several are filled in the order given."
         " [default: /var/tmp, no cap]",
+    ),
+]
+NoDisk = Annotated[
+    int, typer.Option("--no-disk", count=True, show_default=False, help="No disk tier.")
+]
+NoDiskEncryption = Annotated[
+    int,
+    typer.Option(
+        "--no-disk-encryption",
+        count=True,
+        show_default=False,
+        help="Write to the disk tier as it is.",
     ),
 ]
 OnFull = Annotated[

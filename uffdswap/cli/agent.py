@@ -10,16 +10,15 @@ from typing import Annotated
 
 import typer
 
-from ..config import resolve
 from ..runtime import link_flags, shim_path, standing_path
-from ..standing import StandingAgent
+from ..standing import StandingAgent, defaults_of
 from ._execute import print_line
-from ._options import Disk, OnFull
+from ._options import Disk, NoDisk, NoDiskEncryption, OnFull
 
 __all__ = ("agent", "print_link_flags", "print_shim_path")
 
 
-def agent(
+def agent(  # noqa: PLR0913, PLR0917 # one parameter an option, for typer
     socket: Annotated[
         str | None,
         typer.Option("--socket", metavar="PATH", show_default=False, help="Listen there."),
@@ -43,6 +42,8 @@ def agent(
         ),
     ] = None,
     disk: Disk = None,
+    no_disk: NoDisk = 0,
+    no_disk_encryption: NoDiskEncryption = 0,
     on_full: OnFull = None,
 ) -> None:
     """Manage the programs that join by libuffdswap.so alone.
@@ -52,18 +53,19 @@ def agent(
     LD_PRELOAD=$(uffdswap shim-path) UFFDSWAP_SOCKET=PATH UFFDSWAP_MEMORY=512M PROGRAM
 
     A program that links the library needs no LD_PRELOAD: cc program.c $(uffdswap link-flags). Each
-    program has, with its children, a session and a budget of its own.
+    program has, with its children, a session and a budget of its own. What its variables do not say
+    is as these options say, or the same variables of the agent.
     """
     options = {
         "memory": memory,
         "resident": resident,
         "disk": "\n".join(disk) if disk else None,
+        "no_disk": str(no_disk) if no_disk else None,
+        "no_disk_encryption": str(no_disk_encryption) if no_disk_encryption else None,
         "on_full": on_full,
     }
     given = {name: text for name, text in options.items() if text is not None}
-    given.setdefault("memory", "max")
-    resolve(given, {})  # to refuse at once what every program would be refused for
-    defaults = {f"UFFDSWAP_{name.upper()}": text for name, text in given.items()}
+    defaults = defaults_of(given, os.environ)
     path = socket or standing_path(os.environ)
     StandingAgent(str(Path(path).absolute()), defaults, os.environ, print_line).serve()
 

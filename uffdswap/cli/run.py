@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ._execute import execute
-from ._options import Disk, Memory, OnFull, Resident
+from ._options import Disk, Memory, NoDisk, NoDiskEncryption, OnFull, Resident
 
 __all__ = ("command",)
 
@@ -32,18 +32,8 @@ def command(  # noqa: PLR0913, PLR0917 # one parameter an option, for typer
     memory: Memory = None,
     resident: Resident = None,
     disk: Disk = None,
-    no_disk: Annotated[
-        int, typer.Option("--no-disk", count=True, show_default=False, help="No disk tier.")
-    ] = 0,
-    no_disk_encryption: Annotated[
-        int,
-        typer.Option(
-            "--no-disk-encryption",
-            count=True,
-            show_default=False,
-            help="Write to the disk tier as it is.",
-        ),
-    ] = 0,
+    no_disk: NoDisk = 0,
+    no_disk_encryption: NoDiskEncryption = 0,
     on_full: OnFull = None,
     policy: Annotated[
         str | None,
