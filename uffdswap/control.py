@@ -37,6 +37,7 @@ __all__ = (
     "Park",
     "Reclaim",
     "Removed",
+    "Rest",
     "Restore",
     "SetLimits",
     "State",
@@ -54,6 +55,7 @@ __all__ = (
 )
 
 _ANSWER_SECONDS = 10.0
+_PAGE_BYTES = 4096
 
 
 # --- Requests ------------------------------------------------------------------------------------
@@ -216,6 +218,14 @@ class Target(Record):
     refaults: int
 
 
+class Rest(Record):
+    """What is still out of a process or session, and the limits it is under."""
+
+    evicted_bytes: int
+    memory_bytes: int | None
+    resident_bytes: int | None
+
+
 class Client:
     """A connection to one session. Use as a context manager."""
 
@@ -285,6 +295,17 @@ class Client:
             targets += [Target(**figures) for figures in reply.targets]
             if not reply.more or not reply.targets:
                 return reply, targets
+
+    def still_out(self, pid: int) -> Rest:
+        """Return what has left of the targets that a pid means, and not come back."""
+        state, targets = self.state()
+        if pid not in (state.agent_pid, state.launcher_pid):
+            targets = [target for target in targets if target.pid == pid][-1:]
+        return Rest(
+            evicted_bytes=sum(target.evicted_pages for target in targets) * _PAGE_BYTES,
+            memory_bytes=state.memory_bytes,
+            resident_bytes=state.resident_bytes,
+        )
 
     def tiers(self, request: TierList | TierAdd | None = None) -> list[dict[str, Any]]:
         """Return the session's tiers, RAM first, or the one that is added."""

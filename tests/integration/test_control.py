@@ -333,7 +333,8 @@ def test_restore_brings_everything_back(start: Any) -> None:
     one.command("park", one.pid)
     report = one.json("restore", one.pid)
     assert report["moved_bytes"] >= SIZE_MIB * MIB
-    assert one.target()["evicted_bytes"] == 0
+    assert one.target()["evicted_bytes"] == report["evicted_bytes"] == 0
+    assert re.fullmatch(r"\S+ \S+ brought back\n", one.command("restore", one.session.pid))
     assert one.resident_bytes() >= SIZE_MIB * MIB
     faults = one.target()["faults"]
     one.check()
@@ -347,6 +348,12 @@ def test_restore_stops_at_the_limit_and_evicts_nothing(start: Any) -> None:
     before = one.status()["counters"]["evicted_pages"]
     report = one.json("restore", one.pid)
     assert 32 * MIB < report["moved_bytes"] < 48 * MIB
+    assert report["limits"] == {"memory_bytes": 1 << 30, "resident_bytes": 48 * MIB}
+    assert report["evicted_bytes"] >= SIZE_MIB * MIB - report["moved_bytes"]
+    said = one.command("restore", one.pid)
+    assert re.fullmatch(
+        r".* brought back; .* MiB stay out: the limit of 48.0 MiB leaves no room\n", said
+    )
     assert one.resident_bytes() <= 48 * MIB
     assert one.status()["counters"]["evicted_pages"] == before
     one.check()

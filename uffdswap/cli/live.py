@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -87,22 +87,39 @@ def restore(pid: _Pid, as_json: _Json = False) -> None:
 
     Waits until it is there. Nothing else is evicted for it.
     """
-    _act("restore", pid, control.Restore(pid=pid), "brought back", as_json=as_json)
+    with control.connect(pid, os.environ) as client:
+        reply = control.expect(client.ask(control.Restore(pid=pid), seconds=None), control.Moved)
+        rest = client.still_out(pid)
+    if as_json:
+        limits = {"memory_bytes": rest.memory_bytes, "resident_bytes": rest.resident_bytes}
+        report = {"evicted_bytes": rest.evicted_bytes, "limits": limits}
+        _print_json("restore", pid, reply, report)
+        return
+    text = f"{format_size(reply.moved_bytes)} brought back"
+    if rest.evicted_bytes:
+        text += f"; {format_size(rest.evicted_bytes)} stay out"
+        given = [one for one in (rest.memory_bytes, rest.resident_bytes) if one is not None]
+        text += f": the limit of {format_size(min(given))} leaves no room" if given else ""
+    print(text)
 
 
 def _act(name: str, pid: int, request: Message, done: str, *, as_json: bool) -> None:
     with control.connect(pid, os.environ) as client:
         reply = control.expect(client.ask(request, seconds=None), control.Moved)
     if as_json:
-        report = {
-            "schema": f"uffdswap.{name}/1",
-            "pid": pid,
-            "targets": reply.targets,
-            "moved_bytes": reply.moved_bytes,
-        }
-        print(json.dumps(report, indent=2))
+        _print_json(name, pid, reply, {})
     else:
         print(f"{format_size(reply.moved_bytes)} {done}")
+
+
+def _print_json(name: str, pid: int, reply: control.Moved, more: dict[str, Any]) -> None:
+    report = {
+        "schema": f"uffdswap.{name}/1",
+        "pid": pid,
+        "targets": reply.targets,
+        "moved_bytes": reply.moved_bytes,
+    }
+    print(json.dumps(report | more, indent=2))
 
 
 def _limit(option: str, text: str | None) -> int | None:
