@@ -18,7 +18,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ("ON_FULL", "POLICIES", "Disk", "RunConfig", "parse_disk", "parse_limit", "resolve")
+__all__ = (
+    "NO_BUDGET",
+    "ON_FULL",
+    "POLICIES",
+    "Disk",
+    "RunConfig",
+    "parse_disk",
+    "parse_limit",
+    "resolve",
+)
 
 POLICIES = ("clock",)
 """Replacement policies there are, the default first."""
@@ -28,6 +37,9 @@ ON_FULL = ("wait", "kill")
 
 DISK_DEFAULT = "/var/tmp"
 """Where the disk tier is if nobody says so: a place on a disk, as file systems go."""
+
+NO_BUDGET = "without --memory nothing goes to a disk tier but what is parked (uffdswap park)"
+"""What to know of a disk tier in a session that has no budget of RAM."""
 
 STRESS_MAX_PAGES_PER_SECOND = 2**32 - 1
 

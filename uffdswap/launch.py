@@ -21,6 +21,7 @@ import socket
 import time
 
 from . import _libc, elf, protocol
+from .config import NO_BUDGET
 from .errors import ProtocolError, SessionFailed, SetupFailed, UsageError
 from .procfs import children_of, stat_of
 from .record import Record
@@ -235,6 +236,8 @@ class Launcher:
         if self._config.has_forgotten_limit:
             to_set = f"uffdswap set {os.getpid()} --memory SIZE"
             self._tell(WARNING, f"no limit to keep so far; to set one: {to_set}")
+        elif self._config.disks and self._config.memory_bytes is None:
+            self._tell(WARNING, NO_BUDGET)
         self._started_at = time.monotonic()
         try:
             self._pid = os.posix_spawn(

@@ -19,6 +19,7 @@ import pytest
 from integration.harness import wait_until
 
 from uffdswap._lib import shim_path
+from uffdswap.config import NO_BUDGET
 
 from .launching import LIMIT, UFFDSWAP, Launch, error_lines, python, run, uffdswap
 
@@ -161,6 +162,23 @@ def test_verbose_tells_targets_and_a_summary_on_stderr() -> None:
     lines = error_lines(done.stderr)
     assert any("is target 1" in line for line in lines)
     assert lines[-1].startswith("peak ")
+
+
+@pytest.mark.parametrize(
+    ("options", "lines"),
+    [
+        (["--resident", "1G"], 1),
+        (["--memory", "max"], 1),
+        (["--memory", "max", "-q"], 0),
+        (["--memory", "1G"], 0),
+    ],
+)
+def test_disk_that_has_nothing_to_do_but_park_is_told_of(
+    options: list[str], lines: int, tmp_path: Path
+) -> None:
+    done = uffdswap("run", *options, "--disk", str(tmp_path), "--", "true")
+    assert done.returncode == 0
+    assert error_lines(done.stderr) == [NO_BUDGET] * lines
 
 
 def test_verbose_tells_of_a_new_file_for_a_disk_tier(tmp_path: Path) -> None:

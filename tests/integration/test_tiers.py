@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from uffdswap.config import NO_BUDGET
+
 from .fixtures import StartFunction
 from .harness import GLUTTON, MIB, Outcome, Session, run_command, wait_until
 from .places import silent_file_system
@@ -187,6 +189,16 @@ def test_new_file_is_told_of(start: Any, tmp_path: Path) -> None:
     empty.touch()
     assert one.tier("add", f"{new}:8M").startswith(f"disk1 added: new file {new}, ")
     assert one.tier("add", empty).startswith(f"disk2 added: file {empty}, ")
+
+
+def test_tier_without_a_budget_is_for_what_is_parked(start: Any, tmp_path: Path) -> None:
+    one = start("--no-disk", memory="max", size_mib=4)
+    done = one.run("tier", "add", "--pid", one.pid, tmp_path)
+    assert done.stderr == f"uffdswap: {NO_BUDGET}\n"
+    one.wait_filled()
+    assert one.tiers()["disk1"]["pages"] == 0
+    one.command("park", one.pid)
+    assert one.tiers()["disk1"]["pages"] >= 1024
 
 
 def test_of_two_removals_at_once_one_is_told(start: Any, folders: list[Path]) -> None:

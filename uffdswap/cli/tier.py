@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from .. import control
-from ..config import parse_disk
+from ..config import NO_BUDGET, parse_disk
 from ..errors import UsageError
 from ..status import tier_table
 from ..tier_desk import PRIORITY_MAX
@@ -99,12 +99,15 @@ def add(
     kind = "" if os.path.lexists(disk.path) else "new "
     with control.choose(pid, os.environ) as client:
         (tier,) = client.tiers(request)
+        ram = client.tiers()[0]
     if as_json:
         _print_json("tier-add", {"tier": tier})
     else:
         room = format_size(tier["free_bytes"])
         kind += tier["kind"]
         print(f"{tier['name']} added: {kind} {printable(disk.path)}, {room} free")
+    if ram["cap_bytes"] is None:
+        print_line(NO_BUDGET)
 
 
 def remove(
