@@ -201,6 +201,28 @@ def test_tier_without_a_budget_is_for_what_is_parked(start: Any, tmp_path: Path)
     assert one.tiers()["disk1"]["pages"] >= 1024
 
 
+def test_tier_is_removed_by_the_path_it_was_added_with(
+    start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = start("--no-disk", size_mib=4)
+    monkeypatch.chdir(tmp_path)
+    for added, removed in (
+        ("image:10M", "image"),
+        ("image:10M", "./image"),
+        ("image:10M", "image:10M"),
+        (f"{tmp_path}", "."),
+    ):
+        one.tier("add", added)
+        one.tier("remove", removed)
+        assert list(one.tiers()) == ["ram"]
+    one.tier("add", "image", "--name", "first")
+    one.tier("add", tmp_path, "--name", "image")
+    one.tier("remove", "image")
+    assert list(one.tiers()) == ["ram", "first"]
+    said = one.tier("remove", "nothing", status=1)
+    assert "there is no disk tier nothing;" in said
+
+
 def test_of_two_removals_at_once_one_is_told(start: Any, folders: list[Path]) -> None:
     one = start("--disk", str(folders[0]), "--disk", str(folders[1]))
     one.wait_filled()

@@ -130,13 +130,27 @@ def remove(
     """
     if not name:
         raise UsageError("NAME is empty", remedy="see: uffdswap tier list")
-    wanted = parse_disk(name, "NAME").path if "/" in name else name
     with control.choose(pid, os.environ) as client:
+        wanted = _meant(name, client.tiers())
         removed = client.remove_tier(wanted, _teller() if verbose else lambda _leaving: None)
     if as_json:
         _print_json("tier-remove", removed.as_dict())
     else:
         print(_removal_line(removed))
+
+
+def _meant(name: str, tiers: list[dict[str, Any]]) -> str:
+    """Return the name or path of the tier that is meant: a name wins over a path as `add` has it.
+
+    A path may be gone by now, and may have a size behind it, as where it was added.
+    """
+    if name in {tier["name"] for tier in tiers}:
+        return name
+    given = [one for one in (name, name.rpartition(":")[0]) if one]
+    paths = list(map(os.path.abspath, given))
+    places = {tier["path"] for tier in tiers}
+    found = [path for path in paths if path in places]
+    return found[0] if found else paths[0] if "/" in name else name
 
 
 def _teller() -> Callable[[control.Leaving], None]:
