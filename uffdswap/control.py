@@ -378,14 +378,24 @@ def choose(pid: int | None, environment: Mapping[str, str]) -> Client:
     found = sessions(environment)
     if len(found) == 1:
         return found[0]
-    pids = ", ".join(str(client.pid) for client in found)
+    pids = [_shown_pid(client) for client in found]
     for client in found:
         client.close()
     if not found:
         raise NoSuchSession("no session is running", remedy="see: uffdswap status")
     raise UsageError(
-        f"{len(found)} sessions are running", cause=f"their agents are {pids}", remedy="give --pid"
+        f"{len(found)} sessions are running",
+        cause=f"their PIDs are {', '.join(map(str, pids))}",
+        remedy="give --pid",
     )
+
+
+def _shown_pid(client: Client) -> int:
+    """Return the PID that `status` shows for a session; its agent's if that says nothing."""
+    try:
+        return client.state()[0].launcher_pid
+    except UffdswapError:
+        return client.pid
 
 
 def _has(client: Client, pid: int, silent: list[UffdswapError]) -> bool:

@@ -13,6 +13,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -581,7 +582,14 @@ def test_without_a_pid_the_only_session_is_meant(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class One:
-        pid = 5
+        def __init__(self, pid: int, launcher_pid: int) -> None:
+            self.pid = pid
+            self._launcher_pid = launcher_pid
+
+        def state(self) -> tuple[SimpleNamespace, list[control.Target]]:
+            if not self._launcher_pid:
+                raise UffdswapError("it does not answer")
+            return SimpleNamespace(launcher_pid=self._launcher_pid), []
 
         def close(self) -> None:
             """Hang up."""
@@ -592,10 +600,10 @@ def test_without_a_pid_the_only_session_is_meant(
     with pytest.raises(NoSuchSession, match="no session is running") as none:
         control.choose(None, environment)
     assert none.value.exit_status == 3
-    found.append(One())
+    found.append(One(5, 4))
     assert control.choose(None, environment) is found[0]
-    found.append(One())
-    with pytest.raises(UsageError, match="2 sessions are running: their agents are 5, 5"):
+    found += [One(7, 7), One(9, 0)]
+    with pytest.raises(UsageError, match="3 sessions are running: their PIDs are 4, 7, 9; give"):
         control.choose(None, environment)
 
 
