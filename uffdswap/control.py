@@ -9,11 +9,13 @@ of it, or one of its targets, which means that process alone where an action has
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 from pathlib import Path
 
 from .errors import NoSuchSession, ProtocolError, UffdswapError, UsageError
+from .procfs import stat_of
 from .protocol import MESSAGE_BYTES_MAX, Message, decode, encode, receive_packet
 from .record import Record
 from .runtime import session_folders
@@ -231,6 +233,8 @@ class Client:
 
     def __init__(self, path: str, pid: int) -> None:
         self.pid = pid
+        self.folder = Path(path).parent.name
+        self._agent_pid = pid
         self._is_connected = True
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
@@ -266,14 +270,15 @@ class Client:
         session ends meanwhile.
         """
         what = f"the session of process {self.pid}"
+        stopped = f"is it stopped? try: kill -CONT {self._agent_pid}"
         if not self._is_connected:
-            raise UffdswapError(f"{what} does not answer", remedy="is it stopped?")
+            raise UffdswapError(f"{what} does not answer", remedy=stopped)
         try:
             self._socket.settimeout(seconds)
             self._socket.send(encode(request))
             data, _fds, truncated = receive_packet(self._socket, MESSAGE_BYTES_MAX, 0)
         except TimeoutError as error:
-            raise UffdswapError(f"{what} does not answer", remedy="is it stopped?") from error
+            raise UffdswapError(f"{what} does not answer", remedy=stopped) from error
         except OSError as error:
             raise NoSuchSession(f"{what} has ended", cause=str(error.strerror)) from error
         if not data:
@@ -349,23 +354,42 @@ def connect(pid: int, environment: Mapping[str, str]) -> Client:
     """
     chosen: Client | None = None
     silent: list[UffdswapError] = []
+    certain: UffdswapError | None = None
     for client in sessions(environment):
-        if chosen is None and _has(client, pid, silent):
+        if chosen is None and certain is None and _has(client, pid, silent):
             chosen = client
             chosen.pid = pid
-        else:
-            client.close()
+            continue
+        if silent and certain is None and _began_with(client.folder, client.pid, pid):
+            certain = silent[-1]
+        client.close()
     if chosen is not None:
         return chosen
+    if certain is not None:
+        raise certain
     if Path(f"/proc/{pid}").exists():
         cause = "it runs, but not under uffdswap, or under that of another user"
+        cause += f"; but {silent[0]}" if silent else ""
     else:
         cause = "there is no such process"
-    if silent:
-        cause += f"; but {silent[0]}"
     raise NoSuchSession(
         f"no session has the process {pid}", cause=cause, remedy="see: uffdswap status"
     )
+
+
+def _began_with(folder: str, agent_pid: int, pid: int) -> bool:
+    """Tell whether a process is surely of a session that cannot be asked.
+
+    It is its agent, the launcher of that, or a program that was started with the session's socket.
+    """
+    stat = stat_of(agent_pid)
+    if pid == agent_pid or (stat is not None and stat.parent == pid):
+        return True
+    try:
+        variables = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return False
+    return os.fsencode(f"/{folder}/") in variables
 
 
 def choose(pid: int | None, environment: Mapping[str, str]) -> Client:
@@ -402,7 +426,9 @@ def _has(client: Client, pid: int, silent: list[UffdswapError]) -> bool:
     """Return whether a session has a process; one that cannot be asked is noted in `silent`."""
     try:
         state, targets = client.state()
-    except UffdswapError as error:  # it is ending, or stopped; another one may be meant
+    except NoSuchSession:  # it is ending
+        return False
+    except UffdswapError as error:  # it is stopped; another one may be meant
         silent.append(error)
         return False
     return pid in (state.agent_pid, state.launcher_pid) or pid in [t.pid for t in targets]

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from uffdswap import control, protocol
+from uffdswap.cli import main
 
 from .fixtures import StartFunction
 from .harness import MIB, REPOSITORY, Session, run_command, wait_until
@@ -181,6 +182,26 @@ def test_process_of_no_session_is_status_3(start: Any) -> None:
             *words, status=3
         )
     assert "there is no such process" in one.command("restore", 2**22 + 1, status=3)
+    one.finish()
+
+
+def test_stopped_agent_is_told_of_with_what_helps(
+    start: Any, runtime: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    one = start(size_mib=4)
+    agent_pid = one.status()["agent_pid"]
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+    monkeypatch.setattr(control, "_ANSWER_SECONDS", 1.0)
+    os.kill(agent_pid, signal.SIGSTOP)
+    try:
+        for pid in (agent_pid, one.pid, one.session.pid):
+            assert main(["set", str(pid), "-m", "1G"]) == 1
+            assert capfd.readouterr().err == (
+                f"uffdswap: the session of process {agent_pid} does not answer;"
+                f" is it stopped? try: kill -CONT {agent_pid}\n"
+            )
+    finally:
+        os.kill(agent_pid, signal.SIGCONT)
     one.finish()
 
 

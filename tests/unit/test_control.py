@@ -609,6 +609,9 @@ def test_without_a_pid_the_only_session_is_meant(
 
 def test_a_session_that_cannot_be_asked_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     class Stopped:
+        pid = 7
+        folder = "7-1"
+
         def state(self) -> None:
             raise UffdswapError("the session of process 7 does not answer", remedy="is it stopped?")
 
