@@ -15,14 +15,14 @@ import struct
 from pathlib import Path
 
 from .errors import NoSuchSession, ProtocolError, UffdswapError, UsageError
-from .procfs import stat_of
+from .procfs import children_of, stat_of
 from .protocol import MESSAGE_BYTES_MAX, Message, decode, encode, receive_packet
 from .record import Record
 from .runtime import session_folders
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from types import TracebackType
     from typing import Any, Self, TypeVar
 
@@ -52,6 +52,7 @@ __all__ = (
     "Tiers",
     "choose",
     "connect",
+    "connect_all",
     "expect",
     "sessions",
 )
@@ -348,10 +349,12 @@ def sessions(environment: Mapping[str, str]) -> list[Client]:
 
 
 def connect(pid: int, environment: Mapping[str, str]) -> Client:
-    """Return a connection to the session that a process belongs to.
+    """Return a connection to the session that a process belongs to; its `pid` is the target's.
 
-    Raises `NoSuchSession` if it belongs to none, or to one of another user.
+    The helper task of a program means that. Raises `NoSuchSession` if it belongs to none, or to
+    one of another user.
     """
+    pid = _program_of(pid)
     chosen: Client | None = None
     silent: list[UffdswapError] = []
     certain: UffdswapError | None = None
@@ -375,6 +378,46 @@ def connect(pid: int, environment: Mapping[str, str]) -> Client:
     raise NoSuchSession(
         f"no session has the process {pid}", cause=cause, remedy="see: uffdswap status"
     )
+
+
+def connect_all(pids: Iterable[int], environment: Mapping[str, str]) -> list[Client]:
+    """Return connections to the sessions that processes belong to, each once.
+
+    Raises `NoSuchSession` if one of them belongs to none.
+    """
+    found: dict[str, Client] = {}
+    for pid in pids:
+        client = connect(pid, environment)
+        if found.setdefault(client.folder, client) is not client:
+            client.close()
+    return list(found.values())
+
+
+def _program_of(pid: int) -> int:
+    """Return the program of a helper task, which tools list as another process of its name.
+
+    They share the memory, and with it one mapping that no other process has there.
+    """
+    stat = stat_of(pid)
+    if stat is None or not stat.is_hands:
+        return pid
+    own = _areas(pid)
+    siblings = sorted(children_of(stat.parent))
+    others = (int(one.name) for one in Path("/proc").iterdir() if one.name.isdecimal())
+    for other in (*siblings, *others):
+        known = stat_of(other)
+        if known is not None and not known.is_hands and own and _areas(other) == own:
+            return other
+    return pid
+
+
+def _areas(pid: int) -> list[str]:
+    """Return where a process has what it shares with its agent."""
+    try:
+        lines = Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    return [line for line in lines if "/memfd:uffdswap-area" in line]
 
 
 def _began_with(folder: str, agent_pid: int, pid: int) -> bool:

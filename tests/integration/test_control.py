@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from uffdswap import control, protocol
+from uffdswap import control, procfs, protocol
 from uffdswap.cli import main
 
 from .fixtures import StartFunction
@@ -161,6 +161,25 @@ def test_session_is_found_by_launcher_agent_and_target(start: Any) -> None:
     for pid in (status["launcher_pid"], status["agent_pid"], one.pid):
         assert one.json("status", pid)["sessions"][0]["agent_pid"] == status["agent_pid"]
     one.finish()
+
+
+def test_helper_task_stands_for_its_program(start: Any) -> None:
+    one, other = start(8), start(8)
+    helpers = []
+    for program in (one, other):
+        launcher_pid = program.status()["launcher_pid"]
+        names = {pid: procfs.stat_of(pid) for pid in procfs.children_of(launcher_pid)}
+        helpers += [pid for pid, stat in names.items() if stat is not None and stat.is_hands]
+    report = one.json("park", helpers[0])
+    assert report["pid"] == one.pid
+    assert report["moved_bytes"] >= 8 * MIB
+    assert one.json("restore", helpers[0])["moved_bytes"] >= 8 * MIB
+    found = one.json("status", one.pid, *helpers, other.pid)["sessions"]
+    assert [session["program_pid"] for session in found] == [one.pid, other.pid]
+    said = one.command("status", one.pid, os.getpid(), status=3)
+    assert f"no session has the process {os.getpid()}" in said
+    one.finish()
+    other.finish()
 
 
 def test_two_sessions_at_once_are_told_apart(start: Any) -> None:

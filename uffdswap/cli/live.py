@@ -13,9 +13,14 @@ from .. import control
 from ..config import parse_limit
 from ..errors import UsageError
 from ..machine import available_memory_bytes
-from ..protocol import Message
 from ..units import format_size, parse_size_of
 from ._options import Memory, Resident
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..protocol import Message
 
 __all__ = ("park", "reclaim", "restore", "set_limits")
 
@@ -70,8 +75,7 @@ def reclaim(
         raise UsageError("max is no size to reclaim", remedy="to evict everything: uffdswap park")
     if size_bytes == 0:
         raise UsageError("SIZE: nothing can be reclaimed of 0", remedy="give at least a page, 4K")
-    request = control.Reclaim(pid=pid, size_bytes=size_bytes)
-    _act("reclaim", pid, request, "evicted", as_json=as_json)
+    _act("reclaim", pid, lambda pid: control.Reclaim(pid=pid, size_bytes=size_bytes), as_json)
 
 
 def park(pid: _Pid, as_json: _Json = False) -> None:
@@ -79,7 +83,7 @@ def park(pid: _Pid, as_json: _Json = False) -> None:
 
     It goes on: what it touches comes back, and only that. A good way to keep what is idle.
     """
-    _act("park", pid, control.Park(pid=pid), "evicted", as_json=as_json)
+    _act("park", pid, lambda pid: control.Park(pid=pid), as_json)
 
 
 def restore(pid: _Pid, as_json: _Json = False) -> None:
@@ -88,12 +92,13 @@ def restore(pid: _Pid, as_json: _Json = False) -> None:
     Waits until it is there. Nothing else is evicted for it.
     """
     with control.connect(pid, os.environ) as client:
-        reply = control.expect(client.ask(control.Restore(pid=pid), seconds=None), control.Moved)
-        rest = client.still_out(pid)
+        request = control.Restore(pid=client.pid)
+        reply = control.expect(client.ask(request, seconds=None), control.Moved)
+        rest = client.still_out(client.pid)
     if as_json:
         limits = {"memory_bytes": rest.memory_bytes, "resident_bytes": rest.resident_bytes}
         report = {"evicted_bytes": rest.evicted_bytes, "limits": limits}
-        _print_json("restore", pid, reply, report)
+        _print_json("restore", client.pid, reply, report)
         return
     text = f"{format_size(reply.moved_bytes)} brought back"
     if rest.evicted_bytes:
@@ -103,13 +108,13 @@ def restore(pid: _Pid, as_json: _Json = False) -> None:
     print(text)
 
 
-def _act(name: str, pid: int, request: Message, done: str, *, as_json: bool) -> None:
+def _act(name: str, pid: int, request: Callable[[int], Message], as_json: bool) -> None:
     with control.connect(pid, os.environ) as client:
-        reply = control.expect(client.ask(request, seconds=None), control.Moved)
+        reply = control.expect(client.ask(request(client.pid), seconds=None), control.Moved)
     if as_json:
-        _print_json(name, pid, reply, {})
+        _print_json(name, client.pid, reply, {})
     else:
-        print(f"{format_size(reply.moved_bytes)} {done}")
+        print(f"{format_size(reply.moved_bytes)} evicted")
 
 
 def _print_json(name: str, pid: int, reply: control.Moved, more: dict[str, Any]) -> None:

@@ -24,10 +24,10 @@ __all__ = ("status",)
 
 
 def status(
-    pid: Annotated[
-        int | None,
+    pids: Annotated[
+        list[int] | None,
         typer.Argument(
-            metavar="PID", show_default=False, help="A process of the session; default: all."
+            metavar="PID...", show_default=False, help="Processes of sessions; default: all."
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -42,7 +42,7 @@ def status(
     of all that the tiers can hold. Children of a program are part of its session. A narrow terminal
     does without some columns.
     """
-    clients = control.sessions(os.environ) if pid is None else [control.connect(pid, os.environ)]
+    clients = control.connect_all(pids, os.environ) if pids else control.sessions(os.environ)
     found: list[dict[str, Any]] = []
     silent = 0
     for client in clients:
@@ -51,7 +51,7 @@ def status(
                 state, targets = client.state()
                 found.append(session_document(state, targets, client.tiers()))
             except UffdswapError as error:
-                if pid is not None:
+                if pids:
                     raise
                 if not isinstance(error, NoSuchSession):  # it is not just ending
                     print_line(str(error))
