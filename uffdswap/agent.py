@@ -54,7 +54,7 @@ _KNOWN_MAX = 4096
 _SO_PEERPIDFD = 77  # since Linux 6.5
 _IGNORED = ("HUP", "INT", "QUIT", "TERM", "USR1", "USR2", "PIPE", "TSTP", "TTIN", "TTOU")
 
-_WHY_LAUNCHER_GONE = "its launcher is gone, and nobody could tell what happens to it"
+_WHY_KILLED = "its {who} is gone, and nobody could tell what happens to it"
 
 
 class _Pending:
@@ -334,6 +334,10 @@ class Agent:
         # A standing agent is the launcher of many: each session then goes by its own.
         return self._launcher_pid if self._program_pid else os.getpid()
 
+    def _keeper(self) -> str:
+        """Return what the other end of the control channel is called."""
+        return "launcher" if self._program_pid else "standing agent"
+
     def _launcher_gone(self) -> None:
         self._selector.unregister(self._control)
         self._drop_outgoing()
@@ -343,7 +347,7 @@ class Agent:
         self._over = True
         if self._session is not None:
             if self._targets:
-                _complain("the launcher is gone; killing the targets of this session")
+                _complain(f"the {self._keeper()} is gone; killing the targets of this session")
             self._kill_all(self._session)
 
     def _kill_all(self, session: NativeSession) -> None:
@@ -359,7 +363,7 @@ class Agent:
         while (self._targets or self._pending) and time.monotonic() < deadline:
             if not self._targets.keys() <= known:
                 known |= self._targets.keys()
-                session.kill_all(_WHY_LAUNCHER_GONE)
+                session.kill_all(_WHY_KILLED.format(who=self._keeper()))
             for key, _events in self._selector.select(_PAUSE_SECONDS):
                 key.data()
             self._expire()

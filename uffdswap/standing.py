@@ -194,6 +194,9 @@ class StandingAgent:
             connection.close()
             return
         protocol.close_all(fds)
+        if not hello:  # it wanted to know whether somebody listens, as another agent does
+            connection.close()
+            return
         pid = protocol.peer_of(connection).pid
         try:
             if truncated or len(hello) != HELLO.size:

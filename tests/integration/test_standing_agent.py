@@ -393,6 +393,8 @@ def test_program_is_killed_when_the_standing_agent_is_killed(start: Any) -> None
     agent.process.wait(timeout=30)
     assert one.process.wait(timeout=30) == -signal.SIGKILL
     assert "WRONG" not in one.output()
+    assert "the standing agent is gone; killing the targets of this session" in agent.errors()
+    assert "launcher" not in agent.errors()
 
 
 def test_program_and_children_are_killed_when_their_agent_is_killed(start: Any) -> None:
@@ -535,6 +537,7 @@ def test_second_agent_at_the_same_place_is_refused_and_a_dead_ones_place_is_take
     with pytest.raises(subprocess.CalledProcessError) as caught:
         agent.command("agent")
     assert "another agent does" in caught.value.stderr
+    assert "not managed" not in agent.errors()
     agent.process.kill()
     agent.process.wait(timeout=30)
     assert agent.path.exists()

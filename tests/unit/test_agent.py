@@ -523,7 +523,7 @@ def test_lost_launcher_means_that_everything_is_killed(
     assert len(session.killed) == 1
     assert session.closed
     assert not harness.folder.exists()
-    assert capfd.readouterr().err.startswith("uffdswap: the launcher is gone")
+    assert capfd.readouterr().err.startswith("uffdswap: the standing agent is gone")
 
 
 def test_child_on_its_way_is_killed_too_when_the_launcher_is_lost(harness: Harness) -> None:
