@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import enum
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -82,7 +83,7 @@ _INTERPRETER_COPY = (
     "&& sudo setcap cap_sys_ptrace+ep {python}"
 )
 _INTERPRETER_NEW = (
-    "python3 -m venv --copies ~/.uffdswap && ~/.uffdswap/bin/pip install uffdswap "
+    "python3 -m venv --copies ~/.uffdswap && ~/.uffdswap/bin/pip install {sources} "
     "&& sudo setcap cap_sys_ptrace+ep ~/.uffdswap/bin/python"
 )
 _CONTAINER = "docker run --cap-add=SYS_PTRACE --device=/dev/userfaultfd ..."
@@ -353,7 +354,7 @@ def _shim(_probe: Probe, host: Host) -> Answer | None:
     if not host.shim_error:
         return _ok("shim loads: libuffdswap.so")
     why = "programs are managed from a library that is loaded before theirs"
-    now = "pip install --force-reinstall uffdswap"
+    now = f"{sys.executable} -m pip install --force-reinstall {_sources()}"
     return Answer(Verdict.FAIL, f"shim does not load: {host.shim_error}", why, now)
 
 
@@ -364,7 +365,7 @@ def _other_users(probe: Probe, host: Host) -> Answer | None:
         why = "their agent needs CAP_SYS_PTRACE, which root has"
         now = _AS_USER.format(user="USER", group="GROUP", program=_program())
         found = "other users cannot run it by themselves"
-        return Answer(Verdict.WARN, found, why, now, _INTERPRETER_NEW)
+        return Answer(Verdict.WARN, found, why, now, _new_interpreter())
     if probe.sysctl_unprivileged != 1 and not host.device_is_open_to_all:
         found = f"vm.unprivileged_userfaultfd = {max(probe.sysctl_unprivileged, 0)}"
         why = "programs of other users may not open a userfaultfd"
@@ -423,10 +424,21 @@ def _program() -> str:
     return shutil.which("uffdswap") or str(Path(sys.executable).with_name("uffdswap"))
 
 
+def _sources() -> str:
+    """Return what to give to pip, which knows no package of this name: the clone, if it is here."""
+    folder = Path(__file__).resolve().parent.parent
+    return shlex.quote(str(folder)) if (folder / "pyproject.toml").exists() else "CLONE"
+
+
+def _new_interpreter() -> str:
+    """Return the command that installs uffdswap with an interpreter of its own."""
+    return _INTERPRETER_NEW.format(sources=_sources())
+
+
 def _capable_interpreter() -> str:
     """Return the command that gives the agent its capability, for good."""
     if sys.prefix == sys.base_prefix:
-        return _INTERPRETER_NEW
+        return _new_interpreter()
     return _INTERPRETER_COPY.format(python=sys.executable)
 
 

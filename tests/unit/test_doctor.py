@@ -246,6 +246,13 @@ def test_a_shim_that_does_not_load_is_a_failure(tmp_path: Path) -> None:
     assert "wrong ELF class" in found["shim"].answer.found
 
 
+def test_what_is_installed_comes_from_the_clone(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(doctor.__file__).parent.parent
+    assert f"pip install {folder} " in doctor._new_interpreter()
+    monkeypatch.setattr(doctor, "__file__", "/opt/env/lib/uffdswap/doctor.py")
+    assert "pip install CLONE " in doctor._new_interpreter()
+
+
 def test_load_shim_tells_missing_from_broken(tmp_path: Path) -> None:
     broken = tmp_path / "libbroken.so"
     assert "is missing" in doctor.load_shim(broken)
