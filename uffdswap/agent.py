@@ -273,7 +273,8 @@ class Agent:
         listener = socket.socket(fileno=listener_fd)
         self._folder = message.folder
         self._session = session = self._start_session(message)
-        if session is None or not self._add_disks(session, message):
+        new_disks: list[int] = []
+        if session is None or not self._add_disks(session, message, new_disks):
             listener.close()
             return
         self._selector.register(session.event_fd(), selectors.EVENT_READ, self._on_event)
@@ -284,7 +285,7 @@ class Agent:
             has_room=lambda: len(self._pending) < _PENDING_MAX,
         )
         self._open_desk(session, message)
-        self._send(protocol.Ready(), [os.dup(fd) for fd in session.fds()])
+        self._send(protocol.Ready(new_disks=new_disks), [os.dup(fd) for fd in session.fds()])
 
     def _start_session(self, message: protocol.Configure) -> NativeSession | None:
         try:
@@ -293,14 +294,18 @@ class Agent:
             self._send(protocol.Refused(pid=0, text=limits.in_words(error)))
             return None
 
-    def _add_disks(self, session: NativeSession, message: protocol.Configure) -> bool:
+    def _add_disks(
+        self, session: NativeSession, message: protocol.Configure, new_disks: list[int]
+    ) -> bool:
         """Add the disk tiers of the start. What nobody asked for may fail; then tell why."""
-        for disk in message.disks:
+        for place, disk in enumerate(message.disks):
             path, cap_bytes = disk["path"], disk["cap_bytes"]
             assert isinstance(path, str)
             assert not isinstance(cap_bytes, str)
+            is_new = not os.path.exists(path)
             try:
                 session.add_tier(path, cap_bytes=cap_bytes)
+                new_disks += [place] if is_new else []
             except OSError as error:
                 text = error.strerror or str(error)
                 if message.disks_are_required:

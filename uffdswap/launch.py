@@ -198,7 +198,6 @@ class Launcher:
     def _await_agent(self) -> None:
         """Give the agent its session, and wait until it takes targets."""
         assert self._folder is not None
-        new_files = [one.path for one in self._config.disks if not os.path.lexists(one.path)]
         configure = protocol.Configure(
             memory_bytes=self._config.memory_bytes,
             resident_bytes=self._config.resident_bytes,
@@ -221,8 +220,6 @@ class Launcher:
         if not in_time:
             seconds = self._patience.agent_seconds
             raise SetupFailed("the agent did not start", cause=f"no answer in {seconds:g} s")
-        for path in new_files:
-            self._tell(INFO, f"made a new file for a disk tier: {path}")
 
     def _start(self, program: elf.Program, environment: Mapping[str, str]) -> None:
         """Start the program as if the launcher were not there: its signals, streams and limits."""
@@ -402,6 +399,9 @@ class Launcher:
         if isinstance(message, protocol.Ready):
             self._agent_ready = True
             self._session_fds = fds
+            for place in message.new_disks:
+                path = self._config.disks[place].path
+                self._tell(INFO, f"made a new file for a disk tier: {path}")
             return
         protocol.close_all(fds)
         self._on_message(message)

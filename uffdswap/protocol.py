@@ -100,7 +100,12 @@ class Finish(Message):
 
 
 class Ready(Message):
-    """Targets are welcome; carries the session's memfds."""
+    """Targets are welcome; carries the session's memfds.
+
+    `new_disks` are the places in `Configure.disks` where nothing was, so that a file was made.
+    """
+
+    new_disks: list[int]
 
 
 class Refused(Message):

@@ -8,7 +8,6 @@ far it is, or has gone; and how it ended must be there when it is asked for.
 from __future__ import annotations
 
 import _thread
-import contextlib
 import os
 import time
 
@@ -51,6 +50,23 @@ class _Removal:
             self.why_kept = why_kept
 
 
+class _Look:
+    """A look at a path, and whether nothing was there."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self.found_nothing = False
+
+    def take(self, waits: _thread.LockType) -> None:
+        try:
+            os.stat(self._path)  # noqa: PTH116 # pathlib is not imported by the agent
+        except FileNotFoundError:
+            self.found_nothing = True
+        except OSError:
+            pass  # what is wrong with it, the data plane says
+        waits.release()
+
+
 class TierDesk:
     """Carries out what clients ask of tiers."""
 
@@ -81,7 +97,8 @@ class TierDesk:
         """Add a tier; the reply has it alone."""
         if request.priority > PRIORITY_MAX:
             return Failed(kind="usage", text=f"a priority is at most {PRIORITY_MAX}")
-        if not self._answers(request.path):
+        look = _Look(request.path)
+        if not self._answers(look):
             why = "its file system does not answer (a network without its server?)"
             text = f"cannot use {request.path} as a disk tier: {why}; give another place"
             return Failed(kind="tier", text=text)
@@ -94,10 +111,11 @@ class TierDesk:
             )
         except OSError as error:
             return Failed(kind="tier", text=error.strerror or str(error))
-        return Tiers(tiers=[_row(tier) for tier in self._session.tiers() if tier.id == number])
+        rows = [_row(tier) for tier in self._session.tiers() if tier.id == number]
+        return Tiers(tiers=[{**row, "is_new": look.found_nothing} for row in rows])
 
-    def _answers(self, path: str) -> bool:
-        """Tell whether somebody answers at a path, without waiting there for ever.
+    def _answers(self, look: _Look) -> bool:
+        """Tell whether somebody answers where a look goes, without waiting there for ever.
 
         A thread does that, and is left behind where nobody answers.
         """
@@ -107,7 +125,7 @@ class TierDesk:
         waits = _thread.allocate_lock()
         waits.acquire()
         try:
-            _thread.start_new_thread(_look, (path, waits))
+            _thread.start_new_thread(look.take, (waits,))
         except RuntimeError:
             return True  # no thread to be had: for all we know
         if waits.acquire(timeout=_ANSWER_SECONDS):
@@ -158,12 +176,6 @@ class TierDesk:
             moved_seconds=removal.moved_seconds,
             seconds=removal.seconds,
         )
-
-
-def _look(path: str, waits: _thread.LockType) -> None:
-    with contextlib.suppress(OSError):  # what is wrong with it, the data plane says
-        os.stat(path)  # noqa: PTH116 # pathlib is not imported by the agent
-    waits.release()
 
 
 def _row(tier: Tier) -> dict[str, str | int | None]:

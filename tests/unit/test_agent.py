@@ -141,7 +141,7 @@ class Harness:
 
     def start(self) -> FakeSession:
         self.configure()
-        assert self.receive() == protocol.Ready()
+        assert self.receive() == protocol.Ready(new_disks=[])
         assert self.session is not None
         return self.session
 
@@ -212,7 +212,7 @@ def test_limits_reach_the_data_plane(harness: Harness) -> None:
 def test_disk_tiers_are_there_from_the_start(harness: Harness) -> None:
     disks = [{"path": "/var/tmp", "cap_bytes": 1 << 30}, {"path": "/srv", "cap_bytes": None}]
     harness.configure(disks=disks, disk_is_encrypted=False, on_full="kill")
-    assert harness.receive() == protocol.Ready()
+    assert harness.receive() == protocol.Ready(new_disks=[])
     assert harness.session is not None
     assert harness.session.tiers == [("/var/tmp", 1 << 30), ("/srv", None)]
     assert harness.session.limits["disk_is_encrypted"] is False
@@ -229,7 +229,7 @@ def test_disk_tier_nobody_asked_for_may_be_missing(harness: Harness) -> None:
     harness.configure(disks=[{"path": "/nonexistent", "cap_bytes": None}])
     expected = "going without a disk tier: cannot use /nonexistent"
     assert harness.receive() == protocol.Warn(text=expected, serious=False)
-    assert harness.receive() == protocol.Ready()
+    assert harness.receive() == protocol.Ready(new_disks=[])
 
 
 def test_refusal_of_the_data_plane_is_passed_on(harness: Harness) -> None:

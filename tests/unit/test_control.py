@@ -428,6 +428,7 @@ def test_tier_is_added_and_shown_alone(rig: Rig) -> None:
         *("fast", "/x"),
         *(5 << 20, 3),
     )
+    assert row["is_new"]
     refused = rig.ask(control.TierAdd(path="/bad", cap_bytes=None, name=None, priority=0))
     assert refused == control.Failed(kind="tier", text="cannot use /bad")
 

@@ -96,7 +96,6 @@ def add(
     request = control.TierAdd(
         path=disk.path, cap_bytes=disk.cap_bytes, name=name, priority=priority
     )
-    kind = "" if os.path.lexists(disk.path) else "new "
     with control.choose(pid, os.environ) as client:
         (tier,) = client.tiers(request)
         ram = client.tiers()[0]
@@ -104,7 +103,7 @@ def add(
         _print_json("tier-add", {"tier": tier})
     else:
         room = format_size(tier["free_bytes"])
-        kind += tier["kind"]
+        kind = f"new {tier['kind']}" if tier["is_new"] else tier["kind"]
         print(f"{tier['name']} added: {kind} {printable(disk.path)}, {room} free")
     if ram["cap_bytes"] is None:
         print_line(NO_BUDGET)
