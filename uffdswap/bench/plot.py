@@ -92,7 +92,7 @@ def require_kind(path: str) -> None:
         try:
             import matplotlib.figure  # noqa: F401, PLC0415 # optional
         except ImportError as error:
-            remedy = "install it: pip install 'uffdswap[plot]'; or take a name that ends in .svg"
+            remedy = "install it: pip install matplotlib; or take a name that ends in .svg"
             raise SetupFailed(
                 f"cannot draw {path}", cause="PNG needs matplotlib", remedy=remedy
             ) from error
