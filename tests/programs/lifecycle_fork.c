@@ -408,13 +408,6 @@ static char *reserve_place(void)
 	return place;
 }
 
-static void move_to(char *from, char *to, size_t pages, int flags)
-{
-	CHECK(mremap(from, pages * PAGE_BYTES, pages * PAGE_BYTES,
-		     MREMAP_MAYMOVE | MREMAP_FIXED | flags, to) == to,
-	      "mremap: %s", strerror(errno));
-}
-
 /* The old place of a move stays, and is empty: in children of after it, and not in those of before. */
 static void check_fork_dontunmap(void)
 {
@@ -430,7 +423,7 @@ static void check_fork_dontunmap(void)
 			verify(start, PAGES, seed, 0, "child of before the move");
 			_exit(0);
 		}
-		move_to(start, moved, PAGES, MREMAP_DONTUNMAP);
+		move_pages_over(start, moved, PAGES, MREMAP_DONTUNMAP);
 		pid_t after = round % 2 ? clone_bare() : fork();
 		CHECK_CALL(after);
 		if (!after) {
@@ -443,7 +436,7 @@ static void check_fork_dontunmap(void)
 		verify(start, PAGES, seed + 1, 0, "old place, written");
 		expect_child_ok(before, "child of before the move");
 		expect_child_ok(after, "child of after the move");
-		move_to(moved, start, PAGES, MREMAP_DONTUNMAP);
+		move_pages_over(moved, start, PAGES, MREMAP_DONTUNMAP);
 	}
 }
 
@@ -457,7 +450,7 @@ static void move_and_look(char *start, size_t number)
 
 	for (size_t part = 0; part < 4;
 	     part++) /* the last first, or the first: pages pass each other */
-		move_to(page_at(start, part * quarter),
+		move_pages_over(page_at(start, part * quarter),
 			page_at(place, (number % 2 ? 3 - part : part) * quarter), quarter, 0);
 	for (size_t part = 0; part < 4; part++)
 		verify(page_at(place, (number % 2 ? 3 - part : part) * quarter), quarter, seed,
@@ -483,7 +476,7 @@ static void check_fork_moves(void)
 			_exit(0);
 		}
 		char *place = reserve_place();
-		move_to(start, place, PAGES, 0);
+		move_pages_over(start, place, PAGES, 0);
 		start = place;
 		for (size_t page = i; page < PAGES; page += SHARERS)
 			verify(page_at(start, page), 1, seed, page, "parent that moves");

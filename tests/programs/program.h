@@ -228,6 +228,22 @@ UNUSED static void unmap_pages(void *start, size_t pages)
 	CHECK_CALL(munmap(start, pages * PAGE_BYTES));
 }
 
+/* Move pages over whatever is in a place. */
+UNUSED static void move_pages_over(void *from, void *to, size_t pages, int flags)
+{
+	CHECK(mremap(from, pages * PAGE_BYTES, pages * PAGE_BYTES,
+		     MREMAP_MAYMOVE | MREMAP_FIXED | flags, to) == to,
+	      "mremap: %s", strerror(errno));
+}
+
+/* Map pages over whatever is in a place. */
+UNUSED static void map_pages_over(void *start, size_t pages)
+{
+	CHECK(mmap(start, pages * PAGE_BYTES, PROT_READ | PROT_WRITE,
+		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == start,
+	      "mmap: %s", strerror(errno));
+}
+
 UNUSED static void *page_at(void *start, size_t page)
 {
 	return (char *)start + page * PAGE_BYTES;

@@ -52,18 +52,9 @@ static bool is_empty(const char *start)
 	       !memchr(resident, 1, PAGES);
 }
 
-static void move(char *from, char *to, int flags)
-{
-	CHECK(mremap(from, PAGES * PAGE_BYTES, PAGES * PAGE_BYTES,
-		     MREMAP_MAYMOVE | MREMAP_FIXED | flags, to) == to,
-	      "mremap: %s", strerror(errno));
-}
-
 static void put(char *start, uint64_t array_seed)
 {
-	CHECK(mmap(start, PAGES * PAGE_BYTES, PROT_READ | PROT_WRITE,
-		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == start,
-	      "mmap: %s", strerror(errno));
+	map_pages_over(start, PAGES);
 	fill(start, PAGES, array_seed, 0);
 }
 
@@ -162,9 +153,9 @@ static void move_and_check(void)
 	atomic_store(&has_moved, false);
 	CHECK_THREAD(pthread_setschedparam(pthread_self(), SCHED_IDLE, &none));
 	atomic_store(&is_moving, true);
-	move(place[0], place[2], mode == 'k' ? MREMAP_DONTUNMAP : 0);
+	move_pages_over(place[0], place[2], PAGES, mode == 'k' ? MREMAP_DONTUNMAP : 0);
 	if (array != place[2])
-		move(place[2], array, 0);
+		move_pages_over(place[2], array, PAGES, 0);
 	CHECK_THREAD(pthread_setschedparam(pthread_self(), SCHED_OTHER, &none));
 	atomic_store(&has_moved, true);
 	verify(array, PAGES, round_seed, 0, "the array that has moved");

@@ -34,18 +34,9 @@ static bool is_free(const char *start)
 	return mincore((void *)start, PAGES * PAGE_BYTES, resident) < 0;
 }
 
-static void move(char *from, char *to)
-{
-	CHECK(mremap(from, PAGES * PAGE_BYTES, PAGES * PAGE_BYTES, MREMAP_MAYMOVE | MREMAP_FIXED,
-		     to) == to,
-	      "mremap: %s", strerror(errno));
-}
-
 static void put(char *start, uint64_t array_seed)
 {
-	CHECK(mmap(start, PAGES * PAGE_BYTES, PROT_READ | PROT_WRITE,
-		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == start,
-	      "mmap: %s", strerror(errno));
+	map_pages_over(start, PAGES);
 	fill(start, PAGES, array_seed, 0);
 }
 
@@ -73,7 +64,7 @@ static void *follower(void *argument)
 		if (is_forking)
 			fork_and_look();
 		else
-			move(place[1], place[0]);
+			move_pages_over(place[1], place[0], PAGES, 0);
 		atomic_store(&is_moving, false);
 	}
 	return argument;
@@ -97,7 +88,7 @@ static void move_and_check(void)
 	usleep(2000); // for the stress to take some of it out
 	CHECK_THREAD(pthread_setschedparam(pthread_self(), SCHED_IDLE, &none));
 	atomic_store(&is_moving, true);
-	move(place[0], place[2]);
+	move_pages_over(place[0], place[2], PAGES, 0);
 	CHECK_THREAD(pthread_setschedparam(pthread_self(), SCHED_OTHER, &none));
 	while (atomic_load(&is_moving))
 		sched_yield();
