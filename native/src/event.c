@@ -276,13 +276,20 @@ static bool has_emptied(const struct uffd_msg *message, uint64_t start, uint64_t
 	       overlap(from, from + message->arg.remap.len, start, end);
 }
 
-/** Whether by our books something was in a place before all that was told before a message. */
-static bool was_taken(const struct usw_target *parent, uint32_t which, uint64_t start, uint64_t end)
+/** Whether a message that was told before another says that. */
+static bool was_emptied(const struct usw_target *parent, uint32_t which, uint64_t start,
+			uint64_t end)
 {
 	for (uint32_t i = 0; i < which; i++)
 		if (has_emptied(&parent->told[i].message, start, end))
-			return false;
-	return is_taken(parent, start, end);
+			return true;
+	return false;
+}
+
+/** Whether by our books something was in a place before all that was told before a message. */
+static bool was_taken(const struct usw_target *parent, uint32_t which, uint64_t start, uint64_t end)
+{
+	return !was_emptied(parent, which, start, end) && is_taken(parent, start, end);
 }
 
 /**
@@ -364,10 +371,7 @@ static bool has_arrived(const struct usw_target *parent, uint32_t fork, uint32_t
 	const struct uffd_msg *move = &parent->told[which].message;
 	uint64_t to = move->arg.remap.to, end = to + move->arg.remap.len;
 
-	for (uint32_t i = 0; i < which; i++)
-		if (has_emptied(&parent->told[i].message, to, end))
-			return false;
-	return !is_taken(parent, to, end) &&
+	return !was_emptied(parent, which, to, end) && !is_taken(parent, to, end) &&
 	       usw_uffd_probe(parent->told[fork].child->uffd, to) == USW_UFFD_ANONYMOUS;
 }
 
