@@ -402,11 +402,13 @@ def _program_of(pid: int) -> int:
     if stat is None or not stat.is_hands:
         return pid
     own = _areas(pid)
+    if not own:
+        return pid
     siblings = sorted(children_of(stat.parent))
     others = (int(one.name) for one in Path("/proc").iterdir() if one.name.isdecimal())
     for other in (*siblings, *others):
         known = stat_of(other)
-        if known is not None and not known.is_hands and own and _areas(other) == own:
+        if known is not None and not known.is_hands and _areas(other) == own:
             return other
     return pid
 
