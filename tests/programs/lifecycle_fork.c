@@ -398,21 +398,11 @@ static void check_raw_clone_grow(void)
 
 /* ------------------------------------------------------------------ fork and moves */
 
-/* Room for the pattern at a place that the kernel chooses, which the program knows before. */
-static char *reserve_place(void)
-{
-	char *place = mmap(NULL, PAGES * PAGE_BYTES, PROT_NONE,
-			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-
-	CHECK(place != MAP_FAILED, "mmap: %s", strerror(errno));
-	return place;
-}
-
 /* The old place of a move stays, and is empty: in children of after it, and not in those of before. */
 static void check_fork_dontunmap(void)
 {
 	char *start = map_pages(PAGES);
-	char *moved = reserve_place();
+	char *moved = reserve_pages(PAGES);
 
 	fill(start, PAGES, seed, 0);
 	for (int round = 0; round < 6; round++) {
@@ -445,13 +435,14 @@ static void check_fork_dontunmap(void)
 /* Each of them has what is out at another place. */
 static void move_and_look(char *start, size_t number)
 {
-	char *place = reserve_place();
+	char *place = reserve_pages(PAGES);
 	size_t quarter = PAGES / 4;
 
 	for (size_t part = 0; part < 4;
 	     part++) /* the last first, or the first: pages pass each other */
 		move_pages_over(page_at(start, part * quarter),
-			page_at(place, (number % 2 ? 3 - part : part) * quarter), quarter, 0);
+				page_at(place, (number % 2 ? 3 - part : part) * quarter), quarter,
+				0);
 	for (size_t part = 0; part < 4; part++)
 		verify(page_at(place, (number % 2 ? 3 - part : part) * quarter), quarter, seed,
 		       part * quarter, "child that has moved what it shares");
@@ -475,7 +466,7 @@ static void check_fork_moves(void)
 			move_and_look(start, i);
 			_exit(0);
 		}
-		char *place = reserve_place();
+		char *place = reserve_pages(PAGES);
 		move_pages_over(start, place, PAGES, 0);
 		start = place;
 		for (size_t page = i; page < PAGES; page += SHARERS)

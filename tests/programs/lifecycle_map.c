@@ -171,16 +171,6 @@ static void check_brk(void)
 
 /* ------------------------------------------------------------------ mremap */
 
-/* Room for `pages` at a known place that nothing else uses. */
-static void *reserve(size_t pages)
-{
-	void *start = mmap(NULL, pages * PAGE_BYTES, PROT_NONE,
-			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-
-	CHECK(start != MAP_FAILED, "reserve: %s", strerror(errno));
-	return start;
-}
-
 static void check_mremap_grow(void)
 {
 	char *start = evicted_pages(PAGES, seed);
@@ -197,7 +187,7 @@ static void check_mremap_grow(void)
 static void check_mremap_shrink(void)
 {
 	size_t half = PAGES / 2;
-	char *start = reserve(PAGES);
+	char *start = reserve_pages(PAGES);
 	char *grown;
 
 	CHECK(mmap(start, PAGES * PAGE_BYTES, PROT_READ | PROT_WRITE,
@@ -217,7 +207,7 @@ static void check_mremap_shrink(void)
 static void check_mremap_move(void)
 {
 	char *start = evicted_pages(PAGES, seed);
-	char *target = reserve(PAGES);
+	char *target = reserve_pages(PAGES);
 
 	CHECK(mremap(start, PAGES * PAGE_BYTES, PAGES * PAGE_BYTES, MREMAP_MAYMOVE | MREMAP_FIXED,
 		     target) == target,
@@ -238,7 +228,7 @@ static void check_mremap_middle(void)
 {
 	size_t third = PAGES / 3;
 	char *start = evicted_pages(PAGES, seed);
-	char *target = reserve(third);
+	char *target = reserve_pages(third);
 
 	CHECK(mremap(page_at(start, third), third * PAGE_BYTES, third * PAGE_BYTES,
 		     MREMAP_MAYMOVE | MREMAP_FIXED, target) == target,
@@ -473,7 +463,7 @@ static void check_growsdown(void)
 	char *top;
 
 	press(); /* its ballast must not be mapped in the way later */
-	room = reserve(4 * pages);
+	room = reserve_pages(4 * pages);
 	top = page_at(room, 3 * pages);
 	unmap_pages(room, 4 * pages);
 	if (mmap(page_at(top, 0) - PAGE_BYTES, PAGE_BYTES, PROT_READ | PROT_WRITE,
@@ -493,7 +483,7 @@ static void check_growsdown(void)
 
 static void *map_huge(size_t bytes)
 {
-	char *start = reserve((bytes + HUGE_BYTES) / PAGE_BYTES);
+	char *start = reserve_pages((bytes + HUGE_BYTES) / PAGE_BYTES);
 
 	start = (char *)(((uintptr_t)start + HUGE_BYTES - 1) & ~(HUGE_BYTES - 1));
 	CHECK_CALL(mprotect(start, bytes, PROT_READ | PROT_WRITE));

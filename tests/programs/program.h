@@ -228,6 +228,16 @@ UNUSED static void unmap_pages(void *start, size_t pages)
 	CHECK_CALL(munmap(start, pages * PAGE_BYTES));
 }
 
+/* Room for pages at a known place that nothing else uses. */
+UNUSED static void *reserve_pages(size_t pages)
+{
+	void *start = mmap(NULL, pages * PAGE_BYTES, PROT_NONE,
+			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	CHECK(start != MAP_FAILED, "mmap of %zu pages: %s", pages, strerror(errno));
+	return start;
+}
+
 /* Move pages over whatever is in a place. */
 UNUSED static void move_pages_over(void *from, void *to, size_t pages, int flags)
 {

@@ -178,9 +178,7 @@ int main(int argc, char **argv)
 	wake_fd = eventfd(0, EFD_CLOEXEC);
 	CHECK_CALL(wake_fd);
 	for (size_t i = 0; i < ARRAY_COUNT(place); i++) {
-		place[i] = mmap(NULL, (PAGES + 2 * AROUND) * PAGE_BYTES, PROT_NONE,
-				MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-		CHECK(place[i] != MAP_FAILED, "mmap: %s", strerror(errno));
+		place[i] = reserve_pages(PAGES + 2 * AROUND);
 		place[i] += AROUND * PAGE_BYTES;
 	}
 	CHECK_THREAD(pthread_create(&threads[0], NULL, follower, NULL));

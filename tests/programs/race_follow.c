@@ -106,9 +106,7 @@ int main(int argc, char **argv)
 	deadline_ns = now_ns() + strtoull(argv[2], NULL, 0) * 1000000000u;
 	seed = argc > 3 ? strtoull(argv[3], NULL, 0) : 1;
 	for (size_t i = 0; i < ARRAY_COUNT(place); i++) {
-		place[i] = mmap(NULL, (PAGES + 2 * AROUND) * PAGE_BYTES, PROT_NONE,
-				MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-		CHECK(place[i] != MAP_FAILED, "mmap: %s", strerror(errno));
+		place[i] = reserve_pages(PAGES + 2 * AROUND);
 		place[i] += AROUND * PAGE_BYTES;
 	}
 	for (size_t i = 0; i < ARRAY_COUNT(threads); i++)
